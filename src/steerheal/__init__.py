@@ -1,0 +1,100 @@
+"""steer-heal-love: an activation-steering vector, turned into LoRA weights and healed on the way.
+
+The public names load on first use, so that importing the package does not import torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from steerheal.config import (
+        DoseSettings,
+        FilterSettings,
+        HealSettings,
+        MeasureSettings,
+        ModelSettings,
+        RunConfig,
+        SamplingSettings,
+        VectorSettings,
+    )
+    from steerheal.errors import UserError
+    from steerheal.heal.adapter import Adapter
+    from steerheal.heal.fold import Gated, attached, folded
+    from steerheal.heal.train import heal, training_pairs
+    from steerheal.measure.evaluate import evaluate
+    from steerheal.measure.summary import summarise
+    from steerheal.models.generate import Draw, generate
+    from steerheal.models.load import ChatModel, load
+    from steerheal.models.score import continuation_states, token_logprobs
+    from steerheal.prompts import contexts
+    from steerheal.steer.dose import harvest
+    from steerheal.steer.filter import judge
+    from steerheal.steer.persona import Persona, find
+    from steerheal.steer.vector import SteeringVector, extract
+
+_HOMES = {
+    "steerheal.config": (
+        "DoseSettings",
+        "FilterSettings",
+        "HealSettings",
+        "MeasureSettings",
+        "ModelSettings",
+        "RunConfig",
+        "SamplingSettings",
+        "VectorSettings",
+    ),
+    "steerheal.errors": ("UserError",),
+    "steerheal.heal.adapter": ("Adapter",),
+    "steerheal.heal.fold": ("Gated", "attached", "folded"),
+    "steerheal.heal.train": ("heal", "training_pairs"),
+    "steerheal.measure.evaluate": ("evaluate",),
+    "steerheal.measure.summary": ("summarise",),
+    "steerheal.models.generate": ("Draw", "generate"),
+    "steerheal.models.load": ("ChatModel", "load"),
+    "steerheal.models.score": ("continuation_states", "token_logprobs"),
+    "steerheal.prompts": ("contexts",),
+    "steerheal.steer.dose": ("harvest",),
+    "steerheal.steer.filter": ("judge",),
+    "steerheal.steer.persona": ("Persona", "find"),
+    "steerheal.steer.vector": ("SteeringVector", "extract"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Adapter",
+    "ChatModel",
+    "DoseSettings",
+    "Draw",
+    "FilterSettings",
+    "Gated",
+    "HealSettings",
+    "MeasureSettings",
+    "ModelSettings",
+    "Persona",
+    "RunConfig",
+    "SamplingSettings",
+    "SteeringVector",
+    "UserError",
+    "VectorSettings",
+    "attached",
+    "contexts",
+    "continuation_states",
+    "evaluate",
+    "extract",
+    "find",
+    "folded",
+    "generate",
+    "harvest",
+    "heal",
+    "judge",
+    "load",
+    "summarise",
+    "token_logprobs",
+    "training_pairs",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"steerheal has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)

@@ -1,0 +1,5 @@
+"""`python -m steerheal`."""
+
+from steerheal.cli import main
+
+main()

@@ -1,0 +1,196 @@
+"""The command line: parses, calls, prints. Heavy imports wait until a command needs them."""
+
+import argparse
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import tyro
+from pydantic import BaseModel, ConfigDict, Field
+
+from steerheal.config import RunConfig, resolve
+from steerheal.console import Console
+from steerheal.errors import UserError, unknown
+from steerheal.steer.persona import find
+
+SUMMARIES = {
+    "run": "steer, filter, heal, fold, measure and loop; leaves a run folder and a report",
+    "personas": "show the built-in personas, or one of them whole",
+    "evaluate": "read a model, a run's round or a PEFT adapter",
+    "sample": "answers of a round beside the base's",
+    "report": "write a run's report again",
+    "export": "a run's history as one PEFT adapter or a merged model",
+}
+Positional = tyro.conf.Positional
+C = TypeVar("C", bound=BaseModel)
+
+
+class Command(BaseModel):
+    """Options of one command."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RunCommand(Command):
+    """Steers, filters, heals, folds, measures and loops; leaves a run folder and a report."""
+
+    persona: Positional[str | None] = None
+    """A built-in persona or a TOML file; the configuration's when none is given."""
+    preset: Literal["quick", "standard", "full"] = "standard"
+    """How much of everything: quick is minutes on a laptop."""
+    config: Path | None = None
+    """TOML file with settings, on top of the preset; options on the line win."""
+    runs: Path = Path("runs")
+    """Folder of run folders; finished stages are shared between the runs in it."""
+    name: str = ""
+    """Name of the run folder; made from the persona when not given."""
+    resume: Path | None = None
+    """A run folder to continue with its own settings; other settings are not allowed."""
+    settings: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig()
+
+
+class PersonasCommand(Command):
+    """Shows the built-in personas."""
+
+    name: Positional[str | None] = None
+    """One persona, whole; also a TOML file, which is checked."""
+    reverse: bool = False
+    """Show it with its poles swapped."""
+
+
+class ReportCommand(Command):
+    """Writes a run's figures and report again."""
+
+    run: Positional[Path]
+    """The run folder."""
+
+
+class SampleCommand(Command):
+    """Shows answers of a round's student beside the base's."""
+
+    run: Positional[Path]
+    """The run folder."""
+    round: int = Field(0, ge=0)
+    """Round whose student answers, from 1; 0 is the run's best."""
+    gate: float = Field(1.0, ge=0)
+    """Dial on every adapter of the history; 0 is the base."""
+    prompt: tuple[str, ...] = ()
+    """What is asked; the persona's show prompts when not given."""
+    tokens: int = Field(96, ge=1)
+    """Longest answer, in tokens."""
+    temperature: float = Field(0.7, ge=0)
+    """Softmax temperature; 0 is greedy."""
+    seed: int = Field(0, ge=0)
+    """Seed of both answers."""
+
+
+class ExportCommand(Command):
+    """Exports a run's history and prints the largest logit difference to the gated model."""
+
+    run: Positional[Path]
+    """The run folder."""
+    format: Literal["peft", "merged"] = "peft"
+    """One rank-concatenated PEFT adapter, or the whole model with the history in its weights."""
+    round: int = Field(0, ge=0)
+    """Last round of the history, from 1; 0 is the run's best."""
+    gate: float = Field(1.0, gt=0)
+    """Dial on every adapter of the history."""
+    out: Path | None = None
+    """Where to; `<run>/export-<format>` when not given."""
+
+
+class EvaluateCommand(Command):
+    """Reads a model, a run's round or a PEFT adapter with every instrument."""
+
+    target: Positional[Path | None] = None
+    """A run folder or a PEFT adapter folder; nothing is the base model itself."""
+    model: str = ""
+    """Base model: empty for the embedded one, a hub id, a local folder or a GGUF file."""
+    round: int = Field(0, ge=0)
+    """Round of the run, from 1; 0 is the run's best."""
+    gate: float = Field(1.0, ge=0)
+    """Dial on every adapter."""
+    persona: str = "love"
+    """Whose axis and prompts are read, when the target is not a run."""
+    vignettes: str = "everyday"
+    """Bundled set (everyday, ai) or a JSONL file in tinymfv's fields."""
+    seed: int = Field(0, ge=0)
+    """Seed of the free answers."""
+    json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+    """Write the readings to this file as one JSON object."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The `steerheal` command.
+
+    Exit codes: 0 done, 2 the user must change something, 130 interrupted, 1 a bug.
+    """
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    console = Console()
+    try:
+        _dispatch(argv, console)
+    except UserError as error:
+        console.error(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.error("interrupted; what was finished is kept")
+        sys.exit(130)
+
+
+def _dispatch(argv: list[str], console: Console) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        console.say("usage: steerheal COMMAND [OPTIONS]\n")
+        for name, text in SUMMARIES.items():
+            console.say(f"  {name:10} {text}")
+        console.say("\nsteerheal COMMAND --help shows a command's options.")
+        return
+    if argv[0] == "--version":
+        console.say(importlib.metadata.version("steerheal"))
+        return
+    if argv[0] not in PARSERS:
+        raise unknown("command", argv[0], PARSERS)
+    options = PARSERS[argv[0]](argv[1:])
+    # The one late import: help, personas and mistakes on the line must not wait for torch.
+    module = "steerheal.listing" if argv[0] == "personas" else "steerheal.commands"
+    handler = getattr(importlib.import_module(module), argv[0])
+    handler(options, console)
+
+
+def _parse(kind: type[C], name: str, argv: list[str], default: C | None = None) -> C:
+    return tyro.cli(
+        kind,
+        prog=f"steerheal {name}",
+        args=argv,
+        default=default,
+    )
+
+
+def parse_run(argv: list[str]) -> RunCommand:
+    """Options of `run`: the preset and the file give the defaults that the line overrides.
+
+    Raises:
+        UserError: unknown preset or persona, wrong file.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset", default="standard")
+    early.add_argument("--config", type=Path)
+    known, _ = early.parse_known_args(argv)
+    settings = resolve(known.preset, known.config)
+    default = RunCommand(preset=known.preset, config=known.config, settings=settings)
+    options = _parse(RunCommand, "run", argv, default)
+    if options.resume is None:
+        find(options.persona or options.settings.persona)
+    return options
+
+
+PARSERS: dict[str, Callable[[list[str]], Command]] = {
+    "run": parse_run,
+    "personas": lambda argv: _parse(PersonasCommand, "personas", argv),
+    "evaluate": lambda argv: _parse(EvaluateCommand, "evaluate", argv),
+    "sample": lambda argv: _parse(SampleCommand, "sample", argv),
+    "report": lambda argv: _parse(ReportCommand, "report", argv),
+    "export": lambda argv: _parse(ExportCommand, "export", argv),
+}

@@ -1,0 +1,309 @@
+"""What each command does; arguments come parsed, output goes through the console."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steerheal import loop
+from steerheal.cli import (
+    EvaluateCommand,
+    ExportCommand,
+    ReportCommand,
+    RunCommand,
+    SampleCommand,
+)
+from steerheal.config import MeasureSettings, ModelSettings, RunConfig, SamplingSettings, validated
+from steerheal.console import Console, shown
+from steerheal.errors import UserError
+from steerheal.heal.adapter import Adapter
+from steerheal.heal.export import Exported, export_merged, export_peft
+from steerheal.heal.fold import Gated, folded
+from steerheal.measure import summary, vignettes
+from steerheal.measure.evaluate import evaluate as evaluate_state
+from steerheal.models.generate import Draw, generate
+from steerheal.models.load import ChatModel, load
+from steerheal.records import FOUNDATIONS, RunRecord, Summary
+from steerheal.report.page import conditions, headline, write_report
+from steerheal.stages import Stages, Student
+from steerheal.steer.persona import Persona, find
+from steerheal.store import (
+    Store,
+    free_name,
+    read_run,
+    read_shown,
+    round_folder,
+    sweep_unfinished,
+    write_text,
+)
+
+PACKAGES = ("steerheal", "torch", "transformers", "peft", "safetensors", "numpy")
+
+
+def run(options: RunCommand, console: Console) -> None:
+    """`steerheal run`."""
+    folder, config, command = _planned(options)
+    persona = find(config.persona, reverse=config.reverse)
+    vignettes.stratified(vignettes.load(config.measure.vignettes), config.measure.per_foundation)
+    _refuse_small_pools(config, persona)
+    chat = load(config.model)
+    if left := sweep_unfinished(folder.parent):
+        console.note(f"removed {left} half-made stages of a killed run")
+    store = Store(folder.parent, folder.name, notify=console.stage_mark)
+    record = RunRecord(
+        status="running",
+        name=folder.name,
+        config=config.model_dump(mode="json"),
+        command=command,
+        environment=environment(chat),
+        notes=notes(chat),
+        persona=persona.model_dump(mode="json"),
+    )
+    store.write_run(record)
+    stages = Stages(config, persona, chat, store, console)
+    try:
+        record = loop.run(stages, record, console)
+    except BaseException as error:
+        _leave_readable(store, error)
+        raise
+    page = write_report(folder)
+    _closing(record, folder, page, console)
+
+
+def _planned(options: RunCommand) -> tuple[Path, RunConfig, str]:
+    """Run folder, settings, and the command that repeats the run.
+
+    Raises:
+        UserError: the folder holds another run, or none to resume.
+    """
+    config = options.settings
+    if options.persona is not None:
+        config = config.model_copy(update={"persona": options.persona})
+    if options.resume is not None:
+        folder = options.resume
+        old = read_run(folder)
+        return folder, validated(RunConfig, old.config, source=str(folder)), old.command
+    stem = Path(config.persona).stem + ("-reversed" if config.reverse else "")
+    name = options.name or free_name(options.runs, stem)
+    if Path(name).name != name:
+        raise UserError(f"A run's name is one folder name, not {name!r}; --runs says where.")
+    folder = options.runs / name
+    if (folder / "run.json").exists():
+        old = validated(RunConfig, read_run(folder).config, source=str(folder))
+        if old != config:
+            raise UserError(
+                f"{folder} holds a run with other settings. Choose another --name, or continue "
+                f"that one with `steerheal run --resume {folder}`."
+            )
+    return folder, config, shlex.join(["steerheal", *sys.argv[1:]])
+
+
+def _refuse_small_pools(config: RunConfig, persona: Persona) -> None:
+    have = len(persona.prompts.evaluate)
+    if config.measure.prompts > have:
+        raise UserError(
+            f"measure.prompts is {config.measure.prompts}; persona {persona.name} has {have} "
+            "evaluation prompts."
+        )
+
+
+def _leave_readable(store: Store, error: BaseException) -> None:
+    """Marks the run's record, so that it says how it ended; its stages stay."""
+    stopped = isinstance(error, KeyboardInterrupt)
+    record = read_run(store.folder)
+    store.write_run(
+        record.model_copy(
+            update={
+                "status": "interrupted" if stopped else "failed",
+                "error": "interrupted by the user" if stopped else f"{error}",
+            }
+        )
+    )
+
+
+def _closing(record: RunRecord, folder: Path, page: Path, console: Console) -> None:
+    """Headline, the demo's conditions, one before/after answer, and where the report is."""
+    console.say("")
+    console.say(headline(record))
+    for condition in conditions(record, _differing(record, folder)):
+        mark = {True: "✓", False: "✗", None: "?"}[condition.holds]
+        console.say(f"{mark} {condition.text}   {condition.numbers}")
+    if record.best is not None:
+        before = read_shown(folder, -1, "base").completions[0]
+        after = read_shown(folder, record.best, "healed").completions[0]
+        console.say(f"\nprompt  {before.prompt}")
+        console.say(f"before  {before.text}")
+        console.say(f"after   {after.text}")
+    console.say(f"\nreport  {page}")
+
+
+def _differing(record: RunRecord, folder: Path) -> tuple[int, int] | None:
+    if record.best is None:
+        return None
+    before = read_shown(folder, -1, "base").completions
+    after = read_shown(folder, record.best, "healed").completions
+    return sum(a.text != b.text for a, b in zip(before, after, strict=True)), len(before)
+
+
+def environment(chat: ChatModel) -> dict[str, str]:
+    """What the run's numbers depend on beside its settings."""
+    return {
+        "model": chat.name,
+        "fingerprint": chat.fingerprint,
+        "architecture": type(chat.net).__name__,
+        "device": str(chat.device),
+        "dtype": str(chat.net.dtype).removeprefix("torch."),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def notes(chat: ChatModel) -> tuple[str, ...]:
+    """What a reader of the record must know about the model."""
+    if chat.system_role:
+        return ()
+    return ("The chat template has no system role: the persona opens the user turn.",)
+
+
+def report(options: ReportCommand, console: Console) -> None:
+    """`steerheal report`."""
+    console.say(str(write_report(options.run)))
+
+
+def student_of(
+    record: RunRecord, folder: Path, number: int, gate: float
+) -> tuple[ChatModel, list[Gated], int]:
+    """The run's model, its history up to a round at a gate, and the round's number from 1.
+
+    Raises:
+        UserError: no such round, another model than the run's.
+    """
+    done = [item.round + 1 for item in record.rounds if item.outcome == "folded"]
+    if not done:
+        raise UserError(f"{folder} has no folded round.")
+    last = number or (done[-1] if record.best is None else record.best + 1)
+    if last not in done:
+        raise UserError(f"{folder} has no folded round {last}; it has {done}.")
+    config = validated(RunConfig, record.config, source=str(folder))
+    chat = load(config.model)
+    if chat.fingerprint != record.environment["fingerprint"]:
+        raise UserError(
+            f"{folder} was made with another model: {record.environment['model']} "
+            f"({record.environment['fingerprint']}); this one is {chat.fingerprint}."
+        )
+    history = [
+        Gated(Adapter.load(round_folder(folder, item - 1) / "adapter"), config.gate * gate)
+        for item in done
+        if item <= last
+    ]
+    return chat, history, last
+
+
+def sample(options: SampleCommand, console: Console) -> None:
+    """`steerheal sample`."""
+    record = read_run(options.run)
+    chat, history, number = student_of(record, options.run, options.round, options.gate)
+    prompts = options.prompt or tuple(record.persona["prompts"]["show"])
+    if not all(prompt.strip() for prompt in prompts):
+        raise UserError("An empty prompt was given; say what is asked after --prompt.")
+    sampling = SamplingSettings(tokens=options.tokens, temperature=options.temperature)
+    draws = [Draw(prompt, 0.0, options.seed + i) for i, prompt in enumerate(prompts)]
+    with console.stage("base", len(draws)) as progress:
+        before = generate(chat, draws, sampling, progress=progress)
+    name = f"round {number}, gate {options.gate:g}"
+    with console.stage(name, len(draws)) as progress, folded(chat, history):
+        after = generate(chat, draws, sampling, progress=progress)
+    rows = [(a.prompt, a.text, b.text) for a, b in zip(before, after, strict=True)]
+    console.side_by_side(rows, ("base", name))
+
+
+def export(options: ExportCommand, console: Console) -> None:
+    """`steerheal export`."""
+    record = read_run(options.run)
+    chat, history, number = student_of(record, options.run, options.round, options.gate)
+    out = options.out or options.run / f"export-{options.format}"
+    if out.exists():
+        raise UserError(f"{out} exists. Choose another folder with --out, or remove it.")
+    make = {"peft": export_peft, "merged": export_merged}[options.format]
+    probes = [*record.persona["prompts"]["show"]]
+    made: Exported = make(chat, history, out, probes)
+    console.say(f"{made.what} of rounds 1 to {number} at gate {options.gate:g}: {out}")
+    console.say(
+        f"largest logit difference to the gated model: {made.difference:.2e} "
+        f"(logits reach {made.scale:.1f}; {len(probes)} prompts)"
+    )
+
+
+def evaluate(options: EvaluateCommand, console: Console) -> None:
+    """`steerheal evaluate`."""
+    chat, history, persona, name = _evaluated(options)
+    measure = MeasureSettings(vignettes=options.vignettes)
+    if measure.prompts > len(persona.prompts.evaluate):
+        measure = measure.model_copy(update={"prompts": len(persona.prompts.evaluate)})
+    student = Student(chat, tuple(history))
+    states: dict[str, Any] = {}
+    for state, enter in (("base", Student(chat).entered), ("healed", student.entered)):
+        if state == "healed" and not history:
+            continue
+        total = len(vignettes.load(measure.vignettes)) + measure.prompts
+        with console.stage(f"reading {state}", total) as progress:
+            states[state] = evaluate_state(
+                chat, state, enter, persona, measure,
+                sampling=SamplingSettings(), seed=options.seed, progress=progress,
+            )  # fmt: skip
+    base = states["base"]
+    sums = {state: summary.summarise(rows, base, persona.axis) for state, rows in states.items()}
+    _print_summaries(name, sums, console)
+    if options.json_out is not None:
+        last = states["healed" if history else "base"]
+        body = last.model_dump(mode="json") | {
+            "summary": sums[last.state].model_dump(mode="json"), "target": name,
+        }  # fmt: skip
+        write_text(options.json_out, json.dumps(body, indent=1))
+        console.say(f"readings  {options.json_out}")
+
+
+def _evaluated(
+    options: EvaluateCommand,
+) -> tuple[ChatModel, list[Gated], Persona, str]:
+    """The model, its history, the persona to read, and a name for the target."""
+    target = options.target
+    if target is not None and (target / "run.json").is_file():
+        record = read_run(target)
+        chat, history, number = student_of(record, target, options.round, options.gate)
+        persona = Persona.model_validate(record.persona)
+        return chat, history, persona, f"{target} round {number}, gate {options.gate:g}"
+    chat = load(ModelSettings(name=options.model))
+    persona = find(options.persona)
+    if target is None:
+        return chat, [], persona, chat.name
+    return chat, [Gated(Adapter.load(target), options.gate)], persona, str(target)
+
+
+def _print_summaries(name: str, sums: dict[str, Summary], console: Console) -> None:
+    rows: list[list[str]] = []
+    last = list(sums.values())[-1]
+    for foundation in FOUNDATIONS:
+        values = [shown(item.nats[foundation]) for item in sums.values()]
+        rows.append([f"{foundation} [nats]", *values, shown(last.delta_nats[foundation])])
+    for label, field, change in (
+        ("persona log-odds [nats/token]", "persona_logodds", "delta_logodds"),
+        ("answer mass", "p_ans_any", "delta_p_ans_any"),
+        ("top-1 of 7, centred", "top1", None),
+        ("perplexity of the JSON opening", "ppx_json", None),
+        ("perplexity of free answers", "perplexity", None),
+        ("distinct-2", "distinct_2", None),
+        ("KL to base [nats/token]", "kl_to_base", None),
+    ):
+        values = [shown(getattr(item, field)) for item in sums.values()]
+        rows.append([label, *values, shown(getattr(last, change)) if change else ""])
+    console.table(name, ("reading", *sums, f"{last.state} − base"), rows)

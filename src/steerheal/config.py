@@ -1,0 +1,292 @@
+"""Settings: one small frozen model per stage, composed in `RunConfig`; presets; no torch.
+
+The sentence under a setting is its only documentation: the command line shows it as help.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import tyro
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from steerheal.errors import UserError, unknown
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Band = tuple[Fraction, Fraction]
+S = TypeVar("S", bound=BaseModel)
+
+
+class Settings(BaseModel):
+    """Frozen, bounded, and closed to unknown names."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="after")
+    def _bands_rise(self) -> Self:
+        band = getattr(self, "band", None)
+        if band is not None and band[0] >= band[1]:
+            raise ValueError(f"band must rise: its start {band[0]} is not below its end {band[1]}")
+        return self
+
+
+class ModelSettings(Settings):
+    """Which model, in which precision, where."""
+
+    name: Annotated[str, tyro.conf.arg(aliases=("--model",))] = ""
+    """Empty for the embedded SmolLM2-135M-Instruct; else a hub id, a local folder or a GGUF file."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights; auto is float32 on a CPU and bfloat16 on a GPU."""
+    device: str = "auto"
+    """Where it runs: auto, cpu, cuda, cuda:1, mps."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    trust_remote_code: bool = False
+    """Let the model's repository run its own Python code on this machine."""
+
+
+class VectorSettings(Settings):
+    """How the steering vector is extracted."""
+
+    contrast: Literal["negative", "neutral"] = "negative"
+    """The pole that the positive one is compared with."""
+    contexts: int = Field(256, ge=1)
+    """Diverse user messages averaged over; more gives a less noisy direction."""
+    band: Band = (0.4, 0.6)
+    """Blocks that are steered, as fractions of depth; a wide band compounds and collapses."""
+
+
+class SamplingSettings(Settings):
+    """How completions are sampled."""
+
+    tokens: int = Field(64, ge=1)
+    """Longest completion, in tokens."""
+    temperature: float = Field(1.0, ge=0)
+    """Softmax temperature; 0 is greedy."""
+    top_p: float = Field(0.95, gt=0, le=1)
+    """Nucleus: the smallest set of tokens that holds this much probability."""
+    top_k: int = Field(0, ge=0)
+    """Only the k likeliest tokens; 0 is no limit."""
+    rows: int = Field(48, ge=1)
+    """Rows sampled together; halved when memory runs out."""
+
+
+class DoseSettings(Settings):
+    """walk-C: the sweep of doses and how it walks down until enough completions survive."""
+
+    start: float = Field(1.0, gt=0)
+    """Multiplier tried first in every round; 1 adds the raw difference of the two poles."""
+    sweep: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.5, 0.75, 1.0), min_length=1)
+    """Doses in one batch, as fractions of the multiplier."""
+    target: float = Field(0.75, gt=0, le=1)
+    """Share of completions that must survive the filter before the multiplier is accepted."""
+    step: float = Field(0.75, gt=0, lt=1)
+    """Factor on the multiplier at each step down."""
+    walks: int = Field(6, ge=1)
+    """Most multipliers tried in a round."""
+    want: int = Field(64, ge=1)
+    """Kept completions a round trains on."""
+    minimum: int = Field(16, ge=2)
+    """Fewest kept completions a round may train on; with fewer it ends as starved."""
+    batches: int = Field(4, ge=1)
+    """Most batches drawn at the accepted multiplier."""
+
+    @model_validator(mode="after")
+    def _wants_at_least_the_minimum(self) -> Self:
+        if self.want < self.minimum:
+            raise ValueError(f"want ({self.want}) must be at least minimum ({self.minimum})")
+        return self
+
+
+class FilterSettings(Settings):
+    """Which completions are kept."""
+
+    tail_perplexity: float = Field(4.0, gt=0)
+    """Highest perplexity of a completion's last quarter under the base, in multiples of the base's
+    median on its own text: collapse comes late."""
+    word_repetition: float = Field(0.35, ge=0, le=1)
+    """Highest share of word trigrams that repeat an earlier one."""
+    char_repetition: float = Field(0.5, ge=0, le=1)
+    """Highest share of character 8-grams that repeat an earlier one."""
+    words: int = Field(8, ge=1)
+    """Fewest words."""
+
+
+class HealSettings(Settings):
+    """How the adapter is trained: L = CE + λ·relu(D − τ)."""
+
+    barrier: Literal["nll", "kl_fwd", "kl_rev"] = "kl_rev"
+    """D: none, KL(reference‖student), or KL(student‖reference), in nats per position."""
+    aggregate: Literal["mean", "rmse", "p95", "max"] = "rmse"
+    """How D is aggregated over the completion positions of a batch."""
+    reference: Literal["prev", "base"] = "prev"
+    """The student before this round (a trust region) or the round-0 model (a leash)."""
+    lam: float = Field(0.3, ge=0)
+    """λ: weight of the barrier; 0 is no barrier."""
+    tau: float = Field(0.2, ge=0)
+    """τ in nats: D below it costs nothing; above the operating divergence the barrier never fires."""
+    lam_power: float = 0.0
+    """λ in round r is λ·(1+r)^power; below 0 it loosens as the history grows."""
+    rank: int = Field(16, ge=1)
+    """Rank of the adapter."""
+    alpha: float = Field(32.0, gt=0)
+    """The adapter's output is scaled by alpha / rank."""
+    band: Band = (0.2, 0.8)
+    """Blocks that get an adapter, as fractions of depth."""
+    epochs: int = Field(2, ge=1)
+    """Passes over the kept completions."""
+    rows: int = Field(8, ge=1)
+    """Completions per optimiser step."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches a step's rows are split into; more needs less memory, and changes nothing."""
+    lr: float = Field(3e-4, gt=0)
+    """Peak learning rate: linear warm-up, then a cosine to 0."""
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps that warm up."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay on the adapter."""
+    beta2: float = Field(0.95, gt=0, lt=1)
+    """Adam's second-moment decay; 0.95 warms up within a round."""
+    clip: float = Field(1.0, gt=0)
+    """Largest gradient norm; a larger gradient is scaled down to it."""
+    held_out: float = Field(0.1, ge=0, lt=1)
+    """Share of the kept completions that only measures the held-out CE."""
+
+    @model_validator(mode="after")
+    def _splits_evenly(self) -> Self:
+        if self.rows % self.accumulate:
+            raise ValueError(f"rows ({self.rows}) must be a multiple of accumulate")
+        return self
+
+
+class MeasureSettings(Settings):
+    """What an evaluation reads."""
+
+    vignettes: str = "everyday"
+    """Bundled set (everyday, ai) or a JSONL file in tinymfv's fields."""
+    per_foundation: int = Field(0, ge=0)
+    """Vignettes per foundation, a stratified subset; 0 is all of them."""
+    prompts: int = Field(32, ge=2)
+    """The persona's evaluation prompts that are answered freely."""
+    tokens: int = Field(48, ge=1)
+    """Longest free answer, in tokens."""
+    resamples: int = Field(2000, ge=100)
+    """Bootstrap resamples behind every interval."""
+
+
+class RunConfig(Settings):
+    """Everything a run depends on, and nothing else."""
+
+    persona: Annotated[str, tyro.conf.Suppress] = "love"
+    """A built-in persona or a TOML file."""
+    reverse: bool = False
+    """Swap the persona's poles: less of the trait instead of more."""
+    seed: int = Field(0, ge=0)
+    """Seed of everything random; same settings, same record."""
+    rounds: int = Field(4, ge=1)
+    """Most rounds of the loop."""
+    gate: float = Field(1.0, gt=0, le=1)
+    """Gate at which a finished round is folded in."""
+    coherence_floor: float = Field(0.95, ge=0, le=1)
+    """The loop stops when answer mass falls below this share of the base's."""
+    model: ModelSettings = ModelSettings()
+    vector: VectorSettings = VectorSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    dose: DoseSettings = DoseSettings()
+    filter: FilterSettings = FilterSettings()
+    heal: HealSettings = HealSettings()
+    measure: MeasureSettings = MeasureSettings()
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "rounds": 2,
+        "vector": {"contexts": 48},
+        "sampling": {"tokens": 48},
+        "dose": {"want": 48, "minimum": 12, "batches": 2},
+        "measure": {"per_foundation": 8, "prompts": 24, "tokens": 40},
+    },
+    "standard": {},
+    "full": {
+        "rounds": 8,
+        "sampling": {"tokens": 128},
+        "dose": {"want": 128, "minimum": 32, "batches": 8},
+        "heal": {"epochs": 3},
+        "measure": {"tokens": 96},
+    },
+}
+
+
+def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings, `over` winning where both have a value."""
+    both = dict(under)
+    for name, value in over.items():
+        old = both.get(name)
+        both[name] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return both
+
+
+def resolve(preset: str = "standard", file: Path | None = None) -> RunConfig:
+    """The preset's settings with a TOML file's on top.
+
+    Raises:
+        UserError: unknown preset, unreadable file, wrong name, type or bound.
+    """
+    if preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    values = PRESETS[preset]
+    if file is not None:
+        values = merge(values, read_toml(file))
+    return validated(RunConfig, values, source=str(file or f"preset {preset}"))
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """A TOML file's content.
+
+    Raises:
+        UserError: unreadable, or not TOML.
+    """
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read {file}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not valid TOML: {error}") from error
+
+
+def validated(kind: type[S], values: object, *, source: str) -> S:
+    """`values` as a `kind`; every problem is named with its setting in one message.
+
+    Raises:
+        UserError: a wrong name, type or bound.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{source}: " + "; ".join(problems(kind, error))) from error
+
+
+def problems(kind: type[BaseModel], error: ValidationError) -> list[str]:
+    """One sentence per validation problem: setting, what was given, what is allowed."""
+    sentences = []
+    for item in error.errors():
+        path = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(kind, [str(part) for part in item["loc"][:-1]])
+            sentences.append(str(unknown("setting", path.rpartition(".")[2], known)))
+            continue
+        message = item["msg"].removeprefix("Value error, ")
+        given = f" (given: {item['input']!r})" if item["type"] != "missing" and path else ""
+        sentences.append(f"{path + ': ' if path else ''}{message}{given}")
+    return sentences
+
+
+def _fields_at(kind: type[BaseModel], path: list[str]) -> list[str]:
+    for name in path:
+        field = kind.model_fields.get(name)
+        inner = field.annotation if field else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            kind = inner
+    return list(kind.model_fields)

@@ -1,0 +1,133 @@
+"""The only module that prints: bars, one line per step and round, tables, messages.
+
+Model text is data: control characters are shown as `�` and markup in it is not interpreted.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console as RichConsole
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from steerheal.records import HealStep, Reading, RoundRecord, StageMark
+
+
+def printable(text: str, *, keep: str = "\n") -> str:
+    """The text with every control character but `keep` replaced by a visible mark."""
+    return "".join(c if c.isprintable() or c in keep else "�" for c in text)
+
+
+def shown(reading: Reading | float | None, digits: int = 3) -> str:
+    """A number, with its interval when it has one; an en dash for what is unknown."""
+    if reading is None:
+        return "–"
+    if isinstance(reading, float | int):
+        return "–" if reading != reading else f"{reading:.{digits}f}"
+    if reading.value != reading.value:
+        return "–"
+    if reading.low != reading.low:
+        return f"{reading.value:.{digits}f}"
+    return f"{reading.value:.{digits}f} [{reading.low:.{digits}f}, {reading.high:.{digits}f}]"
+
+
+class Console:
+    """Progress on standard error, results on standard output."""
+
+    def __init__(self) -> None:
+        self._out = RichConsole(highlight=False, soft_wrap=True)
+        self._err = RichConsole(stderr=True, highlight=False)
+        self._tokens, self._since = 0, time.perf_counter()
+
+    def say(self, text: str) -> None:
+        """A line of result."""
+        self._out.print(Text(printable(text)))
+
+    def note(self, text: str) -> None:
+        """A line about the progress."""
+        self._err.print(Text(printable(text)))
+
+    def error(self, text: str) -> None:
+        """The one message of a failure."""
+        self._err.print(Text("error: ", style="bold red") + Text(printable(text)))
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table; cells are plain text."""
+        table = Table(title=Text(printable(title)), title_justify="left")
+        for name in columns:
+            table.add_column(Text(name))
+        for row in rows:
+            table.add_row(*(Text(printable(cell)) for cell in row))
+        self._out.print(table)
+
+    @contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar with the time left; one line remains when the stage is done."""
+        start = time.perf_counter()
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._err,
+            transient=True,
+        ) as progress:
+            task = progress.add_task(printable(title), total=total)
+            yield lambda count: progress.advance(task, count)
+        self.note(f"{title} · {total} rows · {time.perf_counter() - start:.1f} s")
+
+    def heal_step(self, number: int, step: HealStep, of: int) -> None:
+        """One line per optimiser step, fixed columns."""
+        if step.step == 0:
+            self._tokens, self._since = 0, time.perf_counter()
+        self._tokens += step.tokens
+        speed = self._tokens / max(1e-9, time.perf_counter() - self._since)
+        left = (of - step.step - 1) * (time.perf_counter() - self._since) / (step.step + 1)
+        pace = f"{speed:5.0f} tokens/s · {left:4.0f} s left" if step.step else "…"
+        self.note(
+            f"round {number + 1} · step {step.step + 1:03d}/{of:03d} · CE {step.ce:6.3f} · "
+            f"D {step.divergence:6.3f} · barrier {step.barrier:6.3f} · lr {step.lr:.1e} · {pace}"
+        )
+
+    def stage_mark(self, mark: StageMark) -> None:
+        """A stage that did not have to be made again."""
+        if mark.reused:
+            place = "base" if mark.round < 0 else f"round {mark.round + 1}"
+            self.note(f"{place} · {mark.name} · reused ({mark.seconds:.1f} s saved)")
+
+    def round_done(self, record: RoundRecord) -> None:
+        """One line per round."""
+        head = (
+            f"round {record.round + 1} {record.outcome} · kept {record.kept} of {record.drawn} at "
+            f"multiplier {record.multiplier:.3g}"
+        )
+        parts = [head]
+        for state in (record.steered, record.healed):
+            if state is not None:
+                parts.append(
+                    f"{state.state}: Δtrait {shown(state.delta_logodds)}, coherence "
+                    f"{state.coherence:.3f}"
+                )
+        if record.retain is not None:
+            parts.append(f"retain {shown(record.retain)} · recovered {shown(record.recovered)}")
+        self.note("\n  ".join(parts))
+
+    def side_by_side(self, rows: Sequence[tuple[str, str, str]], names: tuple[str, str]) -> None:
+        """Prompts with two answers each."""
+        table = Table(show_lines=True)
+        for name in ("prompt", *names):
+            table.add_column(Text(printable(name)), ratio=1, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(printable(cell)) for cell in row))
+        self._out.print(table)

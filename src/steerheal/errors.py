@@ -1,0 +1,20 @@
+"""The two kinds of failure: a `UserError` is shown as one message; everything else is a bug."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user must change: what was given, what is allowed, what to do.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+def unknown(kind: str, given: str, known: Iterable[str], *, fix: str = "") -> UserError:
+    """A `UserError` for a name that is not in a list, with the nearest known name first."""
+    names = sorted(known)
+    near = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.5)
+    hint = f" Perhaps you meant {near[0]!r}." if near else ""
+    tail = f" {fix}" if fix else ""
+    return UserError(f"Unknown {kind} {given!r}.{hint} Known: {', '.join(names)}.{tail}")

@@ -1,0 +1,1 @@
+"""From kept completions to weights: barrier, adapter, training, fold, export."""

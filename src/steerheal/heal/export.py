@@ -1,0 +1,105 @@
+"""Exports a gated history: one rank-concatenated PEFT adapter, or a merged model; both verified."""
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from steerheal.heal.adapter import untouched
+from steerheal.heal.fold import Gated, concatenated, folded
+from steerheal.models.chat import prompt_ids
+from steerheal.models.load import ChatModel
+from steerheal.store import disk_error
+
+
+class Exported(NamedTuple):
+    """What was written, and how far its logits are from the gated model's."""
+
+    what: str
+    difference: float
+    """Largest absolute logit difference over all positions of the probes."""
+    scale: float
+    """Largest absolute logit of the gated model."""
+
+
+def export_peft(
+    chat: ChatModel, history: Sequence[Gated], out: Path, probes: Sequence[str]
+) -> Exported:
+    """Writes the history as one PEFT adapter, loads it back through PEFT, and compares logits.
+
+    Raises:
+        UserError: nothing to export, or the folder cannot be written.
+    """
+    adapter = concatenated(history)
+    expected = _gated_logits(chat, history, probes)
+    with _whole(out) as work:
+        adapter.save(work, base=chat.name)
+        with untouched(chat, list(adapter.pairs)), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT's own use of older names
+            PeftModel.from_pretrained(chat.net, str(work)).eval()
+            found = _logits(chat.net, chat, probes)
+    return _compared(f"PEFT adapter (rank {adapter.rank})", expected, found)
+
+
+def export_merged(
+    chat: ChatModel, history: Sequence[Gated], out: Path, probes: Sequence[str]
+) -> Exported:
+    """Writes the model with the history in its weights, loads it back, and compares logits.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    expected = _gated_logits(chat, history, probes)
+    with _whole(out) as work:
+        with folded(chat, history):
+            chat.net.save_pretrained(work)
+        chat.tokenizer.save_pretrained(work)
+        again = AutoModelForCausalLM.from_pretrained(work, dtype=chat.net.dtype)
+        found = _logits(again.to(chat.device).eval(), chat, probes)
+    return _compared("merged model", expected, found)
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when everything in it was written and read."""
+    work = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+        yield work
+        work.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise disk_error(out, error) from error
+    finally:
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _gated_logits(
+    chat: ChatModel, history: Sequence[Gated], probes: Sequence[str]
+) -> list[Float[Tensor, "_ V"]]:
+    with folded(chat, history):
+        return _logits(chat.net, chat, probes)
+
+
+@torch.no_grad()
+def _logits(
+    net: PreTrainedModel, chat: ChatModel, probes: Sequence[str]
+) -> list[Float[Tensor, "_ V"]]:
+    rows = [torch.tensor([prompt_ids(chat, probe)], device=chat.device) for probe in probes]
+    return [net(input_ids=ids).logits[0].float() for ids in rows]
+
+
+def _compared(what: str, expected: Sequence[Tensor], found: Sequence[Tensor]) -> Exported:
+    gap = max((a - b).abs().max().item() for a, b in zip(expected, found, strict=True))
+    return Exported(what, gap, max(a.abs().max().item() for a in expected))

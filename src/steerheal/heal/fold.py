@@ -1,0 +1,142 @@
+"""The history: finished adapters in the weights, each at its own gate, with an exact undo.
+
+W = W₀ + Σᵢ gateᵢ·sᵢ·BᵢAᵢ, summed in float32 and rounded once to the model's precision. The weights
+that change are copied first and copied back at the end, so that leaving is bit-exact, and gates
+that are all 0 touch nothing.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from steerheal.errors import UserError
+from steerheal.heal.adapter import Adapter, Pair
+from steerheal.models.hooks import Hook, hooked
+from steerheal.models.load import ChatModel
+
+
+@dataclass(frozen=True)
+class Gated:
+    """An adapter and the scalar it is folded in at; 0 is absent, 1 is whole."""
+
+    adapter: Adapter
+    gate: float = 1.0
+
+
+@contextmanager
+def folded(chat: ChatModel, history: Sequence[Gated]) -> Iterator[None]:
+    """The model with the history in its weights.
+
+    Raises:
+        UserError: an adapter does not fit the model.
+    """
+    live = [item for item in history if item.gate != 0]
+    names = sorted({name for item in live for name in item.adapter.pairs})
+    layers = {name: _linear(chat, name, live) for name in names}
+    originals: dict[str, Tensor] = {}
+    try:
+        with torch.no_grad():
+            for name, layer in layers.items():
+                originals[name] = layer.weight.detach().clone()
+                layer.weight.copy_(layer.weight.float() + _delta(live, name, layer.weight))
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in originals.items():
+                layers[name].weight.copy_(weight)
+
+
+@contextmanager
+def attached(
+    chat: ChatModel, history: Sequence[Gated], rows: Float[Tensor, " B"] | None = None
+) -> Iterator[None]:
+    """The history as a branch beside each layer: y + Σᵢ gateᵢ·sᵢ·(x·Aᵢᵀ)·Bᵢᵀ, weights untouched.
+
+    Args:
+        chat: The model.
+        history: Adapters with their gates.
+        rows: A further gate per row of every forward, so that one batch holds many gates.
+    """
+    names = sorted({name for item in history for name in item.adapter.pairs})
+    layers = {name: _linear(chat, name, history) for name in names}
+    with hooked({layer: _branch(chat, history, name, rows) for name, layer in layers.items()}):
+        yield
+
+
+def _branch(
+    chat: ChatModel, history: Sequence[Gated], name: str, rows: Tensor | None
+) -> Hook:
+    factors = [
+        (
+            item.adapter.pairs[name].down.to(chat.device).float(),
+            item.adapter.pairs[name].up.to(chat.device).float() * item.adapter.scale * item.gate,
+        )
+        for item in history
+        if name in item.adapter.pairs
+    ]
+
+    def hook(_module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        x = inputs[0].float()
+        added = torch.stack([x @ down.T @ up.T for down, up in factors]).sum(0)
+        if rows is not None:
+            added = added * rows.to(added)[:, None, None]
+        return (output.float() + added).to(output.dtype)
+
+    return hook
+
+
+def _delta(history: Sequence[Gated], name: str, like: Tensor) -> Float[Tensor, "O I"]:
+    total = torch.zeros(like.shape, device=like.device)
+    for item in history:
+        if name in item.adapter.pairs:
+            total += item.gate * item.adapter.delta(name).to(like.device)
+    return total
+
+
+def _linear(chat: ChatModel, name: str, history: Sequence[Gated]) -> nn.Linear:
+    try:
+        layer = chat.net.get_submodule(name)
+    except AttributeError as error:
+        raise UserError(
+            f"An adapter does not fit {chat.name}: the model has no layer {name}."
+        ) from error
+    for item in history:
+        pair = item.adapter.pairs.get(name)
+        shape = pair and (pair.up.shape[0], pair.down.shape[1])
+        if shape and (not isinstance(layer, nn.Linear) or tuple(layer.weight.shape) != shape):
+            raise UserError(f"An adapter does not fit {chat.name}: layer {name} has other sizes.")
+    return cast(nn.Linear, layer)
+
+
+def concatenated(history: Sequence[Gated]) -> Adapter:
+    """The whole history as one adapter at gate 1: factors side by side, ranks added up.
+
+    B·A = Σᵢ gateᵢ·sᵢ·BᵢAᵢ with A = [A₁; A₂; …] and B = [gate₁s₁B₁, gate₂s₂B₂, …], scale 1.
+
+    Raises:
+        UserError: an empty history.
+    """
+    if not history:
+        raise UserError("There is nothing to export: no round was folded.")
+    names = sorted({name for item in history for name in item.adapter.pairs})
+    pairs = {name: _side_by_side(history, name) for name in names}
+    return Adapter(pairs, 1.0, sum(item.adapter.rank for item in history))
+
+
+def _side_by_side(history: Sequence[Gated], name: str) -> Pair:
+    """One layer's factors over the history; zeros where an adapter leaves the layer alone."""
+    like = next(item.adapter.pairs[name] for item in history if name in item.adapter.pairs)
+    downs, ups = [], []
+    for item in history:
+        rank = item.adapter.rank
+        blank = Pair(like.down.new_zeros(rank, like.down.shape[1]),
+                     like.up.new_zeros(like.up.shape[0], rank))
+        pair = item.adapter.pairs.get(name, blank)
+        downs.append(pair.down.float())
+        ups.append(item.gate * item.adapter.scale * pair.up.float())
+    return Pair(torch.cat(downs), torch.cat(ups, dim=1))

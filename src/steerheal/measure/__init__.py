@@ -1,0 +1,1 @@
+"""Readings of a model: instruments, coherence, the persona's axis, statistics."""

@@ -1,0 +1,102 @@
+"""Free answers to fixed prompts, and what the unsteered base thinks of them.
+
+persona_logodds = mean over answers y of [ln p_base(y | positive, x) − ln p_base(y | negative, x)]
+per token: the base is the judge of how much more the answer is what the positive pole would write.
+Two phases: the state writes and leaves its hidden states, then the base judges.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steerheal.config import SamplingSettings
+from steerheal.measure.fluency import distinct, perplexity, tail_perplexity, word_repetition
+from steerheal.models.chat import prompt_ids
+from steerheal.models.generate import Draw, generate
+from steerheal.models.hooks import Dosed
+from steerheal.models.load import ChatModel
+from steerheal.models.score import (
+    Pair,
+    chosen_logprobs,
+    continuation_states,
+    kl_between,
+    token_logprobs,
+)
+from steerheal.records import Completion, PersonaRow
+from steerheal.steer.persona import Persona
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a state wrote, and its own final hidden states while writing."""
+
+    completions: list[Completion]
+    states: list[Float[Tensor, "_ D"]]
+
+
+def answer(
+    chat: ChatModel,
+    prompts: Sequence[str],
+    sampling: SamplingSettings,
+    *,
+    seed: int,
+    dose: float = 0.0,
+    dosed: Dosed | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Answers:
+    """Answers of the model in its present state, one per prompt, the same seeds for every state."""
+    draws = [Draw(prompt, dose, seed * 1_000_003 + i) for i, prompt in enumerate(prompts)]
+    completions = generate(chat, draws, sampling, dosed=dosed, progress=progress)
+    if dosed is not None:
+        dosed.set(dose)
+    return Answers(completions, continuation_states(chat, answer_pairs(chat, completions)))
+
+
+def answer_pairs(chat: ChatModel, completions: Sequence[Completion], system: str = "") -> list[Pair]:
+    """Prompts under a system prompt, with the completions to score after them."""
+    return [
+        (prompt_ids(chat, item.prompt, system=system), item.tokens) for item in completions
+    ]
+
+
+def judge(
+    base: ChatModel,
+    answers: Answers,
+    persona: Persona,
+    previous: Sequence[Float[Tensor, "_ D"]] | None = None,
+) -> list[PersonaRow]:
+    """The base's reading of every answer.
+
+    Args:
+        base: The model unsteered and unfolded.
+        answers: What the state wrote.
+        persona: Whose poles are compared.
+        previous: Final hidden states of the student before this round on the same answers.
+    """
+    completions = answers.completions
+    up = token_logprobs(base, answer_pairs(base, completions, persona.positive))
+    down = token_logprobs(base, answer_pairs(base, completions, persona.negative))
+    states = continuation_states(base, answer_pairs(base, completions))
+    rows = []
+    for i, completion in enumerate(completions):
+        targets = torch.tensor(completion.tokens, device=base.device)
+        own = chosen_logprobs(base, states[i], targets)
+        rows.append(
+            PersonaRow(
+                completion=completion,
+                logodds=(up[i].sum() - down[i].sum()).item() / len(completion.tokens),
+                perplexity=perplexity(own.tolist()),
+                tail_perplexity=tail_perplexity(own.tolist()),
+                kl_to_base=kl_between(base, answers.states[i], states[i]).mean().item(),
+                kl_to_previous=math.nan
+                if previous is None
+                else kl_between(base, answers.states[i], previous[i]).mean().item(),
+                word_repetition=word_repetition(completion.text),
+                distinct_2=distinct(completion.text, 2),
+            )
+        )
+    return rows

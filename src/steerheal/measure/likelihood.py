@@ -1,0 +1,161 @@
+"""The likelihood instrument: which of seven reasons the model finds likeliest, given the act.
+
+For a vignette v and reason phrase f after a fixed prefill:
+    score_f(v) = ln P(f | v, prefill) − mean over neutral acts n of ln P(f | n, prefill)
+    p = softmax(score)
+The neutral acts take away what the phrase's own words are worth. Reading whole phrases works on
+models too small to choose an option by name.
+
+Source: domain-conditional PMI, Holtzman et al. 2021, arXiv:2104.08315.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from steerheal.models.batch import by_length, left_padded, shrinking, token_budget
+from steerheal.models.chat import prompt_ids, text_ids
+from steerheal.models.generate import roomy_cache
+from steerheal.models.load import ChatModel
+from steerheal.records import FOUNDATIONS, VignetteRow
+from steerheal.measure.vignettes import Vignette
+
+NAME = "likelihood"
+QUESTION = "{vignette} Why is this wrong?"
+PREFILL = "It is wrong because it is"
+NEUTRAL = {
+    "other": (
+        "You see a man walking down the street.",
+        "You see a woman waiting for the bus.",
+        "You see a student packing a bag.",
+        "You see a girl watering the flowers.",
+        "You see a clerk closing a drawer.",
+        "You see someone doing something.",
+    ),
+    "self": (
+        "You walk down the street.",
+        "You wait for the bus.",
+        "You pack a bag.",
+        "You water the flowers.",
+        "You close a drawer.",
+        "You do something.",
+    ),
+}
+REASONS = {
+    "care": " cruel, because it makes someone suffer",
+    "fairness": " unfair, because it is cheating",
+    "loyalty": " disloyal, because it betrays the group",
+    "authority": " disrespectful, because it defies authority",
+    "sanctity": " disgusting, because it is impure and degrading",
+    "liberty": " controlling, because it takes away someone's freedom",
+    "social": " strange, but not wrong",
+}
+
+
+@torch.no_grad()
+def read(
+    chat: ChatModel,
+    vignettes: Sequence[Vignette],
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[VignetteRow]:
+    """A row per vignette, in the order given; NaN scores stay NaN."""
+    conditions = sorted({vignette.condition for vignette in vignettes})
+    acts = [(name, act) for name in conditions for act in NEUTRAL[name]]
+    texts = [vignette.text for vignette in vignettes] + [act for _, act in acts]
+    slot = len(text_ids(chat, PREFILL))
+    prompts = [
+        prompt_ids(chat, QUESTION.format(vignette=text), prefill=PREFILL) for text in texts
+    ]
+    reasons = [text_ids(chat, REASONS[name]) for name in FOUNDATIONS]
+    scores = torch.zeros(len(texts), len(FOUNDATIONS))
+    masses, fluency = torch.zeros(len(texts)), torch.zeros(len(texts))
+
+    def work(batch: list[int]) -> None:
+        found = _read_batch(chat, [prompts[i] for i in batch], reasons, slot)
+        scores[batch], masses[batch], fluency[batch] = found
+        progress(sum(i < len(vignettes) for i in batch))
+
+    lengths = [len(prompt) + sum(map(len, reasons)) for prompt in prompts]
+    for batch in by_length(lengths, token_budget(chat.device)):
+        shrinking(batch, work)
+    priors = scores[len(vignettes) :]
+    neutral = {
+        name: priors[[i for i, (of, _) in enumerate(acts) if of == name]].mean(0)
+        for name in conditions
+    }
+    return [
+        _row(vignette, scores[i] - neutral[vignette.condition], masses[i], fluency[i])
+        for i, vignette in enumerate(vignettes)
+    ]
+
+
+def _read_batch(
+    chat: ChatModel, prompts: Sequence[list[int]], reasons: Sequence[list[int]], slot: int
+) -> tuple[Float[Tensor, "B 7"], Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """Phrase log-likelihoods, answer mass and prefill NLL; each prompt is read once."""
+    ids, mask, positions = left_padded(prompts, 0, chat.device)
+    cache = roomy_cache(chat)
+    hidden = chat.hidden(
+        ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    )
+    first = chat.logits(hidden[:, -1]).log_softmax(-1)
+    starts = torch.tensor([reason[0] for reason in reasons], device=chat.device)
+    mass = first[:, starts.unique()].exp().sum(-1)
+    tail = chat.logits(hidden[:, -slot - 1 : -1]).log_softmax(-1)
+    nll = -tail.gather(2, ids[:, -slot:, None])[..., 0].mean(-1)
+    count, width = len(reasons), max(map(len, reasons)) - 1
+    after = torch.zeros(count, width, dtype=torch.long, device=chat.device)
+    valid = torch.zeros(count, width, dtype=torch.bool, device=chat.device)
+    for k, reason in enumerate(reasons):
+        after[k, : len(reason) - 1] = torch.tensor(reason[1:])
+        valid[k, : len(reason) - 1] = True
+    rest = _continuations(chat, cache, mask, positions, starts, after)
+    total = first[:, starts] + (rest * valid).sum(-1)
+    return total.cpu(), mass.cpu(), nll.cpu()
+
+
+def _continuations(
+    chat: ChatModel,
+    cache: object,
+    mask: Int[Tensor, "B T"],
+    positions: Int[Tensor, "B T"],
+    starts: Int[Tensor, " K"],
+    after: Int[Tensor, "K W"],
+) -> Float[Tensor, "B K W"]:
+    """Log-probabilities of every phrase's tokens after its first, for every prompt."""
+    (rows, _), (count, width) = mask.shape, after.shape
+    cache.batch_repeat_interleave(count)  # pyright: ignore[reportAttributeAccessIssue]
+    fed = torch.cat([starts[:, None], after[:, :-1]], dim=1).repeat(rows, 1)
+    places = positions[:, -1:].repeat_interleave(count, 0) + 1
+    hidden = chat.hidden(
+        fed,
+        attention_mask=torch.cat(
+            [mask.repeat_interleave(count, 0), mask.new_ones(rows * count, width)], dim=1
+        ),
+        position_ids=places + torch.arange(width, device=chat.device),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    chosen = [
+        chat.logits(part).log_softmax(-1).gather(2, target[..., None])[..., 0]
+        for part, target in zip(hidden.split(count), after.repeat(rows, 1).split(count), strict=True)
+    ]
+    return torch.stack(chosen)
+
+
+def _row(
+    vignette: Vignette, score: Float[Tensor, " 7"], mass: Tensor, nll: Tensor
+) -> VignetteRow:
+    p = score.softmax(0)
+    return VignetteRow(
+        id=vignette.id,
+        condition=vignette.condition,
+        foundation=vignette.foundation,
+        score=tuple(score.tolist()),
+        p=tuple(p.tolist()),
+        p_ans_any=mass.item() if math.isfinite(mass.item()) else math.nan,
+        nll_prefill=nll.item(),
+    )

@@ -1,0 +1,138 @@
+"""Aggregates: pure functions of the rows that evaluations left, always paired with the base.
+
+    nats_f      = ln mean_v p_v[f]                      Δ from the base on the same vignettes
+    coherence   = mean p_ans_any / base's
+    coh_cost    = |Δ p_ans_any| / |Δ persona_logodds|   answer mass per nat of trait
+    retain      = (healed − before) / (steered − before), persona_logodds
+    recovered   = (healed − steered) / (before − steered), p_ans_any
+`before` is the student at the start of the round; in the first round it is the base.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steerheal.measure.fluency import perplexity
+from steerheal.measure.stats import bootstrap, finite_or_unknown, log_mean_ratio, ratio
+from steerheal.records import FOUNDATIONS, Reading, Scores, Summary
+from steerheal.steer.persona import Axis
+
+Floats = NDArray[np.float64]
+
+
+def summarise(scores: Scores, base: Scores, axis: Axis, *, resamples: int = 2000) -> Summary:
+    """A state against the base.
+
+    Args:
+        scores: The state's rows.
+        base: The base's rows on the same vignettes and prompts.
+        axis: Which foundation should have moved, which way, and which should not.
+        resamples: Bootstrap resamples per interval.
+    """
+    deltas = {
+        name: _delta_nats(scores, base, i, resamples) for i, name in enumerate(FOUNDATIONS)
+    }
+    trait, base_trait = _logodds(scores), _logodds(base)
+    mass, base_mass = _mass(scores), _mass(base)
+    delta_trait = bootstrap(trait - base_trait, resamples=resamples)
+    delta_mass = bootstrap(mass - base_mass, resamples=resamples)
+    p = np.array([row.p for row in scores.vignettes])
+    return Summary(
+        state=scores.state,
+        nats={name: _log(p[:, i].mean()) for i, name in enumerate(FOUNDATIONS)},
+        delta_nats=deltas,
+        top1=top1(scores, base),
+        persona_logodds=bootstrap(trait, resamples=resamples),
+        delta_logodds=delta_trait,
+        p_ans_any=bootstrap(mass, resamples=resamples),
+        delta_p_ans_any=delta_mass,
+        coherence=float(mass.mean() / base_mass.mean()),
+        ppx_json=perplexity([-row.nll_prefill for row in scores.canary]),
+        perplexity=statistics.median(row.perplexity for row in scores.persona),
+        distinct_2=_mean([row.distinct_2 for row in scores.persona]),
+        repetition=_mean([row.word_repetition for row in scores.persona]),
+        kl_to_base=bootstrap([row.kl_to_base for row in scores.persona], resamples=resamples),
+        coh_cost=coh_cost(delta_mass, delta_trait),
+        surgical=surgical(deltas, axis),
+    )
+
+
+def top1(scores: Scores, base: Scores) -> float:
+    """Share of vignettes ranked right after each foundation's mean on the base is taken off."""
+    centre = np.array([row.score for row in base.vignettes]).mean(axis=0)
+    guesses = (np.array([row.score for row in scores.vignettes]) - centre).argmax(axis=1)
+    truth = [FOUNDATIONS.index(row.foundation) for row in scores.vignettes]
+    if not np.isfinite(centre).all():
+        return math.nan
+    return float((guesses == np.array(truth)).mean())
+
+
+def coh_cost(delta_mass: Reading, delta_trait: Reading) -> Reading:
+    """|Δ answer mass| per nat of |Δ trait|; unknown while the trait has not moved."""
+    if not delta_trait.moved:
+        return Reading.unknown("the trait has not moved beyond its interval")
+    return Reading(value=abs(delta_mass.value) / abs(delta_trait.value), n=delta_trait.n)
+
+
+def surgical(deltas: dict[str, Reading], axis: Axis) -> bool | None:
+    """Whether the target moved as intended and more than every off-target; None: not moved."""
+    target = deltas[axis.foundation]
+    if not target.moved:
+        return None
+    intended = axis.sign * target.value > 0
+    return intended and all(
+        abs(target.value) > abs(deltas[name].value) for name in axis.off_target
+    )
+
+
+def retain(healed: Scores, steered: Scores, before: Scores, *, resamples: int = 2000) -> Reading:
+    """Share of the steered change of persona_logodds that the healed student keeps."""
+    start = _logodds(before)
+    pair = np.stack([_logodds(healed) - start, _logodds(steered) - start], axis=1)
+    if not bootstrap(pair[:, 1], resamples=resamples).moved:
+        return Reading.unknown("steering did not move the trait beyond its interval")
+    found = bootstrap(pair, ratio, resamples=resamples)
+    return finite_or_unknown(found, found.reason or "not finite")
+
+
+def recovered(healed: Scores, steered: Scores, before: Scores, *, resamples: int = 2000) -> Reading:
+    """Share of the answer mass lost to steering that the healed student has back."""
+    low = _mass(steered)
+    pair = np.stack([_mass(healed) - low, _mass(before) - low], axis=1)
+    if not bootstrap(pair[:, 1], resamples=resamples).low > 0:
+        return Reading.unknown("steering lost no answer mass beyond its interval")
+    found = bootstrap(pair, ratio, resamples=resamples)
+    return finite_or_unknown(found, found.reason or "not finite")
+
+
+def kl_to_previous(scores: Scores) -> float:
+    """Mean KL to the student before this round, nats per token, on the state's own answers."""
+    return _mean([row.kl_to_previous for row in scores.persona])
+
+
+def _delta_nats(scores: Scores, base: Scores, i: int, resamples: int) -> Reading:
+    pair = np.array([
+        (row.p[i], other.p[i]) for row, other in zip(scores.vignettes, base.vignettes, strict=True)
+    ])
+    found = bootstrap(pair, log_mean_ratio, resamples=resamples)
+    return finite_or_unknown(found, found.reason or "no probability is left on the foundation")
+
+
+def _logodds(scores: Scores) -> Floats:
+    return np.array([row.logodds for row in scores.persona])
+
+
+def _mass(scores: Scores) -> Floats:
+    return np.array([row.p_ans_any for row in scores.canary])
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else math.nan
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

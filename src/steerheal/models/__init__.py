@@ -1,0 +1,1 @@
+"""A chat model and what is done to it: loading, templating, hooks, batches, sampling."""

@@ -1,0 +1,80 @@
+"""Ragged token rows in dense batches: padding, batches of similar length, memory that runs out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
+
+
+class LeftPadded(NamedTuple):
+    """Rows aligned at their end, for decoding; positions ignore the padding."""
+
+    ids: Int[Tensor, "B T"]
+    mask: Int[Tensor, "B T"]
+    positions: Int[Tensor, "B T"]
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> LeftPadded:
+    """Token rows padded at the start."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row) :] = torch.tensor(list(row))
+        mask[i, width - len(row) :] = 1
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return LeftPadded(ids.to(device), mask.to(device), positions.to(device))
+
+
+def right_padded(
+    rows: Sequence[Sequence[int]], pad: int, device: torch.device
+) -> Int[Tensor, "B T"]:
+    """Token rows padded at the end: causal attention needs no mask, the padding sees, unseen."""
+    ids = torch.full((len(rows), max(map(len, rows))), pad)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(list(row))
+    return ids.to(device)
+
+
+def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, each at most `budget` tokens wide and deep."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batch and lengths[index] * (len(batch) + 1) > budget:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def token_budget(device: torch.device) -> int:
+    """Tokens in one forward that keep the device busy without filling its memory."""
+    return TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"])
+
+
+def shrinking(indices: list[int], work: Callable[[list[int]], None]) -> None:
+    """Runs `work` on the indices, in halves where memory runs out; a single index may fail."""
+    try:
+        work(indices)
+        return
+    except RuntimeError as error:
+        if len(indices) == 1 or not out_of_memory(error):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = len(indices) // 2
+    shrinking(indices[:half], work)
+    shrinking(indices[half:], work)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether the error is a device or the host running out of memory."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        part in text for part in ("not enough memory", "can't allocate memory", "out of memory")
+    )

@@ -1,0 +1,46 @@
+"""Chat-templated token ids: the one place where text becomes a prompt."""
+
+from collections.abc import Sequence
+from typing import cast
+
+from steerheal.models.load import ChatModel
+
+Message = tuple[str, str]
+"""A role (user or assistant) and what it says."""
+
+
+def prompt_ids(
+    chat: ChatModel, turns: str | Sequence[Message], *, system: str = "", prefill: str = ""
+) -> list[int]:
+    """Token ids of a conversation up to where the assistant writes on.
+
+    The template's text is tokenised without adding special tokens again, and never truncated.
+
+    Args:
+        chat: The model whose template is used.
+        turns: One user message, or (role, text) turns that end with the user's.
+        system: System prompt; it opens the first user turn when the template has no such role.
+        prefill: What the assistant has said so far.
+    """
+    said = [("user", turns)] if isinstance(turns, str) else list(turns)
+    if system and not chat.system_role:
+        role, text = said[0]
+        said[0] = (role, f"{system}\n\n{text}")
+    messages = [{"role": role, "content": text} for role, text in said]
+    if system and chat.system_role:
+        messages.insert(0, {"role": "system", "content": system})
+    text = cast(
+        str,
+        chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True),
+    )
+    return text_ids(chat, text + prefill)
+
+
+def text_ids(chat: ChatModel, text: str) -> list[int]:
+    """Token ids of plain text, no special tokens added."""
+    return chat.tokenizer.encode(text, add_special_tokens=False)
+
+
+def decode(chat: ChatModel, ids: Sequence[int]) -> str:
+    """The text of token ids, special tokens left out."""
+    return cast(str, chat.tokenizer.decode(list(ids), skip_special_tokens=True))

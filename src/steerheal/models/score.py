@@ -1,0 +1,102 @@
+"""Log-probabilities and divergences of given continuations, never holding [B, T, vocabulary].
+
+A pair is a prefix and its continuation, both token ids. States are final hidden states at the
+positions that predict the continuation's tokens, one row per token.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from steerheal.models.batch import by_length, right_padded, shrinking, token_budget
+from steerheal.models.generate import roomy_cache
+from steerheal.models.load import ChatModel
+
+Pair = tuple[Sequence[int], Sequence[int]]
+CHUNK = 512
+"""Positions whose logits are in memory at once."""
+
+
+SHARED = 8
+"""Tokens that rows must begin with in common before their prefix is read once for all."""
+
+
+def hidden_after_shared(
+    chat: ChatModel, rows: Sequence[Sequence[int]], limit: int | None = None
+) -> tuple[Float[Tensor, "B T D"], int]:
+    """Final hidden states of right-padded rows after their common prefix, and its length.
+
+    The prefix (a system prompt, worked examples) is read once and its cache repeated. Padding comes
+    after a row's own tokens, so that causal attention needs no mask. At most `limit` tokens count as
+    shared: the states of positions before it are not returned.
+    """
+    start = min(_common(rows), limit if limit is not None else min(map(len, rows)) - 1)
+    if start < SHARED or len(rows) == 1:
+        return chat.hidden(right_padded(rows, 0, chat.device), use_cache=False), 0
+    cache = roomy_cache(chat)
+    prefix = torch.tensor([list(rows[0][:start])], device=chat.device)
+    chat.hidden(prefix, past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(len(rows))
+    rest = right_padded([row[start:] for row in rows], 0, chat.device)
+    return chat.hidden(rest, past_key_values=cache, use_cache=True), start
+
+
+def _common(rows: Sequence[Sequence[int]]) -> int:
+    low, high = min(rows), max(rows)  # whatever these two share, all rows between them share
+    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+
+
+@torch.no_grad()
+def continuation_states(chat: ChatModel, pairs: Sequence[Pair]) -> list[Float[Tensor, "_ D"]]:
+    """For every pair, the states that predict its continuation, in the order given."""
+    states: list[Tensor] = [torch.empty(0)] * len(pairs)
+    rows = [[*prefix, *continuation] for prefix, continuation in pairs]
+    shortest = min((len(prefix) for prefix, _ in pairs), default=1)
+
+    def work(batch: list[int]) -> None:
+        # The continuation's last token predicts nothing that is asked for.
+        hidden, skipped = hidden_after_shared(chat, [rows[i][:-1] for i in batch], shortest - 1)
+        for row, i in enumerate(batch):
+            prefix, continuation = pairs[i]
+            start = len(prefix) - 1 - skipped
+            states[i] = hidden[row, start : start + len(continuation)].clone()
+
+    for batch in by_length([len(row) for row in rows], token_budget(chat.device)):
+        shrinking(batch, work)
+    return states
+
+
+@torch.no_grad()
+def chosen_logprobs(
+    chat: ChatModel, states: Float[Tensor, "N D"], targets: Int[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """Float32 log-probability of each target token under its state."""
+    out = [
+        chat.logits(part).log_softmax(-1).gather(1, target[:, None])[:, 0]
+        for part, target in zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
+    ]
+    return torch.cat(out) if out else torch.empty(0)
+
+
+@torch.no_grad()
+def token_logprobs(chat: ChatModel, pairs: Sequence[Pair]) -> list[Float[Tensor, " _"]]:
+    """For every pair, the log-probability of each continuation token, on the CPU."""
+    states = continuation_states(chat, pairs)
+    sizes = [len(continuation) for _, continuation in pairs]
+    targets = torch.tensor([t for _, continuation in pairs for t in continuation])
+    flat = chosen_logprobs(chat, torch.cat(states), targets.to(chat.device))
+    return list(flat.cpu().split(sizes))
+
+
+@torch.no_grad()
+def kl_between(
+    chat: ChatModel, p: Float[Tensor, "N D"], q: Float[Tensor, "N D"]
+) -> Float[Tensor, " N"]:
+    """KL(p‖q) per position in nats, exact over the whole vocabulary, through the shared head."""
+    out = []
+    for ours, theirs in zip(p.split(CHUNK), q.split(CHUNK), strict=True):
+        log_p, log_q = chat.logits(ours).log_softmax(-1), chat.logits(theirs).log_softmax(-1)
+        out.append((log_p.exp() * (log_p - log_q)).sum(-1))
+    return torch.cat(out) if out else torch.empty(0)

@@ -1,0 +1,27 @@
+"""Bundled texts by purpose: contexts, control and open prompts, plain prose, vignette files."""
+
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+
+def data() -> Traversable:
+    """The package's data folder."""
+    return files("steerheal").joinpath("data")
+
+
+@cache
+def lines(name: str) -> tuple[str, ...]:
+    """The non-empty lines of a bundled text file."""
+    text = data().joinpath(f"{name}.txt").read_text(encoding="utf-8")
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def contexts() -> tuple[str, ...]:
+    """Diverse user messages that a vector is averaged over; any prefix stays diverse."""
+    return lines("contexts")
+
+
+def control() -> tuple[str, ...]:
+    """Mundane prompts whose answers no persona should change."""
+    return lines("control")

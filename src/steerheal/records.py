@@ -1,0 +1,313 @@
+"""What travels between stages: frozen, versioned records. No torch, no disk.
+
+Units: log-probabilities and divergences are in nats; readings that nobody could take are NaN and
+carry the reason.
+"""
+
+import math
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+
+VERSION = 1
+FOUNDATIONS = ("care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social")
+"""Canonical order of every seven-vector; `social` is odd but not morally wrong."""
+
+
+class Record(BaseModel):
+    """Frozen and closed; NaN survives JSON as the string "NaN"."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, ser_json_inf_nan="strings", use_attribute_docstrings=True
+    )
+
+
+class Reading(Record):
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
+    """Independent units (prompts, vignettes) behind it."""
+    reason: str = ""
+    """Why the value is NaN."""
+
+    @property
+    def moved(self) -> bool:
+        """Whether the interval excludes 0; an unknown reading has not moved."""
+        return self.low > 0 or self.high < 0
+
+    @classmethod
+    def unknown(cls, reason: str) -> Self:
+        """A reading nobody could take."""
+        return cls(value=math.nan, reason=reason)
+
+
+class Completion(Record):
+    """What the model wrote to one prompt."""
+
+    prompt: str
+    text: str
+    tokens: tuple[int, ...]
+    """Token ids, the end-of-turn token included when the model wrote it."""
+    dose: float
+    """Coefficient on the vector while it was written; 0 is unsteered."""
+    seed: int
+    ended: bool
+    """True: the model ended its turn; False: cut at the token limit."""
+
+
+class Verdict(Record):
+    """Whether a completion is kept, why not, and every number the rules looked at."""
+
+    kept: bool
+    reasons: tuple[str, ...]
+    tail_perplexity: float
+    word_repetition: float
+    char_repetition: float
+    words: int
+
+
+class Judged(Record):
+    """A completion and its verdict."""
+
+    completion: Completion
+    verdict: Verdict
+    batch: str
+    """Where it was drawn: `walk-0`, `walk-1`, …, `top-up-1`, …"""
+
+
+class WalkStep(Record):
+    """One multiplier that walk-C tried."""
+
+    multiplier: float
+    drawn: int
+    kept: int
+
+    @property
+    def survival(self) -> float:
+        """Share of the drawn completions that the filter kept."""
+        return self.kept / self.drawn
+
+
+class Harvest(Record):
+    """A round's training data: what was drawn at which doses, and what survived."""
+
+    outcome: Literal["fed", "starved"]
+    multiplier: float
+    """The accepted multiplier, or the lowest one tried when nothing was accepted."""
+    walk: tuple[WalkStep, ...]
+    judged: tuple[Judged, ...]
+    """Everything drawn; only kept completions of the accepted multiplier are trained on."""
+    perplexity_limit: float
+    """Highest tail perplexity the filter let through."""
+
+    def kept(self, want: int | None = None) -> list[Completion]:
+        """The kept completions drawn at the accepted multiplier, at most `want` of them."""
+        accepted = f"walk-{len(self.walk) - 1}"
+        good = [
+            row.completion
+            for row in self.judged
+            if row.verdict.kept and (row.batch == accepted or row.batch.startswith("top-up"))
+        ]
+        return good[:want]
+
+    def reasons(self) -> dict[str, int]:
+        """How often each reason dropped a completion."""
+        counts: dict[str, int] = {}
+        for row in self.judged:
+            for reason in row.verdict.reasons:
+                counts[reason] = counts.get(reason, 0) + 1
+        return counts
+
+
+class HealStep(Record):
+    """One optimiser step."""
+
+    step: int
+    epoch: int
+    ce: float
+    """Cross-entropy per completion token."""
+    divergence: float
+    """Aggregated D before the hinge; NaN without a barrier."""
+    barrier: float
+    """λ·relu(D − τ)."""
+    lr: float
+    gradient: float
+    """Gradient norm before clipping."""
+    tokens: int
+    """Completion tokens in the step."""
+
+
+class HealLog(Record):
+    """How a heal went."""
+
+    steps: tuple[HealStep, ...]
+    held_out: tuple[float, ...]
+    """Cross-entropy per token on the held-out completions, before training and after each epoch."""
+    trained_on: int
+    held_out_completions: int
+    lam: float
+    """λ of this round."""
+    outcome: Literal["trained", "rejected"]
+    """Rejected: a step was not finite, and nothing is folded."""
+    reason: str = ""
+
+    @property
+    def barrier_fired(self) -> float:
+        """Share of the steps in which D was above τ."""
+        return sum(step.barrier > 0 for step in self.steps) / max(1, len(self.steps))
+
+
+class VignetteRow(Record):
+    """One vignette under one condition, as an instrument read it."""
+
+    id: str
+    condition: str
+    foundation: str
+    """The foundation it was written to violate, canonical name."""
+    score: tuple[float, ...]
+    """Seven log-scores in nats, canonical order."""
+    p: tuple[float, ...]
+    """Softmax of the scores."""
+    p_ans_any: float
+    """Answer mass on the allowed first tokens at the slot."""
+    nll_prefill: float
+    """Mean negative log-likelihood of the prefill's tokens, nats per token."""
+
+
+class CanaryRow(Record):
+    """One forced JSON slot."""
+
+    id: str
+    p_ans_any: float
+    """Probability mass on the allowed answers."""
+    nll_prefill: float
+
+
+class PersonaRow(Record):
+    """One free answer to a neutral prompt, judged by the base model."""
+
+    completion: Completion
+    logodds: float
+    """[log p_base(y|positive, x) − log p_base(y|negative, x)] / tokens, nats per token."""
+    perplexity: float
+    """Perplexity of the answer under the base."""
+    tail_perplexity: float
+    """The same over its last quarter: collapse comes late."""
+    kl_to_base: float
+    """Mean over positions of KL(state‖base) on the answer, nats per token."""
+    kl_to_previous: float = math.nan
+    """The same to the student before this round; NaN for the base."""
+    word_repetition: float
+    distinct_2: float
+    """Distinct word bigrams over all of them."""
+
+
+class Scores(Record):
+    """Everything one evaluation read; every aggregate is a function of these rows."""
+
+    state: str
+    """base, steered or healed."""
+    instrument: str
+    vignettes: tuple[VignetteRow, ...]
+    canary: tuple[CanaryRow, ...]
+    persona: tuple[PersonaRow, ...]
+
+
+class Summary(Record):
+    """One evaluated state against the base, on the same vignettes and prompts."""
+
+    state: str
+    nats: dict[str, float]
+    """ln of the mean probability on each foundation."""
+    delta_nats: dict[str, Reading]
+    """Change of `nats` from the base."""
+    top1: float
+    """Share of vignettes whose foundation is ranked first, after centring on the base's means."""
+    persona_logodds: Reading
+    delta_logodds: Reading
+    p_ans_any: Reading
+    delta_p_ans_any: Reading
+    coherence: float
+    """Answer mass over the base's."""
+    ppx_json: float
+    """Perplexity of the forced JSON prefill."""
+    perplexity: float
+    """Median perplexity of the free answers under the base."""
+    distinct_2: float
+    repetition: float
+    kl_to_base: Reading
+    """KL(state‖base) per token on the state's own free answers."""
+    coh_cost: Reading
+    """|Δ answer mass| per nat of |Δ persona_logodds|."""
+    surgical: bool | None
+    """The target foundation moved as intended and more than every off-target; None: not moved."""
+
+
+class Shown(Record):
+    """The fixed show prompts, answered by the state."""
+
+    state: str
+    completions: tuple[Completion, ...]
+
+
+class RoundRecord(Record):
+    """One round of the loop."""
+
+    round: int
+    multiplier: float
+    walk: tuple[WalkStep, ...]
+    kept: int
+    drawn: int
+    reasons: dict[str, int]
+    outcome: Literal["folded", "starved", "rejected"]
+    vector_norms: dict[int, float]
+    """Norm of the vector per steered block."""
+    direction_cosine: float
+    """cos(v_r, v₀), mean over blocks."""
+    steered: Summary | None = None
+    healed: Summary | None = None
+    retain: Reading | None = None
+    """Healed over steered change of persona_logodds, both from this round's student."""
+    recovered: Reading | None = None
+    """Answer mass bought back: (healed − steered) / (base − steered)."""
+    heal: HealLog | None = None
+    gate: float = 1.0
+    kl_round: float = math.nan
+    """KL(student‖student before this round) per token, on the healed student's own answers."""
+    kl_cumulative: float = math.nan
+    """Sum of `kl_round` over the rounds so far."""
+
+
+class StageMark(Record):
+    """A finished stage: its name, round, key, and how long it took when it was first made."""
+
+    name: str
+    round: int
+    key: str
+    seconds: float
+    reused: bool = False
+
+
+class RunRecord(Record):
+    """The whole run, readable at any moment."""
+
+    version: int = VERSION
+    status: Literal["running", "finished", "interrupted", "failed"]
+    outcome: str = ""
+    """Why the loop ended."""
+    name: str
+    config: dict[str, Any]
+    command: str
+    environment: dict[str, str]
+    notes: tuple[str, ...] = ()
+    """What the reader must know, such as a template without a system role."""
+    persona: dict[str, Any]
+    base: Summary | None = None
+    rounds: tuple[RoundRecord, ...] = ()
+    best: int | None = None
+    """The round to use; None when no round was folded."""
+    stages: tuple[StageMark, ...] = ()
+    error: str = ""

@@ -1,0 +1,239 @@
+"""A run's figures: RunRecord in, matplotlib Figure out. No disk; same record, same bytes."""
+
+import math
+from collections.abc import Callable
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from steerheal.records import FOUNDATIONS, HealLog, Reading, RunRecord, Summary
+from steerheal.report.draw import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    course,
+    journey,
+    key,
+    legend,
+    level,
+    line,
+    note,
+    round_ticks,
+    sheet,
+    states,
+    styled,
+)
+from steerheal.report.words import number_setting
+
+BREAKDOWN = 1.7
+"""Nats of KL to base at which additive steering without healing is published to break down."""
+
+
+def _value(read: Callable[[Summary], float]) -> Callable[[Summary], Reading]:
+    return lambda summary: Reading(value=read(summary))
+
+
+def _nats(foundation: str) -> Callable[[Summary], Reading]:
+    return _value(lambda summary: summary.nats.get(foundation, math.nan))
+
+
+def trajectory(record: RunRecord) -> Figure:
+    """Trait against coherence, an arrow per round from steered to healed, and the Pareto front."""
+    with styled():
+        figure, (axes,) = sheet(5.6)
+        _draw_front(axes, record)
+        level(axes, number_setting(record, "coherence_floor"), vertical=True)
+        journey(
+            axes,
+            record,
+            _value(lambda summary: summary.coherence),
+            lambda summary: summary.persona_logodds,
+            whiskers=True,
+        )
+        axes.set_xlabel("coherence: answer mass over the base's (share)")
+        axes.set_ylabel("trait: persona_logodds (nats/token)")
+        legend(
+            figure,
+            ("Pareto front of all states", line("-", BLUE)),
+            ("coherence floor", line(":", INK)),
+            ("95 % interval of the trait", line("", GREY, "|")),
+        )
+    return figure
+
+
+def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other beats on both axes, from the left to the right."""
+    front: list[tuple[float, float]] = []
+    for point in sorted(set(points), reverse=True):
+        if not front or point[1] > front[-1][1]:
+            front.append(point)
+    return front[::-1]
+
+
+def _draw_front(axes: Axes, record: RunRecord) -> None:
+    pairs = [(row.summary.coherence, row.summary.persona_logodds.value) for row in states(record)]
+    front = pareto([pair for pair in pairs if all(map(math.isfinite, pair))])
+    xs, ys = [x for x, _ in front], [y for _, y in front]
+    axes.plot(xs, ys, drawstyle="steps-pre", color=BLUE, lw=1, zorder=1)
+
+
+def coherence(record: RunRecord) -> Figure:
+    """The coherence instruments over rounds, one panel each, each on its own scale."""
+    panels: tuple[tuple[str, str, Callable[[Summary], Reading]], ...] = (
+        ("p_ans_any", "answer mass (share)", lambda summary: summary.p_ans_any),
+        ("ppx_json", "perplexity of the JSON prefill", _value(lambda row: row.ppx_json)),
+        ("perplexity", "median under the base", _value(lambda row: row.perplexity)),
+        ("distinct_2", "distinct bigrams (share)", _value(lambda row: row.distinct_2)),
+        ("repetition", "repeated trigrams (share)", _value(lambda row: row.repetition)),
+        ("kl_to_base", "KL(state‖base) (nats/token)", lambda row: row.kl_to_base),
+    )
+    with styled():
+        figure, axes = sheet(5.8, 2, 3)
+        for panel, (title, unit, read) in zip(axes, panels, strict=True):
+            drawn = course(panel, record, read)
+            panel.set_title(title)
+            panel.set_ylabel(unit)
+            if drawn and min(drawn) > 0 and max(drawn) > 50 * min(drawn):
+                panel.set_yscale("log")
+        if record.base:
+            floor = number_setting(record, "coherence_floor") * record.base.p_ans_any.value
+            level(axes[0], floor)
+        for panel in axes[3:]:
+            panel.set_xlabel("round")
+        legend(figure, ("coherence floor", line(":", INK)))
+    return figure
+
+
+def foundations(record: RunRecord) -> Figure:
+    """Care against Authority, an arrow per round from steered to healed."""
+    with styled():
+        figure, (axes,) = sheet(5.2)
+        journey(axes, record, _nats("authority"), _nats("care"), whiskers=False)
+        axes.set_xlabel("Authority: ln mean probability (nats)")
+        axes.set_ylabel("Care: ln mean probability (nats)")
+        legend(figure)
+    return figure
+
+
+def axis_foundation(record: RunRecord) -> str:
+    """The foundation the persona's axis names; empty when it names none."""
+    axis = record.persona.get("axis")
+    name = axis.get("foundation") if isinstance(axis, dict) else None
+    return name if isinstance(name, str) and name in FOUNDATIONS else ""
+
+
+def trait(record: RunRecord) -> Figure:
+    """The trait over rounds: by the persona's two poles, and by its axis foundation."""
+    name = axis_foundation(record)
+
+    def moved(summary: Summary) -> Reading:
+        if summary.state == "base":
+            return Reading(value=0.0)
+        return summary.delta_nats.get(name, Reading.unknown("not read"))
+
+    with styled():
+        figure, (left, right) = sheet(4.2, 1, 2)
+        course(left, record, lambda summary: summary.persona_logodds)
+        if record.base:
+            level(left, record.base.persona_logodds.value)
+        left.set_title("persona_logodds")
+        left.set_ylabel("nats/token")
+        if name:
+            course(right, record, moved)
+            level(right, 0.0)
+        else:
+            note(right, "the persona names no foundation")
+        right.set_title(f"{name.capitalize() or 'Axis foundation'}, change from the base")
+        right.set_ylabel("nats")
+        for panel in (left, right):
+            panel.set_xlabel("round")
+        interval = ("95 % interval", line("", GREY, "|"))
+        legend(figure, ("level of the base", line(":", INK)), interval)
+    return figure
+
+
+def heals(record: RunRecord) -> list[tuple[int, HealLog]]:
+    """Rounds (from 1) with a heal that took a step."""
+    return [(row.round + 1, row.heal) for row in record.rounds if row.heal and row.heal.steps]
+
+
+def heal(record: RunRecord) -> Figure:
+    """Cross-entropy, divergence and barrier per optimiser step, the rounds one after another."""
+    with styled():
+        figure, panels = sheet(6, 3)
+        start = 0
+        for count, (number, log) in enumerate(heals(record)):
+            _draw_heal(panels, log, start)
+            end = start + len(log.steps)
+            for panel in panels:
+                if count % 2:
+                    panel.axvspan(start + 0.5, end + 0.5, color="#f3f3f0", zorder=0)
+            middle, spot = (start + end + 1) / 2, panels[0].get_xaxis_transform()
+            label = f"round {number}" if len(record.rounds) <= 8 else str(number)
+            panels[0].text(middle, 1.03, label, transform=spot, ha="center", color=GREY, size=9)
+            start = end
+        panels[0].set_xlim(0, max(start, 1) + 1)
+        level(panels[1], number_setting(record, "heal", "tau"))
+        units = ("CE (nats/token)", "divergence D (nats)", "barrier λ·relu(D − τ)\n(nats)")  # noqa: RUF001
+        for panel, unit in zip(panels, units, strict=True):
+            panel.set_ylabel(unit)
+        if not any(
+            math.isfinite(step.divergence) for _, log in heals(record) for step in log.steps
+        ):
+            note(panels[1], "no barrier in this run")
+        panels[-1].set_xlabel("optimiser step, over all rounds")
+        figure.align_ylabels(panels)
+        held = ("held-out CE, before training and after each epoch", line("", INK, "D"))
+        keys = (("training", line("-", GREEN)), held, ("τ", line(":", INK)))
+        key(figure, keys)
+    return figure
+
+
+def _draw_heal(panels: list[Axes], log: HealLog, start: int) -> None:
+    xs = [start + 1 + index for index in range(len(log.steps))]
+    curves = (
+        [step.ce for step in log.steps],
+        [step.divergence for step in log.steps],
+        [step.barrier for step in log.steps],
+    )
+    marker = "." if len(xs) <= 60 else ""
+    for panel, curve in zip(panels, curves, strict=True):
+        finite = [value if math.isfinite(value) else math.nan for value in curve]
+        panel.plot(xs, finite, color=GREEN, lw=1.3, marker=marker, zorder=3)
+    epochs = [step.epoch for step in log.steps]
+    last = [x for x, now, then in zip(xs, epochs, [*epochs[1:], None], strict=True) if now != then]
+    for x, held in zip([start + 0.5, *last], log.held_out, strict=False):
+        if math.isfinite(held):
+            panels[0].plot(x, held, "D", color=INK, ms=4.5, mec="white", mew=0.6, zorder=4)
+
+
+def budget(record: RunRecord) -> Figure:
+    """KL spent, round by round, against where steering without healing breaks down."""
+    summed = [(0, 0.0)] + [(row.round + 1, row.kl_cumulative) for row in record.rounds]
+    direct = [(row.round + 1, row.healed.kl_to_base.value) for row in record.rounds if row.healed]
+    with styled():
+        figure, (axes,) = sheet(4.4)
+        level(axes, BREAKDOWN)
+        top = BREAKDOWN
+        for points, dash, colour, fill, size in (
+            (summed, "-o", GREEN, GREEN, 7),
+            (direct, "D", INK, "white", 6),
+        ):
+            known = [point for point in points if math.isfinite(point[1])]
+            xs, ys = [x for x, _ in known], [y for _, y in known]
+            edge = "white" if fill == colour else colour
+            axes.plot(xs, ys, dash, color=colour, mfc=fill, mec=edge, ms=size, lw=1.6, zorder=4)
+            top = max([top, *ys])
+        round_ticks(axes, len(record.rounds))
+        axes.set_ylim(-0.04 * top, 1.12 * top)
+        axes.set_xlabel("round")
+        axes.set_ylabel("KL (nats/token)")
+        published = f"published breakdown of unhealed additive steering ({BREAKDOWN} nats)"
+        keys = (
+            ("KL per round, summed", line("-", GREEN, "o")),
+            ("KL to the base, direct", line("", INK, "D", hollow=True)),
+            (published, line(":", INK)),
+        )
+        key(figure, keys)
+    return figure

@@ -1,0 +1,183 @@
+"""A run folder as one self-contained page, with its figures beside it. Reads records, no model.
+
+Whatever a model, prompt or file wrote is data: the template escapes every value, and shows
+control characters instead of passing them on.
+"""
+
+import base64
+import json
+import os
+from contextlib import suppress
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from steerheal import store
+from steerheal.records import HealLog, RoundRecord, RunRecord
+from steerheal.report import draw, samples, table
+from steerheal.report.plates import PLATES, Plate
+from steerheal.report.samples import shown_differs
+from steerheal.report.words import (
+    Condition,
+    conditions,
+    headline,
+    number,
+    one_line,
+    persona_name,
+    setting,
+    stuck,
+    visible,
+)
+
+__all__ = ["Condition", "conditions", "headline", "shown_differs", "write_report"]
+
+
+ENDED = {
+    "running": "the run has not finished",
+    "finished": "the run had ended",
+    "interrupted": "the run was interrupted",
+    "failed": "the run failed",
+}
+
+
+class Picture(NamedTuple):
+    """A figure on the page."""
+
+    title: str
+    caption: str
+    source: str
+    """Data URI; empty when it is not drawn."""
+    lacks: str
+    """Why it is not drawn."""
+
+
+def write_report(folder: Path) -> Path:
+    """Writes figures/ and report.html beside run.json; returns the page's path.
+
+    Raises:
+        UserError: not a run folder, or one that cannot be written.
+    """
+    record = _with_heals(folder, store.read_run(folder))
+    pictures = [_picture(folder / "figures", plate, record) for plate in PLATES]
+    page = folder / "report.html"
+    store.write_text(page, _render(folder, record, pictures))
+    return page
+
+
+def _with_heals(folder: Path, record: RunRecord) -> RunRecord:
+    """The record with heals that a stopped run finished but did not note in it."""
+
+    def filled(row: RoundRecord) -> RoundRecord:
+        if row.heal is not None:
+            return row
+        log = samples.attempt(store.read_heal, folder, row.round)
+        return row.model_copy(update={"heal": log}) if isinstance(log, HealLog) else row
+
+    return record.model_copy(update={"rounds": tuple(filled(row) for row in record.rounds)})
+
+
+def _picture(folder: Path, plate: Plate, record: RunRecord) -> Picture:
+    lacks = plate.lacks(record)
+    if lacks:
+        return Picture(plate.title, plate.caption, "", lacks)
+    figure = plate.draw(record)
+    vector = draw.svg(figure, plate.name)
+    store.write_text(folder / f"{plate.name}.svg", vector)
+    _write_bytes(folder / f"{plate.name}.png", draw.png(figure))
+    code = base64.b64encode(vector.encode()).decode()
+    return Picture(plate.title, plate.caption, f"data:image/svg+xml;base64,{code}", "")
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    work = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        work.write_bytes(content)
+        work.replace(path)
+    except OSError as error:
+        raise store.disk_error(path, error) from error
+    finally:
+        with suppress(OSError):
+            work.unlink(missing_ok=True)
+
+
+def _render(folder: Path, record: RunRecord, pictures: list[Picture]) -> str:
+    source = files("steerheal.report").joinpath("template.html.j2").read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
+    )
+    held = conditions(record, shown_differs(folder, record))
+    return environment.from_string(source).render(
+        record=record,
+        headline=headline(record),
+        verdict=_verdict(held),
+        conditions=held,
+        facts=_facts(record),
+        poles=_poles(record),
+        missing=_missing(record),
+        stages=table.stages_table(record),
+        rounds=[
+            (table.rounds_table(record, "Course", table.COURSE), table.COURSE),
+            (table.rounds_table(record, "Price", table.PRICE), table.PRICE),
+        ],
+        pictures=pictures,
+        heals=table.heals_table(record),
+        diary=samples.diary(folder, record),
+        filtered=samples.filtered(folder, record),
+        borderline=samples.BORDERLINE,
+        foundations=table.foundations_tables(record),
+        config=json.dumps(record.config, indent=2, ensure_ascii=False),
+    )
+
+
+def _shown(value: object) -> object:
+    """Runs on every value of the template, before it is escaped."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _verdict(held: list[Condition]) -> str:
+    if any(condition.holds is False for condition in held):
+        return "bad"
+    return "good" if all(condition.holds for condition in held) else "unknown"
+
+
+def _facts(record: RunRecord) -> list[tuple[str, str]]:
+    environment = sorted(record.environment.items())
+    return [
+        ("run", record.name),
+        ("status", record.status + (f": {one_line(record.outcome)}" if record.outcome else "")),
+        ("model", str(setting(record, "model", "name") or "the embedded one")),
+        ("persona", f"{persona_name(record)}: {record.persona.get('title', '')}".rstrip(": ")),
+        ("contrast", f"positive against {setting(record, 'vector', 'contrast') or 'unknown'}"),
+        ("rounds", f"{len(record.rounds)} of at most {setting(record, 'rounds') or '?'}"),
+        ("seed", str(setting(record, "seed"))),
+        *environment,
+    ]
+
+
+def _poles(record: RunRecord) -> list[tuple[str, str]]:
+    names = ("positive", "negative", "neutral")
+    return [(name, str(record.persona[name])) for name in names if record.persona.get(name)]
+
+
+def _missing(record: RunRecord) -> list[str]:
+    """A sentence for everything a finished run would have and this one has not."""
+    why = ENDED[record.status]
+    said = [] if record.base else [f"The base was not evaluated: {why}."]
+    for row in record.rounds:
+        reason = stuck(record, row) or f"{why[:1].upper()}{why[1:]} before it was evaluated."
+        states = (("steered", row.steered), ("healed", row.healed))
+        absent = " or ".join(name for name, summary in states if summary is None)
+        if absent:
+            said.append(f"Round {row.round + 1} has no {absent} reading. {reason}")
+    planned = setting(record, "rounds")
+    if isinstance(planned, int) and len(record.rounds) < planned:
+        end = one_line(record.outcome) or why
+        said.append(f"{number(planned - len(record.rounds))} planned rounds were not run: {end}.")
+    return said

@@ -1,0 +1,196 @@
+"""The texts of the report, read from a run folder: the diary, and what the filter let through.
+
+Nothing is picked by hand: show prompts are fixed in advance, borderline samples follow a rule.
+A file that is missing or unreadable becomes a sentence.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, ParamSpec, TypeVar
+
+from steerheal import store
+from steerheal.errors import UserError
+from steerheal.records import (
+    Completion,
+    Harvest,
+    Judged,
+    Record,
+    RoundRecord,
+    RunRecord,
+    Shown,
+    WalkStep,
+)
+from steerheal.report.table import Cell, Table, plain, survival
+from steerheal.report.words import chosen, number
+
+BORDERLINE = 3
+P = ParamSpec("P")
+R = TypeVar("R", bound=Record)
+
+
+class Line(NamedTuple):
+    """One state's answer to a show prompt."""
+
+    label: str
+    kind: str
+    """base, steered or healed."""
+    text: str
+    ended: bool
+    as_base: bool
+    """The same text as the base's."""
+
+
+class Entry(NamedTuple):
+    """A show prompt and the answers to it."""
+
+    prompt: str
+    lines: list[Line]
+
+
+class Diary(NamedTuple):
+    """The show prompts, each answered by every state."""
+
+    entries: list[Entry]
+    missing: list[str]
+    """Sentences: which state's answers are not there, and why."""
+
+
+class Sample(NamedTuple):
+    """A completion on the filter's edge."""
+
+    kept: bool
+    prompt: str
+    text: str
+    dose: str
+    perplexity: str
+    reasons: str
+
+
+class Filtered(NamedTuple):
+    """What the filter did in a round."""
+
+    title: str
+    limit: str
+    reasons: Table
+    walk: Table
+    samples: list[Sample]
+    missing: str
+
+
+def attempt(read: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | str:
+    """What was read, or the reason why it could not be."""
+    try:
+        return read(*args, **kwargs)
+    except UserError as error:
+        return str(error)
+
+
+def shown_differs(folder: Path, record: RunRecord) -> tuple[int, int] | None:
+    """How many of how many show prompts the chosen round answers unlike the base."""
+    row = chosen(record)
+    base = attempt(store.read_shown, folder, -1, "base")
+    if row is None or isinstance(base, str):
+        return None
+    healed = attempt(store.read_shown, folder, row.round, "healed")
+    if isinstance(healed, str):
+        return None
+    before, after = _texts(base), _texts(healed)
+    both = before.keys() & after.keys()
+    return sum(before[prompt].text != after[prompt].text for prompt in both), len(both)
+
+
+def _texts(shown: Shown) -> dict[str, Completion]:
+    return {completion.prompt: completion for completion in shown.completions}
+
+
+def diary(folder: Path, record: RunRecord) -> Diary:
+    """Every show prompt with the answers of the base, the first steered state, and each heal."""
+    wanted = [(-1, "base", "base")]
+    if any(row.round == 0 for row in record.rounds):
+        wanted.append((0, "steered", "round 1 steered, raw"))
+    wanted += [
+        (row.round, "healed", f"round {row.round + 1} healed")
+        for row in record.rounds
+        if row.outcome == "folded"
+    ]
+    answers: dict[str, list[Line]] = {}
+    base: dict[str, Completion] = {}
+    missing: list[str] = []
+    for number_of, state, label in wanted:
+        shown = attempt(store.read_shown, folder, number_of, state)
+        if isinstance(shown, str):
+            missing.append(f"{label}: {shown}")
+            continue
+        base = _texts(shown) if state == "base" else base
+        for item in shown.completions:
+            same = state != "base" and item.prompt in base and base[item.prompt].text == item.text
+            line = Line(label, state, item.text, item.ended, same)
+            answers.setdefault(item.prompt, []).append(line)
+    return Diary([Entry(prompt, lines) for prompt, lines in answers.items()], missing)
+
+
+def filtered(folder: Path, record: RunRecord) -> list[Filtered]:
+    """The filter's work per round, from the harvest on disk, else from the run's record."""
+    rows = {row.round: row for row in record.rounds}
+    ahead = max(rows, default=-1) + 1
+    if (store.round_folder(folder, ahead) / "harvest.json").is_file():
+        return [_filtered(folder, n, rows.get(n)) for n in [*rows, ahead]]
+    return [_filtered(folder, n, rows[n]) for n in rows]
+
+
+def _filtered(folder: Path, number_of: int, row: RoundRecord | None) -> Filtered:
+    title = f"Round {number_of + 1}" + ("" if row else " (unfinished)")
+    harvest = attempt(store.read_harvest, folder, number_of)
+    if isinstance(harvest, Harvest):
+        walk, reasons, samples, missing = harvest.walk, harvest.reasons(), borderline(harvest), ""
+        limit = number(harvest.perplexity_limit)
+    else:
+        walk, reasons = (row.walk, row.reasons) if row else ((), {})
+        samples, missing, limit = [], harvest, ""
+    return Filtered(title, limit, _reasons_table(reasons), _walk_table(walk), samples, missing)
+
+
+def _reasons_table(reasons: dict[str, int]) -> Table:
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    rows = [[Cell(reason), Cell(str(count))] for reason, count in ordered]
+    return Table("Dropped", [Cell("reason"), Cell("completions")], rows)
+
+
+def _walk_table(walk: Sequence[WalkStep]) -> Table:
+    heads = [Cell("multiplier", "of the vector"), Cell("drawn"), Cell("kept")]
+    rows = [
+        [
+            plain(step.multiplier),
+            Cell(str(step.drawn)),
+            Cell(str(step.kept)),
+            Cell(survival(step)),
+        ]
+        for step in walk
+    ]
+    return Table("Survival", [*heads, Cell("survival", "share")], rows)
+
+
+def borderline(harvest: Harvest) -> list[Sample]:
+    """The kept of highest tail perplexity, and the dropped ones nearest to the limit."""
+    limit = harvest.perplexity_limit
+    kept = [row for row in harvest.judged if row.verdict.kept]
+    kept.sort(key=lambda row: _known(-row.verdict.tail_perplexity))
+    dropped = [row for row in harvest.judged if not row.verdict.kept]
+    dropped.sort(key=lambda row: _known(abs(row.verdict.tail_perplexity - limit)))
+    return [_sample(row) for row in [*kept[:BORDERLINE], *dropped[:BORDERLINE]]]
+
+
+def _known(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
+def _sample(row: Judged) -> Sample:
+    return Sample(
+        kept=row.verdict.kept,
+        prompt=row.completion.prompt,
+        text=row.completion.text,
+        dose=number(row.completion.dose),
+        perplexity=number(row.verdict.tail_perplexity),
+        reasons=", ".join(row.verdict.reasons),
+    )

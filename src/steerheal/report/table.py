@@ -1,0 +1,294 @@
+"""The report's tables as cells of text, with the reason for every dash. No HTML, no disk."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from steerheal.records import FOUNDATIONS, Reading, RoundRecord, RunRecord, Summary, WalkStep
+from steerheal.report.words import UNKNOWN, interval, number, one_line
+
+
+class Cell(NamedTuple):
+    """What a table shows in one place."""
+
+    text: str
+    under: str = ""
+    """Second, smaller line."""
+    why: str = ""
+    """Shown on hover: why the value is unknown."""
+
+
+class Column(NamedTuple):
+    """A column of the round table."""
+
+    head: str
+    unit: str
+    meaning: str
+    cell: Callable[[RoundRecord], Cell]
+
+
+class Table(NamedTuple):
+    """A heading row and rows of cells; the first cell of a row names it."""
+
+    title: str
+    heads: list[Cell]
+    rows: list[list[Cell]]
+
+
+def plain(value: float, why: str = "") -> Cell:
+    """A bare number; `why` is said when it is NaN."""
+    return Cell(number(value), why=(why or "not measured") if math.isnan(value) else "")
+
+
+def reading(value: Reading | None, *, signed: bool = False, why: str = "") -> Cell:
+    """A value over its interval."""
+    if value is None:
+        return Cell(UNKNOWN, why=why or "not measured")
+    reason = one_line(value.reason) or why or "no reason was recorded"
+    known = not math.isnan(value.value)
+    return Cell(number(value.value, signed=signed), interval(value), "" if known else reason)
+
+
+def _of(state: str, read: Callable[[Summary], Cell]) -> Callable[[RoundRecord], Cell]:
+    def cell(row: RoundRecord) -> Cell:
+        summary = row.steered if state == "steered" else row.healed
+        if summary is None:
+            return Cell(UNKNOWN, why=f"{state} was not evaluated: the round is {row.outcome}")
+        return read(summary)
+
+    return cell
+
+
+def trait_cell(summary: Summary) -> Cell:
+    """persona_logodds over its change from the base."""
+    value, delta = summary.persona_logodds, summary.delta_logodds
+    if summary.state == "base" or math.isnan(delta.value):
+        return reading(value)
+    return reading(value)._replace(
+        under=f"Δ {number(delta.value, signed=True)} {interval(delta)}".rstrip()
+    )
+
+
+def coherence_cell(summary: Summary) -> Cell:
+    """Answer mass over the base's, over the answer mass itself."""
+    why = one_line(summary.p_ans_any.reason) or "the base has no answer mass to compare with"
+    mass = number(summary.p_ans_any.value)
+    return plain(summary.coherence, why)._replace(under=f"mass {mass}")
+
+
+def surgical_cell(summary: Summary) -> Cell:
+    """Whether the target moved more than every off-target."""
+    if summary.surgical is None:
+        return Cell(UNKNOWN, why="the target foundation is not shown to have moved")
+    return Cell("yes" if summary.surgical else "no")
+
+
+def survival(step: WalkStep) -> str:
+    """Kept over drawn at one multiplier."""
+    return number(step.kept / step.drawn if step.drawn else math.nan)
+
+
+def walk_cell(row: RoundRecord) -> Cell:
+    """The multipliers tried, over the share that survived at each."""
+    if not row.walk:
+        return Cell(UNKNOWN, why="no multiplier was tried")
+    return Cell(
+        " → ".join(number(step.multiplier) for step in row.walk),
+        " → ".join(survival(step) for step in row.walk),
+    )
+
+
+def _kl(row: RoundRecord, value: float) -> Cell:
+    return plain(value, f"not measured: the round is {row.outcome}")
+
+
+def _healed_reading(row: RoundRecord, value: Reading | None) -> Cell:
+    return reading(value, why=f"not measured: the round is {row.outcome}")
+
+
+COURSE = (
+    Column(
+        "multiplier",
+        "of the vector",
+        "strength at which the round's data was kept",
+        lambda row: plain(row.multiplier),
+    ),
+    Column("walk", "survival", "multipliers walk-C tried, over the share kept at each", walk_cell),
+    Column(
+        "kept",
+        "of drawn",
+        "completions the filter kept",
+        lambda row: Cell(str(row.kept), f"of {row.drawn}"),
+    ),
+    Column(
+        "steered trait",
+        "nats/token",
+        "persona_logodds with the hook on, over its change from the base",
+        _of("steered", trait_cell),
+    ),
+    Column(
+        "healed trait",
+        "nats/token",
+        "the same after healing, without any hook",
+        _of("healed", trait_cell),
+    ),
+    Column(
+        "steered coherence",
+        "share of base",
+        "answer mass over the base's, with the hook on",
+        _of("steered", coherence_cell),
+    ),
+    Column(
+        "healed coherence", "share of base", "the same after healing", _of("healed", coherence_cell)
+    ),
+)
+"""What went into a round, and the trait and coherence that came out."""
+
+PRICE = (
+    Column(
+        "retain",
+        "share",
+        "healed over steered gain of trait in this round; near 0 is an undo",
+        lambda row: _healed_reading(row, row.retain),
+    ),
+    Column(
+        "recovered",
+        "share",
+        "lost answer mass that the heal bought back; 1 is all of it",
+        lambda row: _healed_reading(row, row.recovered),
+    ),
+    Column(
+        "coh_cost",
+        "share/nat",
+        "answer mass lost per nat/token of trait, healed against base; lower is better",
+        _of("healed", lambda summary: reading(summary.coh_cost)),
+    ),
+    Column(
+        "surgical",
+        "",
+        "the target foundation moved as meant, and more than every off-target",
+        _of("healed", surgical_cell),
+    ),
+    Column(
+        "cos(v_r, v₀)",
+        "",
+        "direction of this round's vector against the first round's; below 0.5 it wanders",
+        lambda row: plain(row.direction_cosine),
+    ),
+    Column(
+        "KL round",
+        "nats/token",
+        "KL(student‖student before the round) on the student's own answers",
+        lambda row: _kl(row, row.kl_round),
+    ),
+    Column(
+        "KL sum",
+        "nats/token",
+        "KL round summed over the rounds so far",
+        lambda row: _kl(row, row.kl_cumulative),
+    ),
+)
+"""What the heal kept, bought back and cost."""
+
+
+def rounds_table(record: RunRecord, title: str, columns: Sequence[Column]) -> Table:
+    """Every round, a column per reading; the base first where it has one."""
+    heads = [Cell("round"), *(Cell(column.head, column.unit) for column in columns)]
+    rows = [
+        [_round_name(record, row), *(column.cell(row) for column in columns)]
+        for row in record.rounds
+    ]
+    if record.base and columns is COURSE:
+        known = {
+            "healed trait": trait_cell(record.base),
+            "healed coherence": coherence_cell(record.base),
+        }
+        cells = [known.get(column.head, Cell("")) for column in columns]
+        rows.insert(0, [Cell("base"), *cells])
+    return Table(title, heads, rows)
+
+
+def _round_name(record: RunRecord, row: RoundRecord) -> Cell:
+    star = " ★" if row.round == record.best else ""
+    return Cell(f"{row.round + 1}{star}", row.outcome)
+
+
+def foundations_tables(record: RunRecord) -> list[Table]:
+    """Nats per foundation of base, steered and healed, a table per evaluated round."""
+    if record.base is None:
+        return []
+    tables = [
+        _foundations(f"Round {row.round + 1}", record.base, row)
+        for row in record.rounds
+        if row.steered or row.healed
+    ]
+    return tables or [_foundations("Base", record.base, None)]
+
+
+def _foundations(title: str, base: Summary, row: RoundRecord | None) -> Table:
+    heads = [Cell("foundation"), Cell("base", "nats")]
+    heads += (
+        [Cell(head, "nats") for head in ("steered", "change", "healed", "change")] if row else []
+    )
+    states = [row.steered, row.healed] if row else []
+    rows = []
+    for name in FOUNDATIONS:
+        cells = [Cell(name), plain(base.nats.get(name, math.nan), "not read")]
+        for summary in states:
+            cells += _nats_cells(summary, name)
+        rows.append(cells)
+    return Table(title, heads, rows)
+
+
+def _nats_cells(summary: Summary | None, name: str) -> list[Cell]:
+    if summary is None:
+        return [Cell(UNKNOWN, why="not evaluated")] * 2
+    value = summary.nats.get(name, math.nan)
+    return [
+        plain(value, "not read"),
+        reading(summary.delta_nats.get(name), signed=True, why="not read"),
+    ]
+
+
+def heals_table(record: RunRecord) -> Table:
+    """How every round's heal went."""
+    heads = [Cell("round"), Cell("trained on", "completions"), Cell("held out", "completions")]
+    heads += [Cell("λ"), Cell("barrier fired", "share of steps"), Cell("held-out CE", "nats/token")]
+    heads += [Cell("outcome")]
+    rows = []
+    for row in record.rounds:
+        if row.heal is None:
+            rows.append([Cell(str(row.round + 1)), *[Cell(UNKNOWN, why=f"{row.outcome}")] * 6])
+            continue
+        log = row.heal
+        fired = plain(log.barrier_fired if log.steps else math.nan, "no step was taken")
+        cells = [
+            Cell(str(log.trained_on)),
+            Cell(str(log.held_out_completions)),
+            plain(log.lam),
+            fired,
+        ]
+        cells += [Cell(_trend(log.held_out)), Cell(log.outcome, one_line(log.reason))]
+        rows.append([Cell(str(row.round + 1)), *cells])
+    return Table("Heals", heads, rows)
+
+
+def _trend(values: Sequence[float]) -> str:
+    return " → ".join(number(value) for value in values) or UNKNOWN
+
+
+def stages_table(record: RunRecord) -> Table:
+    """Every finished stage, how long it took, and whether it was read from an earlier run."""
+    heads = [Cell("stage"), Cell("round"), Cell("time", "s"), Cell("source")]
+    rows = [
+        [
+            Cell(one_line(mark.name)),
+            Cell("base" if mark.round < 0 else str(mark.round + 1)),
+            plain(mark.seconds),
+            Cell("reused" if mark.reused else "made"),
+        ]
+        for mark in record.stages
+    ]
+    total = sum(mark.seconds for mark in record.stages if not mark.reused)
+    rows.append([Cell("made in this run"), Cell(""), plain(total), Cell("")])
+    return Table("Stages", heads, rows)

@@ -1,0 +1,276 @@
+"""The stages of a run, each behind the store: a result is made once per key of its inputs.
+
+A `Student` is the model with a history of finished rounds; its key stands for all that made it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from steerheal import prompts
+from steerheal.config import RunConfig
+from steerheal.errors import UserError
+from steerheal.heal.adapter import Adapter
+from steerheal.heal.fold import Gated, folded
+from steerheal.heal.train import Healed, heal, training_pairs
+from steerheal.measure import free
+from steerheal.measure.evaluate import Enter, evaluate, size
+from steerheal.models.generate import Draw, generate
+from steerheal.models.hooks import Dosed
+from steerheal.models.load import ChatModel
+from steerheal.models.score import continuation_states, token_logprobs
+from steerheal.records import Completion, Harvest, HealLog, HealStep, Scores, Shown, Verdict
+from steerheal.steer.dose import harvest
+from steerheal.steer.filter import judge, perplexity_limit
+from steerheal.steer.persona import Persona
+from steerheal.steer.vector import SteeringVector, extract
+from steerheal.store import (
+    Store,
+    key_of,
+    read_harvest_folder,
+    read_record,
+    write_harvest,
+    write_record,
+)
+
+ADAPTER, HEAL, VECTOR = "adapter", "heal.json", "vector.safetensors"
+BASE = -1
+"""The base's place among the rounds, which count from 0."""
+
+
+class Watcher(Protocol):
+    """Who is told how a run goes."""
+
+    def stage(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Opens a bar of `total` rows for a stage; the callable advances it."""
+        ...
+
+    def heal_step(self, number: int, step: HealStep, of: int) -> None:
+        """One optimiser step of round `number` is done."""
+        ...
+
+
+@dataclass(frozen=True)
+class Student:
+    """The model after some rounds: the folded history and the keys of what made it."""
+
+    chat: ChatModel
+    history: tuple[Gated, ...] = ()
+    keys: tuple[str, ...] = ()
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """The model as this student."""
+        with folded(self.chat, self.history):
+            yield
+
+    def steered(self, vector: SteeringVector, dose: float) -> Enter:
+        """A door to this student under dose·v."""
+
+        @contextmanager
+        def enter() -> Iterator[Dosed]:
+            with self.entered(), vector.applied(self.chat, dose) as dosed:
+                yield dosed
+
+        return enter
+
+    def healed(self, adapter: Adapter, gate: float, key: str) -> "Student":
+        """This student with one more round folded in."""
+        return Student(
+            self.chat, (*self.history, Gated(adapter, gate)), (*self.keys, key_of(key, gate))
+        )
+
+
+@dataclass(frozen=True)
+class Stages:
+    """One run's stages: each method makes or finds one result."""
+
+    config: RunConfig
+    persona: Persona
+    chat: ChatModel
+    store: Store
+    watcher: Watcher
+
+    def evaluated(
+        self,
+        number: int,
+        state: str,
+        enter: Enter,
+        key: str,
+        *,
+        dose: float = 0.0,
+        before: Student | None = None,
+    ) -> Scores:
+        """Readings of a state; `key` stands for what made the state."""
+        measure, seed = self.config.measure, self.config.seed
+        full_key = key_of(
+            "evaluate", self.chat.fingerprint, state, key, measure, self.config.sampling,
+            seed, dose, self.persona, before.keys if before else None,
+        )  # fmt: skip
+        total = size(measure, self.persona, prompts.lines("statements"))
+
+        def make() -> Scores:
+            with self._bar(number, f"reading {state}", total) as progress:
+                return evaluate(
+                    self.chat,
+                    state,
+                    enter,
+                    self.persona,
+                    measure,
+                    sampling=self.config.sampling,
+                    seed=seed,
+                    dose=dose,
+                    previous=before.entered if before else None,
+                    progress=progress,
+                )
+
+        file = "scores.json" if number == BASE else f"{state}.json"
+        return self.store.stage(
+            f"evaluate-{state}",
+            number,
+            full_key,
+            make=make,
+            save=lambda folder, scores: write_record(folder / file, scores),
+            load=lambda folder: read_record(folder / file, Scores),
+        )
+
+    def shown(
+        self, number: int, state: str, enter: Enter, key: str, *, dose: float = 0.0
+    ) -> Shown:
+        """The fixed show prompts, answered by a state."""
+        asked, seed = self.persona.prompts.show, self.config.seed
+        sampling = self.config.sampling
+        full_key = key_of(
+            "show", self.chat.fingerprint, state, key, sampling, seed, dose, asked
+        )
+
+        def make() -> Shown:
+            draws = [Draw(prompt, dose, seed * 7_919 + i) for i, prompt in enumerate(asked)]
+            with self._bar(number, f"showing {state}", len(asked)) as progress, enter() as dosed:
+                said = generate(self.chat, draws, sampling, dosed=dosed, progress=progress)
+            return Shown(state=state, completions=tuple(said))
+
+        file = "shown.json" if number == BASE else f"shown-{state}.json"
+        return self.store.stage(
+            f"show-{state}",
+            number,
+            full_key,
+            make=make,
+            save=lambda folder, shown: write_record(folder / file, shown),
+            load=lambda folder: read_record(folder / file, Shown),
+        )
+
+    def vector(self, number: int, student: Student) -> tuple[SteeringVector, str]:
+        """The student's steering vector, and its key."""
+        settings, persona = self.config.vector, self.persona
+        bundled = prompts.contexts()
+        if settings.contexts > len(bundled):
+            raise UserError(
+                f"vector.contexts is {settings.contexts}; {len(bundled)} contexts are bundled."
+            )
+        chosen = bundled[: settings.contexts]
+        poles = (persona.positive, persona.negative, persona.neutral)
+        key = key_of("vector", self.chat.fingerprint, student.keys, settings, chosen, poles)
+
+        def make() -> SteeringVector:
+            with self._bar(number, "vector", 2 * len(chosen)) as progress, student.entered():
+                return extract(self.chat, persona, chosen, settings, progress)
+
+        vector = self.store.stage(
+            "vector",
+            number,
+            key,
+            make=make,
+            save=lambda folder, value: value.save(folder / VECTOR),
+            load=lambda folder: SteeringVector.load(folder / VECTOR),
+        )
+        return vector, key
+
+    def harvest(
+        self, number: int, student: Student, vector: SteeringVector, key: str, base: Scores
+    ) -> tuple[Harvest, str]:
+        """The round's judged completions, and their key."""
+        config, persona = self.config, self.persona
+        limit = perplexity_limit([row.tail_perplexity for row in base.persona], config.filter)
+        seed = config.seed * 1_009 + number
+        full_key = key_of(
+            "harvest", key, config.dose, config.sampling, config.filter, limit, seed,
+            persona.prompts.train, persona.positive, persona.negative,
+        )  # fmt: skip
+
+        def sample(draws: Sequence[Draw]) -> list[Completion]:
+            top = max(draw.dose for draw in draws)
+            with (
+                self._bar(number, f"sampling, dose up to {top:.3g}", len(draws)) as progress,
+                student.steered(vector, 0.0)() as dosed,
+            ):
+                return generate(self.chat, draws, config.sampling, dosed=dosed, progress=progress)
+
+        def verdicts(completions: Sequence[Completion]) -> list[Verdict]:
+            logs = token_logprobs(self.chat, free.answer_pairs(self.chat, completions))
+            rows = [row.tolist() for row in logs]
+            return judge(completions, rows, persona, limit=limit, settings=config.filter)
+
+        def make() -> Harvest:
+            return harvest(
+                sample,
+                verdicts,
+                persona.prompts.train,
+                config.dose,
+                rows=config.sampling.rows,
+                seed=seed,
+                perplexity_limit=limit,
+            )
+
+        found = self.store.stage(
+            "harvest", number, full_key, make=make, save=write_harvest, load=read_harvest_folder
+        )
+        return found, full_key
+
+    def healed(
+        self, number: int, student: Student, found: Harvest, key: str
+    ) -> tuple[Healed, str]:
+        """The round's adapter and how it was trained, and its key."""
+        config, settings = self.config, self.config.heal
+        kept = found.kept(config.dose.want)
+        full_key = key_of("heal", key, student.keys, settings, config.seed, number, len(kept))
+
+        def make() -> Healed:
+            pairs = training_pairs(self.chat, kept)
+            origin = student if settings.reference == "prev" else Student(self.chat)
+            with origin.entered():
+                reference = continuation_states(self.chat, pairs)
+            with student.entered():
+                return heal(
+                    self.chat,
+                    pairs,
+                    reference,
+                    settings,
+                    round_number=number,
+                    seed=config.seed,
+                    progress=lambda step, of: self.watcher.heal_step(number, step, of),
+                )
+
+        def save(folder: Path, healed: Healed) -> None:
+            healed.adapter.save(folder / ADAPTER, base=self.chat.name)
+            write_record(folder / HEAL, healed.log)
+
+        result = self.store.stage(
+            "heal",
+            number,
+            full_key,
+            make=make,
+            save=save,
+            load=lambda folder: Healed(
+                Adapter.load(folder / ADAPTER), read_record(folder / HEAL, HealLog)
+            ),
+        )
+        return result, full_key
+
+    def _bar(
+        self, number: int, title: str, total: int
+    ) -> AbstractContextManager[Callable[[int], None]]:
+        place = "base" if number == BASE else f"round {number + 1}"
+        return self.watcher.stage(f"{place} · {title}", total)

@@ -1,0 +1,1 @@
+"""From a persona to training data: vector, dose, filter."""

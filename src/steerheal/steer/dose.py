@@ -1,0 +1,88 @@
+"""walk-C: a round's training data at the highest multiplier whose completions survive the filter.
+
+The multiplier walks down from its start until enough of a mixed-dose batch survives; then more
+batches top up until enough are kept, or the round ends as starved.
+"""
+
+from collections.abc import Callable, Sequence
+
+from steerheal.config import DoseSettings
+from steerheal.models.generate import Draw
+from steerheal.records import Completion, Harvest, Judged, Verdict, WalkStep
+
+Sampler = Callable[[Sequence[Draw]], list[Completion]]
+Judge = Callable[[Sequence[Completion]], list[Verdict]]
+
+
+def harvest(
+    sample: Sampler,
+    judge: Judge,
+    prompts: Sequence[str],
+    settings: DoseSettings,
+    *,
+    rows: int,
+    seed: int,
+    perplexity_limit: float,
+) -> Harvest:
+    """Walks the multiplier down, then tops up; always ends in a record, starved or fed.
+
+    Args:
+        sample: Draws to completions, under steering.
+        judge: Completions to verdicts, under the base.
+        prompts: The training prompts, used in turn.
+        settings: Start, step, sweep, target survival, and how many are wanted.
+        rows: Draws per batch.
+        seed: First draw's seed; every draw has its own.
+        perplexity_limit: Recorded beside the verdicts.
+    """
+    judged: list[Judged] = []
+    walk: list[WalkStep] = []
+    source = _Draws(prompts, settings, seed)
+
+    def batch(multiplier: float, name: str) -> list[Judged]:
+        completions = sample(source.take(rows, multiplier))
+        verdicts = judge(completions)
+        return [
+            Judged(completion=completion, verdict=verdict, batch=name)
+            for completion, verdict in zip(completions, verdicts, strict=True)
+        ]
+
+    multiplier = settings.start
+    for step in range(settings.walks):
+        multiplier = settings.start * settings.step**step
+        drawn = batch(multiplier, f"walk-{step}")
+        judged += drawn
+        kept = sum(row.verdict.kept for row in drawn)
+        walk.append(WalkStep(multiplier=multiplier, drawn=len(drawn), kept=kept))
+        if kept >= settings.target * len(drawn):
+            break
+    have = walk[-1].kept
+    for number in range(1, settings.batches):
+        if have >= settings.want:
+            break
+        drawn = batch(multiplier, f"top-up-{number}")
+        judged += drawn
+        have += sum(row.verdict.kept for row in drawn)
+    return Harvest(
+        outcome="fed" if have >= settings.minimum else "starved",
+        multiplier=multiplier,
+        walk=tuple(walk),
+        judged=tuple(judged),
+        perplexity_limit=perplexity_limit,
+    )
+
+
+class _Draws:
+    """Prompts, doses and seeds in turn: every prompt meets every dose before any pair repeats."""
+
+    def __init__(self, prompts: Sequence[str], settings: DoseSettings, seed: int) -> None:
+        self._prompts, self._sweep, self._seed, self._count = prompts, settings.sweep, seed, 0
+
+    def take(self, rows: int, multiplier: float) -> list[Draw]:
+        draws = []
+        for _ in range(rows):
+            lap, place = divmod(self._count, len(self._prompts))
+            dose = self._sweep[(place + lap) % len(self._sweep)] * multiplier
+            draws.append(Draw(self._prompts[place], dose, self._seed * 1_000_003 + self._count))
+            self._count += 1
+        return draws

@@ -1,0 +1,135 @@
+"""A persona: two opposite system prompts on one axis, its foundation, and its prompt pools.
+
+In: a built-in name or a TOML file. Out: a frozen `Persona`. It knows nothing of models.
+"""
+
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
+
+from steerheal.config import read_toml, validated
+from steerheal.errors import unknown
+from steerheal.records import Record
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Foundation = Literal["care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social"]
+
+
+class Closed(Record):
+    """A record whose fields are documented for users who write one in TOML."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, str_strip_whitespace=True
+    )
+
+
+class Axis(Closed):
+    """Which moral foundation should move, and which way."""
+
+    foundation: Foundation
+    """The target foundation."""
+    sign: Literal[-1, 1]
+    """+1: the positive pole raises the foundation's share among reasons why an act is wrong."""
+    off_target: tuple[Foundation, ...] = ()
+    """Foundations that must move less than the target."""
+
+    @model_validator(mode="after")
+    def _target_is_not_off_target(self) -> Self:
+        if self.foundation in self.off_target:
+            raise ValueError(f"off_target must not hold the target foundation {self.foundation!r}")
+        return self
+
+
+class Prompts(Closed):
+    """User messages by purpose; no message serves two purposes."""
+
+    train: tuple[Text, ...] = Field(min_length=1)
+    """Answered under steering; what survives the filter is trained on."""
+    evaluate: tuple[Text, ...] = Field(min_length=2)
+    """Answered freely by every evaluated state."""
+    show: tuple[Text, ...] = Field(min_length=1)
+    """Answered in the report, fixed in advance."""
+
+    @model_validator(mode="after")
+    def _pools_are_disjoint(self) -> Self:
+        pools = {"train": self.train, "evaluate": self.evaluate, "show": self.show}
+        seen: dict[str, str] = {}
+        for name, pool in pools.items():
+            for prompt in pool:
+                other = seen.setdefault(prompt.casefold(), name)
+                if other != name:
+                    raise ValueError(f"{prompt!r} is in both {other} and {name}")
+        return self
+
+
+class Persona(Closed):
+    """A trait as a contrast of two system prompts."""
+
+    name: Text
+    title: Text
+    """What the persona is, in one line."""
+    positive: Text
+    """System prompt of the pole that is steered towards."""
+    negative: Text
+    """System prompt of the direct opposite, on the same axis, matched in length and style."""
+    neutral: Text = "You are a helpful assistant."
+    """System prompt of neither pole."""
+    axis: Axis
+    prompts: Prompts
+
+    @model_validator(mode="after")
+    def _poles_differ(self) -> Self:
+        poles = {
+            "positive": self.positive,
+            "negative": self.negative,
+            "neutral": self.neutral,
+        }
+        names = list(poles)
+        for i, one in enumerate(names):
+            for other in names[i + 1 :]:
+                if poles[one].casefold() == poles[other].casefold():
+                    raise ValueError(f"the poles {one} and {other} are equal: {poles[one]!r}")
+        return self
+
+    def reversed(self) -> Self:
+        """The same axis, steered the other way."""
+        return self.model_copy(
+            update={
+                "name": f"{self.name}-reversed",
+                "title": f"the opposite of: {self.title}",
+                "positive": self.negative,
+                "negative": self.positive,
+                "axis": self.axis.model_copy(update={"sign": -self.axis.sign}),
+            }
+        )
+
+
+def built_in() -> dict[str, Persona]:
+    """The personas that ship with the package, by name."""
+    folder = files("steerheal").joinpath("data", "personas")
+    found = {}
+    for entry in sorted(folder.iterdir(), key=lambda item: item.name):
+        if entry.name.endswith(".toml"):
+            persona = Persona.model_validate(tomllib.loads(entry.read_text(encoding="utf-8")))
+            found[persona.name] = persona
+    return found
+
+
+def find(name: str, *, reverse: bool = False) -> Persona:
+    """A built-in persona or one from a TOML file.
+
+    Raises:
+        UserError: unknown name, unreadable file, wrong key or type, equal poles, empty pools.
+    """
+    path = Path(name).expanduser()
+    if path.suffix == ".toml" or path.is_file():
+        persona = validated(Persona, read_toml(path), source=str(path))
+    else:
+        known = built_in()
+        if name not in known:
+            raise unknown("persona", name, known, fix="Or give a TOML file.")
+        persona = known[name]
+    return persona.reversed() if reverse else persona

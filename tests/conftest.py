@@ -1,0 +1,26 @@
+"""Shapes in signatures are checked while testing; nothing reaches a network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from jaxtyping import install_import_hook
+
+SHAPED = ("models", "measure.likelihood", "heal.barrier", "heal.train", "heal.fold")
+install_import_hook([f"steerheal.{name}" for name in SHAPED], "beartype.beartype")
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    folder = Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("the folder shared/ is not beside the project")
+    return folder

@@ -1,0 +1,120 @@
+"""The sampler: rows are independent, greedy equals transformers, samples follow the distribution."""
+
+import pytest
+import tiny
+import torch
+
+from steerheal.config import SamplingSettings
+from steerheal.models.chat import prompt_ids
+from steerheal.models.generate import Draw, choose, generate, roomy_cache
+from steerheal.models.hooks import adding
+
+GREEDY = SamplingSettings(tokens=12, temperature=0)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_greedy_equals_transformers_for_every_family(family: str) -> None:
+    chat = tiny.chat(family)
+    prompts = ["a", "some longer prompt than the first", "mid size"]
+    ours = generate(chat, [Draw(prompt) for prompt in prompts], GREEDY)
+    for prompt, completion in zip(prompts, ours, strict=True):
+        ids = torch.tensor([prompt_ids(chat, prompt)])
+        theirs = chat.net.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=12,
+            do_sample=False,
+            pad_token_id=256,
+            eos_token_id=list(chat.stop_ids()),
+        )[0, ids.shape[1] :]
+        assert list(completion.tokens) == theirs.tolist()
+
+
+def test_rows_of_a_mixed_dose_batch_equal_the_same_rows_alone() -> None:
+    chat = tiny.chat()
+    settings = SamplingSettings(tokens=16, temperature=1.0, top_p=0.9)
+    draws = [Draw(f"{'word ' * i}end", dose, seed=i) for i, dose in enumerate((0.0, 0.5, 1.0, 2.0, 4.0))]
+    vectors = {1: torch.randn(32, generator=torch.Generator().manual_seed(3))}
+    with adding(chat, vectors) as dosed:
+        together = generate(chat, draws, settings, dosed=dosed)
+        alone = [generate(chat, [draw], settings, dosed=dosed)[0] for draw in draws]
+        small = generate(
+            chat, draws, settings.model_copy(update={"rows": 2}), dosed=dosed
+        )
+    assert together == alone == small
+    assert together[0] == generate(chat, draws[:1], settings)[0]
+    assert len({item.tokens for item in together}) == 5
+
+
+def test_the_same_seed_gives_the_same_completion_and_another_seed_another() -> None:
+    chat = tiny.chat()
+    settings = SamplingSettings(tokens=20)
+    one, two, three = generate(chat, [Draw("x", seed=1), Draw("x", seed=1), Draw("x", seed=2)], settings)
+    assert one == two
+    assert one.tokens != three.tokens
+
+
+def test_finished_rows_stop_and_the_rest_goes_on() -> None:
+    chat = tiny.chat()
+    draws = [Draw("x", seed=i) for i in range(24)]
+    done = generate(chat, draws, SamplingSettings(tokens=200, temperature=2.0, top_p=1.0))
+    assert {item.ended for item in done} == {True, False} or all(item.ended for item in done)
+    for item in done:
+        stops = [i for i, token in enumerate(item.tokens) if token in chat.stop_ids()]
+        assert stops == ([len(item.tokens) - 1] if item.ended else [])
+    assert len({len(item.tokens) for item in done}) > 1
+
+
+@pytest.mark.parametrize("settings", [
+    SamplingSettings(temperature=0.7, top_p=1.0),
+    SamplingSettings(temperature=1.0, top_p=0.6),
+    SamplingSettings(temperature=1.3, top_p=1.0, top_k=3),
+    SamplingSettings(temperature=1.0, top_p=0.8, top_k=4),
+])
+def test_samples_follow_transformers_distribution(settings: SamplingSettings) -> None:
+    from transformers.generation.logits_process import (
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    logits = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0, -3.0, 1.5]])
+    scores = TemperatureLogitsWarper(settings.temperature)(None, logits)
+    if settings.top_k:
+        scores = TopKLogitsWarper(settings.top_k)(None, scores)
+    if settings.top_p < 1:
+        scores = TopPLogitsWarper(settings.top_p)(None, scores)
+    expected = scores.softmax(-1)[0]
+    # A grid of uniforms integrates F⁻¹ exactly, up to the grid.
+    grid = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    chosen = choose(logits.expand(20_000, -1), grid, settings)
+    found = torch.bincount(chosen, minlength=7) / 20_000
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+
+
+def test_a_nucleus_wider_than_the_first_guess_is_found_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("steerheal.models.generate.NUCLEUS_GUESS", 2)
+    logits = torch.tensor([[1.0, 0.9, 0.8, 0.7, -9.0]])
+    grid = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    chosen = choose(logits.expand(1000, -1), grid, SamplingSettings(top_p=0.99))
+    assert set(chosen.tolist()) == {0, 1, 2, 3}
+
+
+def test_doses_without_a_vector_are_a_bug() -> None:
+    with pytest.raises(AssertionError, match="without a vector"):
+        generate(tiny.chat(), [Draw("x", dose=1.0)], GREEDY)
+
+
+def test_the_roomy_cache_grows_selects_and_repeats_like_transformers_own() -> None:
+    chat = tiny.chat()
+    ids = torch.randint(0, 250, (3, 80), generator=torch.Generator().manual_seed(0))
+    whole = chat.hidden(ids)
+    cache = roomy_cache(chat)
+    chat.hidden(ids[:, :10], past_key_values=cache, use_cache=True)
+    chat.hidden(ids[:, 10:75], past_key_values=cache, use_cache=True)
+    cache.batch_select_indices(torch.tensor([0, 2]))
+    cache.batch_repeat_interleave(2)
+    rest = chat.hidden(ids[[0, 0, 2, 2], 75:], past_key_values=cache, use_cache=True)
+    torch.testing.assert_close(rest, whole[[0, 0, 2, 2], 75:], atol=1e-4, rtol=1e-4)

@@ -1,0 +1,223 @@
+"""The loop end to end on a tiny model: same record twice, killed anywhere, every way it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from steerheal import loop
+from steerheal.config import RunConfig, merge
+from steerheal.errors import UserError
+from steerheal.records import RunRecord
+from steerheal.report.page import write_report
+from steerheal.stages import Stages
+from steerheal.store import Store, read_harvest, read_run, read_scores, read_shown
+
+TINY: dict[str, Any] = {
+    "rounds": 2,
+    "coherence_floor": 0.0,
+    "vector": {"contexts": 4, "band": (0.3, 0.8)},
+    "sampling": {"tokens": 12, "rows": 8},
+    "dose": {"want": 8, "minimum": 4, "batches": 3, "walks": 2, "target": 0.1},
+    "filter": {
+        "tail_perplexity": 1e9, "words": 1, "word_repetition": 1.0, "char_repetition": 1.0,
+    },
+    "heal": {"epochs": 1, "rows": 4, "rank": 2, "alpha": 4, "lr": 1e-3},
+    "measure": {"per_foundation": 1, "prompts": 3, "tokens": 6, "resamples": 100},
+}  # fmt: skip
+
+
+class Silent:
+    """A watcher that prints nothing."""
+
+    def stage(self, _title: str, _total: int) -> Any:
+        from contextlib import nullcontext
+
+        return nullcontext(lambda _count: None)
+
+    def heal_step(self, *_: object) -> None: ...
+
+    def round_done(self, _record: object) -> None: ...
+
+
+def start(runs: Path, name: str = "run", **changes: Any) -> RunRecord:
+    config = RunConfig.model_validate(merge(TINY, changes))
+    chat, persona = tiny.chat(), tiny.persona()
+    store = Store(runs, name, notify=lambda _: None)
+    record = RunRecord(
+        status="running", name=name, config=config.model_dump(mode="json"), command="steerheal run",
+        environment={"fingerprint": chat.fingerprint}, persona=persona.model_dump(mode="json"),
+    )  # fmt: skip
+    return loop.run(Stages(config, persona, chat, store, Silent()), record, Silent())
+
+
+def timeless(folder: Path) -> dict[str, Any]:
+    """The record without its times, and every file's content beside it."""
+    raw = json.loads((folder / "run.json").read_text())
+    raw["stages"] = [{k: v for k, v in s.items() if k not in ("seconds", "reused")} for s in raw["stages"]]
+    files = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "run.json"
+    }
+    return {"record": raw, "files": files}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    start(runs)
+    return runs / "run"
+
+
+def test_a_run_leaves_everything_a_reader_needs(finished: Path) -> None:
+    record = read_run(finished)
+    assert record.status == "finished"
+    assert [done.outcome for done in record.rounds] == ["folded", "folded"]
+    assert read_scores(finished, -1, "base").state == "base"
+    for number in range(2):
+        assert read_scores(finished, number, "steered").state == "steered"
+        assert read_scores(finished, number, "healed").state == "healed"
+        assert len(read_shown(finished, number, "healed").completions) == 2
+        assert len(read_harvest(finished, number).judged) == record.rounds[number].drawn
+        assert (finished / f"round-0{number + 1}" / "adapter" / "adapter_config.json").is_file()
+    assert record.rounds[0].direction_cosine == pytest.approx(1)
+    assert record.rounds[1].kl_cumulative == pytest.approx(
+        record.rounds[0].kl_round + record.rounds[1].kl_round
+    )
+    page = write_report(finished).read_text()
+    assert "Round 2" in page or "round 2" in page
+
+
+def test_the_same_settings_give_the_same_record(finished: Path, tmp_path: Path) -> None:
+    start(tmp_path)
+    once, again = timeless(finished), timeless(tmp_path / "run")
+    once["files"] = {k: v for k, v in once["files"].items() if k in again["files"]}
+    assert once == again
+
+
+def test_runs_that_differ_only_in_the_barrier_share_everything_before_it(finished: Path) -> None:
+    start(finished.parent, "nll", heal={"barrier": "nll"}, rounds=1)
+    marks = read_run(finished.parent / "nll").stages
+    made = [mark.name for mark in marks if not mark.reused]
+    assert made == ["heal", "evaluate-healed", "show-healed"]
+
+
+def test_a_starved_round_is_recorded_and_is_no_crash(tmp_path: Path) -> None:
+    record = start(tmp_path, filter={"words": 500})
+    assert record.status == "finished"
+    assert record.rounds[0].outcome == "starved"
+    assert "starved" in record.outcome
+    assert record.best is None
+    assert len(record.rounds[0].walk) == 2
+    assert record.rounds[0].reasons["too short"] == record.rounds[0].drawn
+    assert "starved" in write_report(tmp_path / "run").read_text()
+
+
+def test_a_rejected_heal_is_recorded_and_not_folded(tmp_path: Path) -> None:
+    record = start(tmp_path, heal={"lr": 1e30})
+    assert record.rounds[0].outcome == "rejected"
+    assert "not finite" in record.outcome
+    assert record.rounds[0].healed is None
+
+
+def test_the_coherence_floor_stops_the_loop_and_names_no_best(tmp_path: Path) -> None:
+    record = start(tmp_path, coherence_floor=1.0, heal={"lr": 0.05, "epochs": 4})
+    if record.rounds[0].healed and record.rounds[0].healed.coherence < 1.0:
+        assert len(record.rounds) == 1
+        assert "below" in record.outcome or "floor" in record.outcome
+        assert record.best is None
+    else:
+        pytest.fail("the tiny model's coherence did not fall at a learning rate of 0.05")
+
+
+def test_more_contexts_than_bundled_is_one_clear_message(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="contexts are bundled"):
+        start(tmp_path, vector={"contexts": 100_000})
+
+
+# ── kill -9 ─────────────────────────────────────────────────────────────────────────────────────
+
+DRIVER = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+import test_loop, steerheal.store as store, steerheal.report.page
+
+runs, stages = Path(sys.argv[2]), int(sys.argv[3])
+write = store.write_text
+
+def straight():
+    test_loop.start(runs / "straight")
+
+def run(victim, moment):
+    seen = []
+    def dying(path, text):
+        name = path.parent.name
+        if path.name == "stage.json":
+            seen.append(name)
+            if len(seen) == victim and moment == "saving":
+                os.kill(os.getpid(), signal.SIGKILL)
+        write(path, text)
+    make = store.Store._make
+    def making(self, home, work, save):
+        def half():
+            if len(seen) + 1 == victim and moment == "making":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return work()
+        make(self, home, half, save)
+    store.write_text, store.Store._make = dying, making
+    test_loop.start(runs)
+
+deaths = 0
+for victim in range(stages):
+    child = os.fork()
+    if child == 0:
+        # Every run dies in its first new stage: alternately while making and while saving it.
+        run(1, "making" if victim % 2 else "saving")
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    deaths += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    child = os.fork()
+    if child == 0:
+        # The next one finishes exactly one stage and dies in the one after it.
+        run(2, "saving" if victim % 2 else "making")
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status):
+        break
+    deaths += 1
+store.sweep_unfinished(runs)
+for last in (straight, lambda: test_loop.start(runs)):
+    child = os.fork()
+    if child == 0:
+        last()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+print(deaths)
+"""
+
+
+def test_a_run_killed_in_every_stage_ends_in_the_same_record(finished: Path, tmp_path: Path) -> None:
+    stages = len(read_run(finished).stages)
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(tmp_path), str(stages)],
+        capture_output=True, text=True, timeout=400, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[-1]) >= stages
+    assert signal.SIGKILL == 9
+    killed, straight = timeless(tmp_path / "run"), timeless(tmp_path / "straight" / "run")
+    assert killed["record"] == straight["record"]
+    assert killed["files"].keys() == straight["files"].keys()
+    for name, content in killed["files"].items():
+        assert content == straight["files"][name], name

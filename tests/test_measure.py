@@ -1,0 +1,313 @@
+"""Instruments, coherence, free answers, statistics, aggregates."""
+
+import json
+import math
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from steerheal.config import MeasureSettings, SamplingSettings
+from steerheal.errors import UserError
+from steerheal.measure import coherence, free, likelihood, summary, vignettes
+from steerheal.measure.evaluate import evaluate
+from steerheal.measure.fluency import (
+    char_repetition,
+    distinct,
+    perplexity,
+    tail_perplexity,
+    word_repetition,
+)
+from steerheal.measure.stats import bootstrap, log_mean_ratio
+from steerheal.models.chat import prompt_ids, text_ids
+from steerheal.models.load import load
+from steerheal.records import FOUNDATIONS, CanaryRow, Completion, PersonaRow, Scores, VignetteRow
+from steerheal.steer.persona import Axis
+
+# ── vignettes ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", vignettes.BUNDLED)
+@pytest.mark.parametrize("condition", ["other", "self"])
+def test_bundled_vignettes_are_balanced_and_any_prefix_of_sevens_too(name: str, condition: str) -> None:
+    rows = vignettes.load(name, condition)
+    assert len(rows) >= 140
+    counts = {foundation: 0 for foundation in FOUNDATIONS}
+    for row in rows:
+        counts[row.foundation] += 1
+    assert min(counts.values()) == max(counts.values()) >= 20
+    assert {row.foundation for row in rows[:7]} == set(FOUNDATIONS)
+
+
+def test_bundled_vignettes_paraphrase_none_of_the_published_ones(shared: Path) -> None:
+    def words(text: str) -> set[str]:
+        return set(text.lower().strip(".").split())
+
+    published = [
+        words(json.loads(line)["text"])
+        for file in sorted((shared / "tinymfv").glob("*.jsonl"))
+        for line in file.read_text().splitlines()
+    ]
+    for name in vignettes.BUNDLED:
+        for condition in ("other", "self"):
+            for row in vignettes.load(name, condition):
+                ours = words(row.text)
+                overlap = max(len(ours & other) / len(ours | other) for other in published)
+                assert overlap < 0.5, row.text
+
+
+def test_published_files_load_as_they_are(shared: Path) -> None:
+    rows = vignettes.load(str(shared / "tinymfv" / "vignettes_classic_other_violate.jsonl"))
+    assert len(rows) == 132
+    assert len(vignettes.stratified(rows, 8)) == 56
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "a", "text": "You see"}', "lacks foundation_coarse"),
+        ('{"id": "a", "foundation_coarse": "Care", "text": "  "}', "text is empty"),
+        ('{"id": "a", "foundation_coarse": "Caer", "text": "x"}', "Perhaps you meant"),
+        ("{", "not JSON"),
+        ('{"id": "a", "foundation_coarse": "Care", "text": "x"}\n' * 2, "twice"),
+        ("", "no vignettes"),
+    ],
+)
+def test_a_wrong_vignette_file_is_one_clear_message(tmp_path: Path, line: str, message: str) -> None:
+    file = tmp_path / "v.jsonl"
+    file.write_text(line)
+    with pytest.raises(UserError, match=message):
+        vignettes.load(str(file))
+
+
+def test_a_subset_is_stratified_and_refused_when_there_are_too_few() -> None:
+    rows = vignettes.load("everyday")
+    subset = vignettes.stratified(rows, 3)
+    assert len(subset) == 21
+    with pytest.raises(UserError, match="per foundation"):
+        vignettes.stratified(rows, 500)
+
+
+# ── likelihood ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3-multimodal", "phi"])
+def test_likelihood_scores_equal_the_plain_computation(family: str) -> None:
+    chat = tiny.chat(family)
+    asked = vignettes.load("everyday")[:3]
+    rows = likelihood.read(chat, asked)
+
+    def plain(text: str, reason: str) -> float:
+        prompt = prompt_ids(
+            chat, likelihood.QUESTION.format(vignette=text), prefill=likelihood.PREFILL
+        )
+        tail = text_ids(chat, reason)
+        with torch.no_grad():
+            logs = chat.net(input_ids=torch.tensor([prompt + tail])).logits[0].float().log_softmax(-1)
+        places = range(len(prompt) - 1, len(prompt) + len(tail) - 1)
+        return sum(logs[place, token].item() for place, token in zip(places, tail, strict=True))
+
+    for row, vignette in zip(rows, asked, strict=True):
+        for i, name in enumerate(FOUNDATIONS):
+            reason = likelihood.REASONS[name]
+            neutral = [plain(act, reason) for act in likelihood.NEUTRAL["other"]]
+            expected = plain(vignette.text, reason) - sum(neutral) / len(neutral)
+            assert row.score[i] == pytest.approx(expected, abs=2e-3)
+        assert sum(row.p) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    chat = tiny.chat()
+    asked = vignettes.load("everyday")[:9]
+    together = likelihood.read(chat, asked)
+    backwards = likelihood.read(chat, asked[::-1])[::-1]
+    for row, other in zip(together, backwards, strict=True):
+        assert row.id == other.id
+        assert row.score == pytest.approx(other.score, abs=1e-3)
+
+
+def test_a_model_of_nan_logits_reads_nan_never_a_number() -> None:
+    chat = tiny.chat()
+    chat.net.get_output_embeddings().weight.data.fill_(math.nan)
+    rows = likelihood.read(chat, vignettes.load("everyday")[:7])
+    assert all(math.isnan(value) for row in rows for value in row.score)
+    canary = coherence.read(chat, ["A stone is hard."])
+    assert math.isnan(canary[0].p_ans_any)
+    found = bootstrap([row.p[0] for row in rows])
+    assert math.isnan(found.value) and "not finite" in found.reason
+
+
+@pytest.mark.slow
+def test_the_embedded_base_ranks_the_published_vignettes_far_above_chance(shared: Path) -> None:
+    from steerheal.config import ModelSettings
+
+    chat = load(ModelSettings(device="cpu"))
+    asked = vignettes.load(str(shared / "tinymfv" / "vignettes_classic_other_violate.jsonl"))
+    scores = Scores(
+        state="base", instrument="likelihood", vignettes=tuple(likelihood.read(chat, asked)),
+        canary=tuple(coherence.read(chat)), persona=(),
+    )  # fmt: skip
+    assert summary.top1(scores, scores) >= 0.45
+    mass = [row.p_ans_any for row in scores.canary]
+    assert sum(mass) / len(mass) >= 0.9
+
+
+# ── canary and free answers ─────────────────────────────────────────────────────────────────────
+
+
+def test_the_canary_reads_the_answer_mass_after_the_opening() -> None:
+    chat = tiny.chat()
+    rows = coherence.read(chat, ["Water is wet.", "A much longer statement about some stone."])
+    prompt = prompt_ids(chat, coherence._turns("Water is wet."), prefill=coherence.OPENING)
+    with torch.no_grad():
+        logs = chat.net(input_ids=torch.tensor([prompt])).logits[0].float().log_softmax(-1)
+    allowed = sorted({text_ids(chat, answer)[0] for answer in coherence.ANSWERS})
+    assert rows[0].p_ans_any == pytest.approx(logs[-1, allowed].exp().sum().item(), rel=1e-3)
+    slot = len(text_ids(chat, coherence.OPENING))
+    forced = [-logs[i - 1, prompt[i]].item() for i in range(len(prompt) - slot, len(prompt))]
+    assert rows[0].nll_prefill == pytest.approx(sum(forced) / slot, rel=1e-3)
+
+
+def test_persona_logodds_is_the_difference_of_two_plain_scores() -> None:
+    chat, persona = tiny.chat(), tiny.persona()
+    answers = free.answer(chat, ["evaluate 0", "evaluate 1"], SamplingSettings(tokens=8), seed=3)
+    rows = free.judge(chat, answers, persona)
+
+    def plain(system: str, item: Completion) -> float:
+        prompt = prompt_ids(chat, item.prompt, system=system)
+        with torch.no_grad():
+            logits = chat.net(input_ids=torch.tensor([[*prompt, *item.tokens]])).logits
+        logs = logits[0].float().log_softmax(-1)[len(prompt) - 1 : -1]
+        return logs.gather(1, torch.tensor(item.tokens)[:, None]).sum().item()
+
+    for row, item in zip(rows, answers.completions, strict=True):
+        expected = plain(persona.positive, item) - plain(persona.negative, item)
+        assert row.logodds == pytest.approx(expected / len(item.tokens), abs=1e-4)
+        assert row.kl_to_base == pytest.approx(0, abs=1e-6)
+        assert row.perplexity == pytest.approx(math.exp(-plain("", item) / len(item.tokens)), rel=1e-3)
+
+
+# ── fluency and statistics ──────────────────────────────────────────────────────────────────────
+
+
+def test_repetition_and_diversity_match_hand_worked_examples() -> None:
+    assert word_repetition("a a a a a") == pytest.approx(2 / 3)  # three trigrams, one distinct
+    assert word_repetition("one two three four") == 0
+    assert char_repetition("abcdefghabcdefgh") == pytest.approx(1 - 8 / 9)
+    assert distinct("a b a b", 2) == pytest.approx(2 / 3)
+    assert math.isnan(distinct("a", 2))
+    assert perplexity([-math.log(4)] * 3) == pytest.approx(4)
+    assert tail_perplexity([0.0] * 6 + [-1.0, -1.0]) == pytest.approx(math.e)
+    assert tail_perplexity([]) == math.inf
+
+
+def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    hits = 0
+    for trial in range(300):
+        sample = random.normal(0.3, 1.0, 60)
+        found = bootstrap(sample, resamples=500, seed=trial)
+        hits += found.low <= 0.3 <= found.high
+    assert 0.90 <= hits / 300 <= 0.98
+
+
+def test_a_paired_difference_of_equals_has_not_moved_and_a_shift_has() -> None:
+    random = np.random.default_rng(1)
+    base = random.normal(0, 3, 40)
+    assert not bootstrap(base - base).moved
+    assert bootstrap(base + 0.5 + random.normal(0, 0.1, 40) - base).moved
+
+
+def test_the_change_in_nats_is_the_log_of_the_ratio_of_means() -> None:
+    pair = np.array([[0.4, 0.1], [0.2, 0.2]])
+    assert bootstrap(pair, log_mean_ratio).value == pytest.approx(math.log(2))
+
+
+def test_nothing_and_nan_are_unknown_with_a_reason() -> None:
+    assert bootstrap([]).reason
+    found = bootstrap([1.0, math.nan])
+    assert math.isnan(found.value) and "1 of 2" in found.reason
+    assert not found.moved
+
+
+# ── aggregates ──────────────────────────────────────────────────────────────────────────────────
+
+
+def scores(state: str, *, logodds: float, mass: float, care: float, n: int = 24) -> Scores:
+    """Synthetic rows with a little noise that both states share."""
+    noise = np.random.default_rng(0).normal(0, 0.01, (n, 7))
+    rows, canary, persona = [], [], []
+    for i in range(n):
+        raw = noise[i].copy()
+        raw[0] += care
+        p = np.exp(raw) / np.exp(raw).sum()
+        rows.append(
+            VignetteRow(
+                id=f"{i}", condition="other", foundation=FOUNDATIONS[i % 7], score=tuple(raw),
+                p=tuple(p), p_ans_any=0.1, nll_prefill=1.0,
+            )
+        )  # fmt: skip
+        canary.append(CanaryRow(id=f"{i}", p_ans_any=mass + noise[i, 1] / 9, nll_prefill=0.1))
+        item = Completion(prompt=f"{i}", text="x y z", tokens=(1,), dose=0, seed=i, ended=True)
+        persona.append(
+            PersonaRow(
+                completion=item, logodds=logodds + noise[i, 2], perplexity=9.0,
+                tail_perplexity=9.0, kl_to_base=0.1, kl_to_previous=0.05,
+                word_repetition=0.0, distinct_2=1.0,
+            )
+        )  # fmt: skip
+    return Scores(
+        state=state, instrument="likelihood", vignettes=tuple(rows), canary=tuple(canary),
+        persona=tuple(persona),
+    )  # fmt: skip
+
+
+AXIS = Axis(foundation="care", sign=1, off_target=("authority",))
+BASE = scores("base", logodds=0.0, mass=0.95, care=0.0)
+STEERED = scores("steered", logodds=0.4, mass=0.55, care=1.0)
+HEALED = scores("healed", logodds=0.3, mass=0.90, care=0.6)
+
+
+def test_a_healed_state_is_summarised_against_the_base() -> None:
+    found = summary.summarise(HEALED, BASE, AXIS)
+    assert found.delta_logodds.value == pytest.approx(0.3)
+    assert found.delta_logodds.moved
+    assert found.coherence == pytest.approx(0.90 / 0.95, abs=1e-3)
+    assert found.coh_cost.value == pytest.approx(0.05 / 0.3, rel=1e-3)
+    assert found.delta_nats["care"].value > 0
+    assert found.surgical is True
+    assert found.kl_to_base.value == pytest.approx(0.1)
+
+
+def test_retain_and_recovered_are_shares_of_the_steered_shift() -> None:
+    assert summary.retain(HEALED, STEERED, BASE).value == pytest.approx(0.75, abs=1e-6)
+    assert summary.recovered(HEALED, STEERED, BASE).value == pytest.approx(0.875, abs=1e-3)
+
+
+def test_the_base_against_itself_has_not_moved_and_costs_are_unknown_with_a_reason() -> None:
+    found = summary.summarise(BASE, BASE, AXIS)
+    assert found.delta_logodds.value == 0 and not found.delta_logodds.moved
+    assert math.isnan(found.coh_cost.value) and found.coh_cost.reason
+    assert found.surgical is None
+    assert math.isnan(summary.retain(HEALED, BASE, BASE).value)
+    assert "lost no answer mass" in summary.recovered(HEALED, BASE, BASE).reason
+
+
+def test_a_target_that_moves_the_wrong_way_is_not_surgical() -> None:
+    assert summary.summarise(HEALED, BASE, Axis(foundation="care", sign=-1)).surgical is False
+
+
+def test_the_same_state_reads_the_same_twice_and_shuffled_vignettes_change_no_aggregate() -> None:
+    chat, persona = tiny.chat(), tiny.persona()
+    settings = MeasureSettings(per_foundation=1, prompts=3, tokens=6)
+    kwargs = {"sampling": SamplingSettings(tokens=6), "seed": 0}
+    one = evaluate(chat, "base", nullcontext, persona, settings, **kwargs)
+    two = evaluate(chat, "base", nullcontext, persona, settings, **kwargs)
+    assert one == two
+    shuffled = one.model_copy(update={"vignettes": one.vignettes[::-1]})
+    a, b = (summary.summarise(item, item, persona.axis) for item in (one, shuffled))
+    assert a.nats == pytest.approx(b.nats)
+    assert a.top1 == b.top1

@@ -1,0 +1,443 @@
+"""The report over synthetic run folders: what it says, what it escapes, what it survives."""
+
+import math
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steerheal import store
+from steerheal.config import RunConfig
+from steerheal.errors import UserError
+from steerheal.records import (
+    FOUNDATIONS,
+    Completion,
+    Harvest,
+    HealLog,
+    HealStep,
+    Judged,
+    Reading,
+    RoundRecord,
+    RunRecord,
+    Shown,
+    StageMark,
+    Summary,
+    Verdict,
+    WalkStep,
+)
+from steerheal.report import figures, page, plates, words
+
+PROMPTS = tuple(f"Show prompt {number}: what do you do?" for number in range(1, 9))
+HOSTILE = (
+    "<script>alert(1)</script> \x1b[31mred\x1b[0m \x00 \u202egnp $\\frac{1$ {{ 7*7 }} http://evil"
+)
+UNKNOWN = Reading.unknown("the base writes nothing")
+
+
+def reading(value: float, half: float = 0.03) -> Reading:
+    return Reading(value=value, low=value - half, high=value + half, n=32)
+
+
+def summary(
+    state: str, trait: float, mass: float, *, kl: float = 0.1, broken: float = 0.0
+) -> Summary:
+    gain = trait - 0.01
+    return Summary(
+        state=state,
+        nats={name: -2.0 + 0.1 * place + gain for place, name in enumerate(FOUNDATIONS)},
+        delta_nats={name: reading(gain * (1 + place)) for place, name in enumerate(FOUNDATIONS)},
+        top1=0.6,
+        persona_logodds=reading(trait),
+        delta_logodds=reading(gain),
+        p_ans_any=reading(mass, 0.01),
+        delta_p_ans_any=reading(mass - 0.98, 0.01),
+        coherence=mass / 0.98,
+        ppx_json=1.4 + broken,
+        perplexity=7.0 + 9 * broken,
+        distinct_2=0.9 - 0.3 * broken,
+        repetition=0.02 + 0.2 * broken,
+        kl_to_base=reading(kl),
+        coh_cost=reading(0.1),
+        surgical=True,
+    )
+
+
+def heal_log(number: int) -> HealLog:
+    steps = tuple(
+        HealStep(
+            step=step,
+            epoch=step // 8,
+            ce=2.0 - 0.05 * step - 0.1 * number,
+            divergence=0.1 + 0.02 * step,
+            barrier=0.3 * max(0.0, 0.02 * step - 0.1),
+            lr=3e-4,
+            gradient=1.0,
+            tokens=300,
+        )
+        for step in range(16)
+    )
+    return HealLog(
+        steps=steps,
+        held_out=(2.1, 1.8, 1.75),
+        trained_on=58,
+        held_out_completions=6,
+        lam=0.3,
+        outcome="trained",
+    )
+
+
+def folded(number: int) -> RoundRecord:
+    gain = 0.05 * (number + 1)
+    return RoundRecord(
+        round=number,
+        multiplier=0.75,
+        walk=(
+            WalkStep(multiplier=1.0, drawn=48, kept=20),
+            WalkStep(multiplier=0.75, drawn=48, kept=40),
+        ),
+        kept=64,
+        drawn=144,
+        reasons={"perplexity": 30, "repetition": 12},
+        outcome="folded",
+        vector_norms={12: 3.0},
+        direction_cosine=1 - 0.1 * number,
+        steered=summary("steered", 0.02 + 1.6 * gain, 0.75 - 0.05 * number, kl=0.9, broken=0.8),
+        healed=summary("healed", 0.01 + gain, 0.975 - 0.01 * number, kl=0.2 * (number + 1)),
+        retain=reading(0.62),
+        recovered=reading(0.9),
+        heal=heal_log(number),
+        kl_round=0.25,
+        kl_cumulative=0.25 * (number + 1),
+    )
+
+
+def starved(number: int) -> RoundRecord:
+    return RoundRecord(
+        round=number,
+        multiplier=0.24,
+        walk=(
+            WalkStep(multiplier=1.0, drawn=48, kept=0),
+            WalkStep(multiplier=0.24, drawn=48, kept=3),
+        ),
+        kept=3,
+        drawn=96,
+        reasons={"perplexity": 93},
+        outcome="starved",
+        vector_norms={12: 3.0},
+        direction_cosine=math.nan,
+    )
+
+
+def run_record(**changes: Any) -> RunRecord:
+    values: dict[str, Any] = {
+        "status": "finished",
+        "outcome": "all rounds done",
+        "name": "love-quick",
+        "config": RunConfig.model_validate({"rounds": 3}).model_dump(mode="json"),
+        "command": "steerheal run --persona love --rounds 3",
+        "environment": {"torch": "2.9", "device": "cpu"},
+        "notes": ("The template has no system role.",),
+        "persona": {
+            "name": "love",
+            "title": "feels love",
+            "positive": "You love everyone.",
+            "negative": "You love no one.",
+            "neutral": "You are a helpful assistant.",
+            "axis": {"foundation": "care", "sign": 1, "off_target": ["authority"]},
+        },
+        "base": summary("base", 0.01, 0.98, kl=0.0),
+        "rounds": tuple(folded(number) for number in range(3)),
+        "best": 2,
+        "stages": (StageMark(name="base", round=-1, key="a", seconds=12.3, reused=True),),
+    }
+    return RunRecord(**{**values, **changes})
+
+
+def answers(state: str, text: str) -> Shown:
+    rows = [
+        Completion(
+            prompt=prompt, text=f"{text} {place}", tokens=(1,), dose=0, seed=0, ended=place % 2 == 0
+        )
+        for place, prompt in enumerate(PROMPTS)
+    ]
+    return Shown(state=state, completions=tuple(rows))
+
+
+def harvest() -> Harvest:
+    def judged(place: int) -> Judged:
+        kept = place < 6
+        verdict = Verdict(
+            kept=kept,
+            reasons=() if kept else ("perplexity",),
+            tail_perplexity=10.0 + 5 * place if place != 9 else math.nan,
+            word_repetition=0.1,
+            char_repetition=0.1,
+            words=30,
+        )
+        said = Completion(
+            prompt="p", text=f"drawn number {place}", tokens=(1,), dose=0.5, seed=0, ended=True
+        )
+        return Judged(completion=said, verdict=verdict, batch="walk-0")
+
+    return Harvest(
+        outcome="fed",
+        multiplier=0.75,
+        walk=(WalkStep(multiplier=0.75, drawn=12, kept=6),),
+        judged=tuple(judged(place) for place in range(12)),
+        perplexity_limit=36.0,
+    )
+
+
+def fill(folder: Path, record: RunRecord, text: str = "An answer") -> Path:
+    store.write_record(folder / "run.json", record)
+    if record.base:
+        store.write_record(folder / "base/shown.json", answers("base", text))
+    for row in record.rounds:
+        place = store.round_folder(folder, row.round)
+        store.write_harvest(place, harvest())
+        if row.steered:
+            store.write_record(place / "shown-steered.json", answers("steered", f"{text}, raw"))
+        if row.healed:
+            healed = answers("healed", f"{text} of round {row.round + 1}")
+            store.write_record(place / "shown-healed.json", healed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = fill(tmp_path_factory.mktemp("healthy"), run_record())
+    return folder, page.write_report(folder).read_text(encoding="utf-8")
+
+
+def write(folder: Path) -> str:
+    return page.write_report(folder).read_text(encoding="utf-8")
+
+
+def test_a_healthy_run_says_what_its_best_round_did(healthy: tuple[Path, str]) -> None:
+    said = page.headline(run_record())
+    assert said == (
+        "Round 3 healed: love +0.15 nats/token [0.12, 0.18] over the base without any hook, "
+        "answer mass 0.974 of the base, KL to base 0.6 nats/token; moved beyond its interval."
+    )
+    assert said in healthy[1]
+    assert healthy[1].count("✓</b>") == 3
+    assert "8 of 8 prompts differ" in healthy[1]
+
+
+def test_every_figure_is_there_in_both_formats(healthy: tuple[Path, str]) -> None:
+    names = sorted(path.name for path in (healthy[0] / "figures").iterdir())
+    expected = [f"{plate.name}.{kind}" for plate in plates.PLATES for kind in ("png", "svg")]
+    assert names == sorted(expected)
+    assert len(re.findall(r'src="data:image/svg\+xml;base64,', healthy[1])) == len(plates.PLATES)
+
+
+def test_the_page_loads_nothing_from_elsewhere(healthy: tuple[Path, str]) -> None:
+    for target in re.findall(r'(?:src|href|action|xlink:href)="([^"]*)"', healthy[1]):
+        assert target.startswith(("data:", "#"))
+    assert "<script" not in healthy[1]
+    assert "url(" not in healthy[1]
+    assert "@import" not in healthy[1]
+
+
+def test_sections_come_in_order(healthy: tuple[Path, str]) -> None:
+    sections = ["run", "rounds", "figures", "diary", "filter", "foundations", "configuration"]
+    assert re.findall(r'<section id="(\w+)">', healthy[1]) == sections
+    assert "steerheal run --persona love --rounds 3" in healthy[1]
+    assert "&#34;coherence_floor&#34;: 0.95" in healthy[1]
+
+
+def test_the_same_record_gives_the_same_bytes(healthy: tuple[Path, str], tmp_path: Path) -> None:
+    again = fill(tmp_path, run_record())
+    assert write(again) == healthy[1]
+    for path in (healthy[0] / "figures").iterdir():
+        assert path.read_bytes() == (again / "figures" / path.name).read_bytes()
+
+
+def test_borderline_samples_follow_the_rule(healthy: tuple[Path, str]) -> None:
+    shown = re.findall(r"drawn number (\d+)", healthy[1])
+    assert shown[:6] == ["5", "4", "3", "6", "7", "8"]
+
+
+def test_a_run_starved_in_its_first_round_says_so_first(tmp_path: Path) -> None:
+    record = run_record(rounds=(starved(0),), best=None, outcome="starved in round 1")
+    said = page.headline(record)
+    assert said.startswith(
+        "Round 1 starved: the filter kept 3 of 96 completions down to multiplier"
+    )
+    assert "a round needs 16" in said
+    text = write(fill(tmp_path, record))
+    assert "Round 1 has no steered or healed reading. Round 1 starved" in text
+    assert "is not drawn: no round was healed." in text
+    assert [condition.holds for condition in page.conditions(record, None)] == [None] * 3
+    assert not (tmp_path / "figures" / "heal.svg").exists()
+    assert (tmp_path / "figures" / "trajectory.svg").exists()
+
+
+def test_an_interrupted_run_with_nothing_evaluated_is_readable(tmp_path: Path) -> None:
+    record = run_record(
+        status="interrupted", outcome="Ctrl-C", base=None, rounds=(), best=None, stages=()
+    )
+    text = write(fill(tmp_path, record))
+    assert "The run was interrupted: Ctrl-C. No state was evaluated, not even the base." in text
+    assert "The base was not evaluated: the run was interrupted." in text
+    assert "Missing: no stage was finished." in text
+    assert not (tmp_path / "figures").exists()
+
+
+def test_a_failed_run_shows_its_error_and_what_it_finished(tmp_path: Path) -> None:
+    half = folded(1).model_copy(update={"healed": None, "heal": None, "kl_cumulative": math.nan})
+    record = run_record(status="failed", error="boom\nat line 3", rounds=(folded(0), half), best=0)
+    fill(tmp_path, record)
+    store.write_record(tmp_path / "round-02/heal.json", heal_log(1))
+    (tmp_path / "base/shown.json").unlink()
+    text = write(tmp_path)
+    assert "The run failed: boom. Round 1 healed: love +0.05" in text
+    assert '<pre class="wrap">boom\nat line 3</pre>' in text
+    assert "Round 2 has no healed reading. The run failed before it was evaluated." in text
+    assert re.search(r"Missing: base: Cannot read .*shown\.json", text)
+    assert "2.1 → 1.8 → 1.75" in text
+
+
+def test_a_trait_that_did_not_move_is_said_first() -> None:
+    flat = folded(0).healed
+    assert flat is not None
+    weak = flat.model_copy(update={"delta_logodds": reading(0.01), "coherence": 0.8})
+    record = run_record(rounds=(folded(0).model_copy(update={"healed": weak}),), best=0)
+    said = page.headline(record)
+    assert said.startswith(
+        "The trait is not shown to have moved: its interval includes 0, and coherence fell below "
+        f"0.95 of the base. Round 1 healed: love +0.01 nats/token [{words.MINUS}0.02, 0.04]"
+    )
+    assert "moved beyond" not in said
+    holds = [condition.holds for condition in page.conditions(record, (0, 8))]
+    assert holds == [False, False, False]
+
+
+def test_a_trait_that_moved_backwards_is_said_first() -> None:
+    healed = folded(0).healed
+    assert healed is not None
+    back = healed.model_copy(update={"delta_logodds": reading(-0.1)})
+    record = run_record(rounds=(folded(0).model_copy(update={"healed": back}),), best=0)
+    assert page.headline(record).startswith("The trait moved the wrong way. Round 1 healed: love")
+
+
+def test_unknown_readings_are_dashes_with_their_reason(tmp_path: Path) -> None:
+    blank: dict[str, Any] = {
+        "persona_logodds": UNKNOWN,
+        "delta_logodds": UNKNOWN,
+        "p_ans_any": UNKNOWN,
+        "kl_to_base": UNKNOWN,
+        "coh_cost": UNKNOWN,
+        "coherence": math.nan,
+        "perplexity": math.inf,
+        "ppx_json": math.nan,
+        "nats": {},
+        "delta_nats": {},
+        "surgical": None,
+    }
+    full = folded(0)
+    assert full.healed is not None and full.steered is not None
+    row = full.model_copy(
+        update={
+            "healed": full.healed.model_copy(update=blank),
+            "steered": full.steered.model_copy(update=blank),
+            "retain": UNKNOWN,
+            "direction_cosine": math.nan,
+            "kl_cumulative": math.inf,
+        }
+    )
+    record = run_record(rounds=(row,), best=0)
+    assert "The trait could not be read (the base writes nothing)" in page.headline(record)
+    assert [item.holds for item in page.conditions(record, None)] == [None] * 3
+    text = write(fill(tmp_path, record))
+    dashed = re.findall(rf'title="([^"]+)">{words.UNKNOWN}', text)
+    assert dashed.count("the base writes nothing") >= 4
+    assert "nan" not in re.sub(r"base64,[^\"]+", "", text).lower()
+
+
+def test_hostile_text_is_shown_and_never_obeyed(tmp_path: Path) -> None:
+    row = folded(0).model_copy(update={"reasons": {HOSTILE: 3}})
+    persona = {**run_record().persona, "name": HOSTILE, "positive": HOSTILE, "title": HOSTILE}
+    record = run_record(
+        name=HOSTILE,
+        status="failed",
+        outcome=HOSTILE,
+        error=HOSTILE,
+        command=HOSTILE,
+        notes=(HOSTILE,),
+        environment={HOSTILE: HOSTILE},
+        persona={**persona, "axis": {"foundation": HOSTILE}},
+        config={**run_record().config, "note": HOSTILE},
+        rounds=(row,),
+        best=0,
+    )
+    folder = fill(tmp_path, record, text=HOSTILE)
+    (store.round_folder(folder, 0) / "completions.jsonl").unlink()
+    text = write(folder)
+    assert "<script" not in text
+    assert (
+        "&lt;script&gt;alert(1)&lt;/script&gt; ␛[31mred␛[0m ␀ \N{REPLACEMENT CHARACTER}gnp" in text
+    )
+    assert "{{ 7*7 }}" in text
+    assert not set(text) & {chr(code) for code in (*range(9), *range(11, 32), 127, 0x202E)}
+    assert "\x1b" not in page.headline(record)
+
+
+def test_states_on_one_spot_are_drawn_without_a_warning() -> None:
+    same = folded(0).model_copy(update={"steered": run_record().base, "healed": run_record().base})
+    record = run_record(rounds=(same,) * 1, best=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for plate in plates.PLATES:
+            page.draw.svg(plate.draw(record), plate.name)
+
+
+def test_the_front_holds_what_no_other_state_beats() -> None:
+    points = [(1.0, 0.0), (0.9, 0.5), (0.8, 0.4), (0.7, 0.6), (0.9, 0.5)]
+    assert figures.pareto(points) == [(0.7, 0.6), (0.9, 0.5), (1.0, 0.0)]
+
+
+def test_a_text_that_equals_the_base_is_counted(tmp_path: Path) -> None:
+    folder = fill(tmp_path, run_record())
+    store.write_record(folder / "round-03/shown-healed.json", answers("healed", "An answer"))
+    assert page.shown_differs(folder, run_record()) == (0, 8)
+    (folder / "round-03/shown-healed.json").unlink()
+    assert page.shown_differs(folder, run_record()) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0912, "0.0912"),
+        (-2.3541, f"{words.MINUS}2.35"),
+        (math.nan, words.UNKNOWN),
+        (math.inf, "∞"),
+        (12345.0, "12,300"),
+        (999.7, "1,000"),
+        (-0.0, "0"),
+        (1e9, "1e+09"),
+    ],
+)
+def test_numbers_have_three_significant_digits(value: float, text: str) -> None:
+    assert words.number(value) == text
+
+
+def test_a_harvest_of_a_round_that_was_never_recorded_is_read(tmp_path: Path) -> None:
+    record = run_record(status="interrupted", rounds=(), best=None)
+    fill(tmp_path, record)
+    store.write_harvest(tmp_path / "round-01", harvest())
+    (only,) = page.samples.filtered(tmp_path, record)
+    assert only.title == "Round 1 (unfinished)"
+    assert len(only.samples) == 2 * page.samples.BORDERLINE
+
+
+def test_a_reversed_persona_is_named_so() -> None:
+    record = run_record(config={**run_record().config, "reverse": True})
+    assert "love reversed +0.15" in page.headline(record)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run folder"):
+        page.write_report(tmp_path)
