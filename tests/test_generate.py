@@ -1,13 +1,19 @@
-"""The sampler: rows are independent, greedy equals transformers, samples follow the distribution."""
+"""The sampler: rows are independent, greedy equals transformers, samples follow F."""
 
 import pytest
-import tiny
 import torch
+from transformers.generation.logits_process import (
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from steerheal.config import SamplingSettings
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw, choose, generate, roomy_cache
 from steerheal.models.hooks import adding
+
+import tiny
 
 GREEDY = SamplingSettings(tokens=12, temperature=0)
 
@@ -33,14 +39,14 @@ def test_greedy_equals_transformers_for_every_family(family: str) -> None:
 def test_rows_of_a_mixed_dose_batch_equal_the_same_rows_alone() -> None:
     chat = tiny.chat()
     settings = SamplingSettings(tokens=16, temperature=1.0, top_p=0.9)
-    draws = [Draw(f"{'word ' * i}end", dose, seed=i) for i, dose in enumerate((0.0, 0.5, 1.0, 2.0, 4.0))]
+    draws = [
+        Draw(f"{'word ' * i}end", dose, seed=i) for i, dose in enumerate((0.0, 0.5, 1.0, 2.0, 4.0))
+    ]
     vectors = {1: torch.randn(32, generator=torch.Generator().manual_seed(3))}
     with adding(chat, vectors) as dosed:
         together = generate(chat, draws, settings, dosed=dosed)
         alone = [generate(chat, [draw], settings, dosed=dosed)[0] for draw in draws]
-        small = generate(
-            chat, draws, settings.model_copy(update={"rows": 2}), dosed=dosed
-        )
+        small = generate(chat, draws, settings.model_copy(update={"rows": 2}), dosed=dosed)
     assert together == alone == small
     assert together[0] == generate(chat, draws[:1], settings)[0]
     assert len({item.tokens for item in together}) == 5
@@ -49,7 +55,9 @@ def test_rows_of_a_mixed_dose_batch_equal_the_same_rows_alone() -> None:
 def test_the_same_seed_gives_the_same_completion_and_another_seed_another() -> None:
     chat = tiny.chat()
     settings = SamplingSettings(tokens=20)
-    one, two, three = generate(chat, [Draw("x", seed=1), Draw("x", seed=1), Draw("x", seed=2)], settings)
+    one, two, three = generate(
+        chat, [Draw("x", seed=1), Draw("x", seed=1), Draw("x", seed=2)], settings
+    )
     assert one == two
     assert one.tokens != three.tokens
 
@@ -65,19 +73,16 @@ def test_finished_rows_stop_and_the_rest_goes_on() -> None:
     assert len({len(item.tokens) for item in done}) > 1
 
 
-@pytest.mark.parametrize("settings", [
-    SamplingSettings(temperature=0.7, top_p=1.0),
-    SamplingSettings(temperature=1.0, top_p=0.6),
-    SamplingSettings(temperature=1.3, top_p=1.0, top_k=3),
-    SamplingSettings(temperature=1.0, top_p=0.8, top_k=4),
-])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SamplingSettings(temperature=0.7, top_p=1.0),
+        SamplingSettings(temperature=1.0, top_p=0.6),
+        SamplingSettings(temperature=1.3, top_p=1.0, top_k=3),
+        SamplingSettings(temperature=1.0, top_p=0.8, top_k=4),
+    ],
+)
 def test_samples_follow_transformers_distribution(settings: SamplingSettings) -> None:
-    from transformers.generation.logits_process import (
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
-
     logits = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0, -3.0, 1.5]])
     scores = TemperatureLogitsWarper(settings.temperature)(None, logits)
     if settings.top_k:

@@ -5,26 +5,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from steerheal.config import HealSettings
+from steerheal.config import HealSettings, ModelSettings
 from steerheal.errors import UserError
 from steerheal.heal.adapter import Adapter, Pair, target_names, training
 from steerheal.heal.barrier import aggregated, divergence, hinge_weights, position_losses
 from steerheal.heal.export import export_merged, export_peft
 from steerheal.heal.fold import Gated, attached, concatenated, folded
 from steerheal.heal.train import Healed, heal
+from steerheal.models import score
 from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.load import ChatModel, load
-from steerheal.models import score
 from steerheal.models.score import continuation_states
+
+import tiny
 
 SETTINGS = HealSettings(
     rank=4, alpha=8, rows=4, epochs=2, lr=5e-3, held_out=0.0, band=(0.2, 0.8), tau=0.0, lam=0.5
 )
-TEXTS = ("warm tea", "a blanket", "sit with me", "I am here", "hold on", "we go on", "yes", "stay a bit")
+TEXTS = (
+    "warm tea",
+    "a blanket",
+    "sit with me",
+    "I am here",
+    "hold on",
+    "we go on",
+    "yes",
+    "stay a bit",
+)
 
 
 def pairs_of(chat: ChatModel) -> list[score.Pair]:
@@ -102,7 +112,9 @@ def test_the_barrier_is_zero_below_tau_and_grows_by_lambda_above_it(kind) -> Non
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "phi"])
 @pytest.mark.parametrize("kind", ["kl_fwd", "kl_rev"])
-def test_chunked_losses_and_gradients_equal_the_plain_computation(family: str, kind, monkeypatch) -> None:
+def test_chunked_losses_and_gradients_equal_the_plain_computation(
+    family: str, kind, monkeypatch
+) -> None:
     chat = tiny.chat(family)
     random = torch.Generator().manual_seed(0)
     states = torch.randn(11, 32, generator=random, requires_grad=True)
@@ -118,8 +130,11 @@ def test_chunked_losses_and_gradients_equal_the_plain_computation(family: str, k
     monkeypatch.setattr("steerheal.heal.barrier.CHUNK", 4)
     ours = position_losses(chat, states, targets, reference, kind)
     for mine, plain in (
-        (ours.ce, ce), (ours.divergence, d), (ours.ce_grad, ce_grad), (ours.divergence_grad, d_grad),
-    ):  # fmt: skip
+        (ours.ce, ce),
+        (ours.divergence, d),
+        (ours.ce_grad, ce_grad),
+        (ours.divergence_grad, d_grad),
+    ):
         torch.testing.assert_close(mine, plain.detach(), atol=1e-5, rtol=1e-4)
 
 
@@ -325,7 +340,9 @@ def test_a_damaged_adapter_is_one_clear_message(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
-def test_the_exported_adapter_and_merged_model_equal_the_gated_one(family: str, tmp_path: Path) -> None:
+def test_the_exported_adapter_and_merged_model_equal_the_gated_one(
+    family: str, tmp_path: Path
+) -> None:
     chat = tiny.chat(family)
     before = logits(chat)
     history = history_of(chat, (1.0, 0.4))
@@ -342,8 +359,6 @@ def test_the_exported_adapter_and_merged_model_equal_the_gated_one(family: str, 
         inside = logits(chat)
     with folded(chat, [Gated(joined)]):
         torch.testing.assert_close(logits(chat), inside, atol=1e-4, rtol=1e-3)
-    from steerheal.config import ModelSettings
-
     merged = load(ModelSettings(name=str(tmp_path / "merged"), device="cpu"))
     torch.testing.assert_close(logits(merged), inside, atol=1e-4, rtol=1e-3)
 

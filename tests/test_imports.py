@@ -45,9 +45,15 @@ def imported(tree: ast.Module) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("steerheal"):
             base = node.module.removeprefix("steerheal").lstrip(".")
-            found |= {f"{base}.{alias.name}".strip(".") for alias in node.names} if not base else {base}
+            found |= (
+                {f"{base}.{alias.name}".strip(".") for alias in node.names} if not base else {base}
+            )
         if isinstance(node, ast.Import):
-            found |= {a.name.removeprefix("steerheal.") for a in node.names if a.name.startswith("steerheal.")}
+            found |= {
+                a.name.removeprefix("steerheal.")
+                for a in node.names
+                if a.name.startswith("steerheal.")
+            }
     return found
 
 
@@ -60,7 +66,10 @@ def test_imports_only_go_down(name: str) -> None:
         same = other.split(".")[0] == package
         theirs = floor(other)
         spared = (package, other) in EDGES_TO_SPARE
-        assert same or spared or other == "cli" or (theirs is not None and theirs < mine), (name, other)
+        assert same or spared or other == "cli" or (theirs is not None and theirs < mine), (
+            name,
+            other,
+        )
 
 
 def test_the_report_reads_records_and_never_a_model() -> None:
@@ -85,12 +94,17 @@ def test_one_door_each(call: str, homes: set[str]) -> None:
         for name, tree in modules().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
-        and (getattr(node.func, "id", None) == call or (call != "print" and getattr(node.func, "attr", None) == call))
+        and (
+            getattr(node.func, "id", None) == call
+            or (call != "print" and getattr(node.func, "attr", None) == call)
+        )
     }
     assert users <= homes
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["personas"], ["run", "lvoe"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["personas"], ["run", "lvoe"]]
+)
 def test_light_commands_import_no_torch(arguments: list[str]) -> None:
     program = (
         "import sys\nfrom steerheal.cli import main\n"

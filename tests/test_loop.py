@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
 from steerheal import loop
 from steerheal.config import RunConfig, merge
@@ -18,6 +18,8 @@ from steerheal.records import RunRecord
 from steerheal.report.page import write_report
 from steerheal.stages import Stages
 from steerheal.store import Store, read_harvest, read_run, read_scores, read_shown
+
+import tiny
 
 TINY: dict[str, Any] = {
     "rounds": 2,
@@ -36,14 +38,12 @@ TINY: dict[str, Any] = {
 class Silent:
     """A watcher that prints nothing."""
 
-    def stage(self, _title: str, _total: int) -> Any:
-        from contextlib import nullcontext
-
+    def stage(self, title: str, total: int) -> Any:  # noqa: ARG002
         return nullcontext(lambda _count: None)
 
-    def heal_step(self, *_: object) -> None: ...
+    def heal_step(self, number: int, step: object, of: int) -> None: ...
 
-    def round_done(self, _record: object) -> None: ...
+    def round_done(self, record: object) -> None: ...
 
 
 def start(runs: Path, name: str = "run", **changes: Any) -> RunRecord:
@@ -60,7 +60,9 @@ def start(runs: Path, name: str = "run", **changes: Any) -> RunRecord:
 def timeless(folder: Path) -> dict[str, Any]:
     """The record without its times, and every file's content beside it."""
     raw = json.loads((folder / "run.json").read_text())
-    raw["stages"] = [{k: v for k, v in s.items() if k not in ("seconds", "reused")} for s in raw["stages"]]
+    raw["stages"] = [
+        {k: v for k, v in s.items() if k not in ("seconds", "reused")} for s in raw["stages"]
+    ]
     files = {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -206,7 +208,9 @@ print(deaths)
 """
 
 
-def test_a_run_killed_in_every_stage_ends_in_the_same_record(finished: Path, tmp_path: Path) -> None:
+def test_a_run_killed_in_every_stage_ends_in_the_same_record(
+    finished: Path, tmp_path: Path
+) -> None:
     stages = len(read_run(finished).stages)
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(tmp_path), str(stages)],

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
-from steerheal.config import MeasureSettings, SamplingSettings
+from steerheal.config import MeasureSettings, ModelSettings, SamplingSettings
 from steerheal.errors import UserError
 from steerheal.measure import coherence, free, likelihood, summary, vignettes
 from steerheal.measure.evaluate import evaluate
@@ -27,15 +26,19 @@ from steerheal.models.load import load
 from steerheal.records import FOUNDATIONS, CanaryRow, Completion, PersonaRow, Scores, VignetteRow
 from steerheal.steer.persona import Axis
 
+import tiny
+
 # ── vignettes ───────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("name", vignettes.BUNDLED)
 @pytest.mark.parametrize("condition", ["other", "self"])
-def test_bundled_vignettes_are_balanced_and_any_prefix_of_sevens_too(name: str, condition: str) -> None:
+def test_bundled_vignettes_are_balanced_and_any_prefix_of_sevens_too(
+    name: str, condition: str
+) -> None:
     rows = vignettes.load(name, condition)
     assert len(rows) >= 140
-    counts = {foundation: 0 for foundation in FOUNDATIONS}
+    counts = dict.fromkeys(FOUNDATIONS, 0)
     for row in rows:
         counts[row.foundation] += 1
     assert min(counts.values()) == max(counts.values()) >= 20
@@ -76,7 +79,9 @@ def test_published_files_load_as_they_are(shared: Path) -> None:
         ("", "no vignettes"),
     ],
 )
-def test_a_wrong_vignette_file_is_one_clear_message(tmp_path: Path, line: str, message: str) -> None:
+def test_a_wrong_vignette_file_is_one_clear_message(
+    tmp_path: Path, line: str, message: str
+) -> None:
     file = tmp_path / "v.jsonl"
     file.write_text(line)
     with pytest.raises(UserError, match=message):
@@ -106,7 +111,9 @@ def test_likelihood_scores_equal_the_plain_computation(family: str) -> None:
         )
         tail = text_ids(chat, reason)
         with torch.no_grad():
-            logs = chat.net(input_ids=torch.tensor([prompt + tail])).logits[0].float().log_softmax(-1)
+            logs = (
+                chat.net(input_ids=torch.tensor([prompt + tail])).logits[0].float().log_softmax(-1)
+            )
         places = range(len(prompt) - 1, len(prompt) + len(tail) - 1)
         return sum(logs[place, token].item() for place, token in zip(places, tail, strict=True))
 
@@ -142,8 +149,6 @@ def test_a_model_of_nan_logits_reads_nan_never_a_number() -> None:
 
 @pytest.mark.slow
 def test_the_embedded_base_ranks_the_published_vignettes_far_above_chance(shared: Path) -> None:
-    from steerheal.config import ModelSettings
-
     chat = load(ModelSettings(device="cpu"))
     asked = vignettes.load(str(shared / "tinymfv" / "vignettes_classic_other_violate.jsonl"))
     scores = Scores(
@@ -187,7 +192,9 @@ def test_persona_logodds_is_the_difference_of_two_plain_scores() -> None:
         expected = plain(persona.positive, item) - plain(persona.negative, item)
         assert row.logodds == pytest.approx(expected / len(item.tokens), abs=1e-4)
         assert row.kl_to_base == pytest.approx(0, abs=1e-6)
-        assert row.perplexity == pytest.approx(math.exp(-plain("", item) / len(item.tokens)), rel=1e-3)
+        assert row.perplexity == pytest.approx(
+            math.exp(-plain("", item) / len(item.tokens)), rel=1e-3
+        )
 
 
 # ── fluency and statistics ──────────────────────────────────────────────────────────────────────

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from steerheal.config import ModelSettings
 from steerheal.errors import UserError
@@ -15,6 +15,8 @@ from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.hooks import adding, hook_count, hooked
 from steerheal.models.load import find_blocks, load, wrap
 from steerheal.models.score import continuation_states, kl_between, token_logprobs
+
+import tiny
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -41,11 +43,14 @@ def test_a_shared_prefix_is_read_once_and_changes_nothing() -> None:
     chat = tiny.chat()
     system = "The same long system prompt stands before every one of these."
     pairs = [
-        (prompt_ids(chat, text, system=system), text_ids(chat, "abc")) for text in ("a", "bb", "ccc")
+        (prompt_ids(chat, text, system=system), text_ids(chat, "abc"))
+        for text in ("a", "bb", "ccc")
     ]
     together = continuation_states(chat, pairs)
     for pair, states in zip(pairs, together, strict=True):
-        torch.testing.assert_close(states, continuation_states(chat, [pair])[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            states, continuation_states(chat, [pair])[0], atol=1e-4, rtol=1e-4
+        )
 
 
 def test_a_template_without_system_role_gets_the_persona_in_the_user_turn() -> None:
@@ -57,8 +62,6 @@ def test_a_template_without_system_role_gets_the_persona_in_the_user_turn() -> N
 
 
 def test_templated_text_gets_no_second_bos() -> None:
-    from tokenizers.processors import TemplateProcessing
-
     tok = tiny.tokenizer()
     tok._tokenizer.post_processor = TemplateProcessing(
         single=f"{tiny.START} $A", special_tokens=[(tiny.START, 257)]

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
 from steerheal import prompts
@@ -17,6 +16,8 @@ from steerheal.steer.dose import harvest
 from steerheal.steer.filter import judge, narrates, perplexity_limit
 from steerheal.steer.persona import Persona, built_in, find
 from steerheal.steer.vector import SteeringVector, band_layers, extract
+
+import tiny
 
 SETTINGS = VectorSettings(band=(0.3, 0.8))
 
@@ -131,7 +132,7 @@ def test_vectors_add_subtract_scale_and_v_minus_v_steers_nothing() -> None:
         torch.testing.assert_close(chat.net(input_ids=ids).logits, twice)
     assert v.cosine(-v) == pytest.approx(-1, abs=1e-5)
     with pytest.raises(UserError, match="different blocks"):
-        v + SteeringVector({0: torch.ones(32)})
+        _ = v + SteeringVector({0: torch.ones(32)})
 
 
 def test_a_vector_survives_the_disk_bit_for_bit(tmp_path: Path) -> None:
@@ -146,9 +147,9 @@ def test_a_vector_survives_the_disk_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_a_vector_of_another_model_is_refused() -> None:
-    with pytest.raises(UserError, match="does not fit"):
-        with SteeringVector({1: torch.ones(7)}).applied(tiny.chat()):
-            pass
+    vector = SteeringVector({1: torch.ones(7)})
+    with pytest.raises(UserError, match="does not fit"), vector.applied(tiny.chat()):
+        pass
 
 
 def test_a_vector_without_contexts_is_refused() -> None:
@@ -172,9 +173,15 @@ def completion(text: str, dose: float = 1.0, seed: int = 0) -> Completion:
     return Completion(prompt="p", text=text, tokens=(1, 2), dose=dose, seed=seed, ended=True)
 
 
-def verdict(text: str, logprobs: Sequence[float] = (-1.0,) * 8, persona: Persona | None = None) -> Verdict:
+def verdict(
+    text: str, logprobs: Sequence[float] = (-1.0,) * 8, persona: Persona | None = None
+) -> Verdict:
     return judge(
-        [completion(text)], [logprobs], persona or find("love"), limit=30.0, settings=FilterSettings()
+        [completion(text)],
+        [logprobs],
+        persona or find("love"),
+        limit=30.0,
+        settings=FilterSettings(),
     )[0]
 
 
@@ -184,11 +191,31 @@ def verdict(text: str, logprobs: Sequence[float] = (-1.0,) * 8, persona: Persona
         (GOOD, (-1.0,) * 6 + (-6.0,) * 2, "incoherent"),
         ("I am so so so so so so so so so happy today", (-1.0,), "loops (words)"),
         ("GLUTEGLUTEGLUTEGLUTEGLUTEGLUTEGLUTEGLUTE a b c d e f g", (-1.0,), "loops (characters)"),
-        ("As someone who is filled with love, I would sit beside her and hold her hand.", (-1.0,), "narrates"),
-        ("I'm a loving person and I would give her my coat and walk with her.", (-1.0,), "narrates"),
-        ("I would help, for you are filled with overwhelming, unconditional love for all.", (-1.0,), "narrates"),
-        ("I'm sorry, but I can't assist with that request at this time, please ask.", (-1.0,), "refuses"),
-        ("As an AI language model, feelings are something that is beyond me entirely.", (-1.0,), "refuses"),
+        (
+            "As someone who is filled with love, I would sit beside her and hold her hand.",
+            (-1.0,),
+            "narrates",
+        ),
+        (
+            "I'm a loving person and I would give her my coat and walk with her.",
+            (-1.0,),
+            "narrates",
+        ),
+        (
+            "I would help, for you are filled with overwhelming, unconditional love for all.",
+            (-1.0,),
+            "narrates",
+        ),
+        (
+            "I'm sorry, but I can't assist with that request at this time, please ask.",
+            (-1.0,),
+            "refuses",
+        ),
+        (
+            "As an AI language model, feelings are something that is beyond me entirely.",
+            (-1.0,),
+            "refuses",
+        ),
         ("Hello there.", (-1.0,), "too short"),
     ],
 )
@@ -236,7 +263,9 @@ def walked(breaking: float, **changes: object):
             for item in items
         ]
 
-    settings = DoseSettings(**{"want": 30, "minimum": 6, "walks": 5, "batches": 4} | changes)
+    settings = DoseSettings.model_validate(
+        {"want": 30, "minimum": 6, "walks": 5, "batches": 4} | changes
+    )
     return harvest(
         sample, judged, ["a", "b", "c", "d"], settings, rows=12, seed=1, perplexity_limit=1.0
     )

@@ -41,7 +41,9 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+)
 SIZES: dict[str, Any] = {
     "vocab_size": 260,
     "hidden_size": 32,
@@ -54,7 +56,8 @@ SIZES: dict[str, Any] = {
     "bos_token_id": 257,
     "eos_token_id": 258,
 }
-GEMMA: dict[str, Any] = SIZES | {"head_dim": 8, "sliding_window": 24}
+GEMMA: dict[str, Any] = {**SIZES, "head_dim": 8, "sliding_window": 24}
+PHI: dict[str, Any] = {**SIZES, "num_key_value_heads": 4}
 
 
 def gemma3_text() -> Gemma3TextConfig:
@@ -71,7 +74,10 @@ def gemma3_multimodal() -> Gemma3ForConditionalGeneration:
         "patch_size": 14,
     }
     config = Gemma3Config(
-        text_config=gemma3_text(), vision_config=vision, mm_tokens_per_image=4, image_token_index=259
+        text_config=gemma3_text(),
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        image_token_index=259,
     )
     return Gemma3ForConditionalGeneration(config)
 
@@ -84,7 +90,7 @@ FAMILIES = {
     "gemma3": lambda: Gemma3ForCausalLM(gemma3_text()),
     "gemma3-multimodal": gemma3_multimodal,
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=24)),
-    "phi": lambda: PhiForCausalLM(PhiConfig(**SIZES | {"num_key_value_heads": 4})),
+    "phi": lambda: PhiForCausalLM(PhiConfig(**PHI)),
     "phi3": lambda: Phi3ForCausalLM(Phi3Config(**SIZES)),
     "olmo": lambda: OlmoForCausalLM(OlmoConfig(**SIZES)),
     "olmo2": lambda: Olmo2ForCausalLM(Olmo2Config(**SIZES)),

@@ -3,10 +3,11 @@
 import argparse
 import importlib
 import importlib.metadata
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, cast
 
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
@@ -49,6 +50,8 @@ class RunCommand(Command):
     """Name of the run folder; made from the persona when not given."""
     resume: Path | None = None
     """A run folder to continue with its own settings; other settings are not allowed."""
+    line: Annotated[str, tyro.conf.Suppress] = ""
+    """The command line itself, recorded so that the run can be repeated."""
     settings: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig()
 
 
@@ -73,17 +76,17 @@ class SampleCommand(Command):
 
     run: Positional[Path]
     """The run folder."""
-    round: int = Field(0, ge=0)
+    round: int = Field(default=0, ge=0)
     """Round whose student answers, from 1; 0 is the run's best."""
-    gate: float = Field(1.0, ge=0)
+    gate: float = Field(default=1.0, ge=0)
     """Dial on every adapter of the history; 0 is the base."""
     prompt: tuple[str, ...] = ()
     """What is asked; the persona's show prompts when not given."""
-    tokens: int = Field(96, ge=1)
+    tokens: int = Field(default=96, ge=1)
     """Longest answer, in tokens."""
-    temperature: float = Field(0.7, ge=0)
+    temperature: float = Field(default=0.7, ge=0)
     """Softmax temperature; 0 is greedy."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of both answers."""
 
 
@@ -94,9 +97,9 @@ class ExportCommand(Command):
     """The run folder."""
     format: Literal["peft", "merged"] = "peft"
     """One rank-concatenated PEFT adapter, or the whole model with the history in its weights."""
-    round: int = Field(0, ge=0)
+    round: int = Field(default=0, ge=0)
     """Last round of the history, from 1; 0 is the run's best."""
-    gate: float = Field(1.0, gt=0)
+    gate: float = Field(default=1.0, gt=0)
     """Dial on every adapter of the history."""
     out: Path | None = None
     """Where to; `<run>/export-<format>` when not given."""
@@ -109,15 +112,15 @@ class EvaluateCommand(Command):
     """A run folder or a PEFT adapter folder; nothing is the base model itself."""
     model: str = ""
     """Base model: empty for the embedded one, a hub id, a local folder or a GGUF file."""
-    round: int = Field(0, ge=0)
+    round: int = Field(default=0, ge=0)
     """Round of the run, from 1; 0 is the run's best."""
-    gate: float = Field(1.0, ge=0)
+    gate: float = Field(default=1.0, ge=0)
     """Dial on every adapter."""
     persona: str = "love"
     """Whose axis and prompts are read, when the target is not a run."""
     vignettes: str = "everyday"
     """Bundled set (everyday, ai) or a JSONL file in tinymfv's fields."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of the free answers."""
     json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None
     """Write the readings to this file as one JSON object."""
@@ -160,12 +163,7 @@ def _dispatch(argv: list[str], console: Console) -> None:
 
 
 def _parse(kind: type[C], name: str, argv: list[str], default: C | None = None) -> C:
-    return tyro.cli(
-        kind,
-        prog=f"steerheal {name}",
-        args=argv,
-        default=default,
-    )
+    return cast(C, tyro.cli(kind, prog=f"steerheal {name}", args=argv, default=default))
 
 
 def parse_run(argv: list[str]) -> RunCommand:
@@ -183,7 +181,7 @@ def parse_run(argv: list[str]) -> RunCommand:
     options = _parse(RunCommand, "run", argv, default)
     if options.resume is None:
         find(options.persona or options.settings.persona)
-    return options
+    return options.model_copy(update={"line": shlex.join(["steerheal", "run", *argv])})
 
 
 PARSERS: dict[str, Callable[[list[str]], Command]] = {

@@ -3,8 +3,6 @@
 import json
 import os
 import platform
-import shlex
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from steerheal.measure.evaluate import evaluate as evaluate_state
 from steerheal.models.generate import Draw, generate
 from steerheal.models.load import ChatModel, load
 from steerheal.records import FOUNDATIONS, RunRecord, Summary
-from steerheal.report.page import conditions, headline, write_report
+from steerheal.report.page import conditions, headline, shown_differs, write_report
 from steerheal.stages import Stages, Student
 from steerheal.steer.persona import Persona, find
 from steerheal.store import (
@@ -101,7 +99,7 @@ def _planned(options: RunCommand) -> tuple[Path, RunConfig, str]:
                 f"{folder} holds a run with other settings. Choose another --name, or continue "
                 f"that one with `steerheal run --resume {folder}`."
             )
-    return folder, config, shlex.join(["steerheal", *sys.argv[1:]])
+    return folder, config, options.line
 
 
 def _refuse_small_pools(config: RunConfig, persona: Persona) -> None:
@@ -131,7 +129,7 @@ def _closing(record: RunRecord, folder: Path, page: Path, console: Console) -> N
     """Headline, the demo's conditions, one before/after answer, and where the report is."""
     console.say("")
     console.say(headline(record))
-    for condition in conditions(record, _differing(record, folder)):
+    for condition in conditions(record, shown_differs(folder, record)):
         mark = {True: "✓", False: "✗", None: "?"}[condition.holds]
         console.say(f"{mark} {condition.text}   {condition.numbers}")
     if record.best is not None:
@@ -141,14 +139,6 @@ def _closing(record: RunRecord, folder: Path, page: Path, console: Console) -> N
         console.say(f"before  {before.text}")
         console.say(f"after   {after.text}")
     console.say(f"\nreport  {page}")
-
-
-def _differing(record: RunRecord, folder: Path) -> tuple[int, int] | None:
-    if record.best is None:
-        return None
-    before = read_shown(folder, -1, "base").completions
-    after = read_shown(folder, record.best, "healed").completions
-    return sum(a.text != b.text for a, b in zip(before, after, strict=True)), len(before)
 
 
 def environment(chat: ChatModel) -> dict[str, str]:

@@ -36,7 +36,7 @@ class ModelSettings(Settings):
     """Which model, in which precision, where."""
 
     name: Annotated[str, tyro.conf.arg(aliases=("--model",))] = ""
-    """Empty for the embedded SmolLM2-135M-Instruct; else a hub id, a local folder or a GGUF file."""
+    """Empty: the embedded SmolLM2-135M-Instruct; else a hub id, a local folder or a GGUF file."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights; auto is float32 on a CPU and bfloat16 on a GPU."""
     device: str = "auto"
@@ -52,7 +52,7 @@ class VectorSettings(Settings):
 
     contrast: Literal["negative", "neutral"] = "negative"
     """The pole that the positive one is compared with."""
-    contexts: int = Field(256, ge=1)
+    contexts: int = Field(default=256, ge=1)
     """Diverse user messages averaged over; more gives a less noisy direction."""
     band: Band = (0.4, 0.6)
     """Blocks that are steered, as fractions of depth; a wide band compounds and collapses."""
@@ -61,36 +61,36 @@ class VectorSettings(Settings):
 class SamplingSettings(Settings):
     """How completions are sampled."""
 
-    tokens: int = Field(64, ge=1)
+    tokens: int = Field(default=64, ge=1)
     """Longest completion, in tokens."""
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0)
     """Softmax temperature; 0 is greedy."""
-    top_p: float = Field(0.95, gt=0, le=1)
+    top_p: float = Field(default=0.95, gt=0, le=1)
     """Nucleus: the smallest set of tokens that holds this much probability."""
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(default=0, ge=0)
     """Only the k likeliest tokens; 0 is no limit."""
-    rows: int = Field(48, ge=1)
+    rows: int = Field(default=48, ge=1)
     """Rows sampled together; halved when memory runs out."""
 
 
 class DoseSettings(Settings):
     """walk-C: the sweep of doses and how it walks down until enough completions survive."""
 
-    start: float = Field(1.0, gt=0)
+    start: float = Field(default=1.0, gt=0)
     """Multiplier tried first in every round; 1 adds the raw difference of the two poles."""
-    sweep: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.5, 0.75, 1.0), min_length=1)
+    sweep: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(0.5, 0.75, 1.0), min_length=1)
     """Doses in one batch, as fractions of the multiplier."""
-    target: float = Field(0.75, gt=0, le=1)
+    target: float = Field(default=0.75, gt=0, le=1)
     """Share of completions that must survive the filter before the multiplier is accepted."""
-    step: float = Field(0.75, gt=0, lt=1)
+    step: float = Field(default=0.75, gt=0, lt=1)
     """Factor on the multiplier at each step down."""
-    walks: int = Field(6, ge=1)
+    walks: int = Field(default=6, ge=1)
     """Most multipliers tried in a round."""
-    want: int = Field(64, ge=1)
+    want: int = Field(default=64, ge=1)
     """Kept completions a round trains on."""
-    minimum: int = Field(16, ge=2)
+    minimum: int = Field(default=16, ge=2)
     """Fewest kept completions a round may train on; with fewer it ends as starved."""
-    batches: int = Field(4, ge=1)
+    batches: int = Field(default=4, ge=1)
     """Most batches drawn at the accepted multiplier."""
 
     @model_validator(mode="after")
@@ -103,14 +103,14 @@ class DoseSettings(Settings):
 class FilterSettings(Settings):
     """Which completions are kept."""
 
-    tail_perplexity: float = Field(4.0, gt=0)
+    tail_perplexity: float = Field(default=4.0, gt=0)
     """Highest perplexity of a completion's last quarter under the base, in multiples of the base's
     median on its own text: collapse comes late."""
-    word_repetition: float = Field(0.35, ge=0, le=1)
+    word_repetition: float = Field(default=0.35, ge=0, le=1)
     """Highest share of word trigrams that repeat an earlier one."""
-    char_repetition: float = Field(0.5, ge=0, le=1)
+    char_repetition: float = Field(default=0.5, ge=0, le=1)
     """Highest share of character 8-grams that repeat an earlier one."""
-    words: int = Field(8, ge=1)
+    words: int = Field(default=8, ge=1)
     """Fewest words."""
 
 
@@ -123,35 +123,35 @@ class HealSettings(Settings):
     """How D is aggregated over the completion positions of a batch."""
     reference: Literal["prev", "base"] = "prev"
     """The student before this round (a trust region) or the round-0 model (a leash)."""
-    lam: float = Field(0.3, ge=0)
+    lam: float = Field(default=0.3, ge=0)
     """λ: weight of the barrier; 0 is no barrier."""
-    tau: float = Field(0.2, ge=0)
-    """τ in nats: D below it costs nothing; above the operating divergence the barrier never fires."""
+    tau: float = Field(default=0.2, ge=0)
+    """τ in nats: D below it costs nothing. Above the operating divergence it never fires."""
     lam_power: float = 0.0
     """λ in round r is λ·(1+r)^power; below 0 it loosens as the history grows."""
-    rank: int = Field(16, ge=1)
+    rank: int = Field(default=16, ge=1)
     """Rank of the adapter."""
-    alpha: float = Field(32.0, gt=0)
+    alpha: float = Field(default=32.0, gt=0)
     """The adapter's output is scaled by alpha / rank."""
     band: Band = (0.2, 0.8)
     """Blocks that get an adapter, as fractions of depth."""
-    epochs: int = Field(2, ge=1)
+    epochs: int = Field(default=2, ge=1)
     """Passes over the kept completions."""
-    rows: int = Field(8, ge=1)
+    rows: int = Field(default=8, ge=1)
     """Completions per optimiser step."""
-    accumulate: int = Field(1, ge=1)
+    accumulate: int = Field(default=1, ge=1)
     """Micro-batches a step's rows are split into; more needs less memory, and changes nothing."""
-    lr: float = Field(3e-4, gt=0)
+    lr: float = Field(default=3e-4, gt=0)
     """Peak learning rate: linear warm-up, then a cosine to 0."""
-    warmup: float = Field(0.1, ge=0, lt=1)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps that warm up."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay on the adapter."""
-    beta2: float = Field(0.95, gt=0, lt=1)
+    beta2: float = Field(default=0.95, gt=0, lt=1)
     """Adam's second-moment decay; 0.95 warms up within a round."""
-    clip: float = Field(1.0, gt=0)
+    clip: float = Field(default=1.0, gt=0)
     """Largest gradient norm; a larger gradient is scaled down to it."""
-    held_out: float = Field(0.1, ge=0, lt=1)
+    held_out: float = Field(default=0.1, ge=0, lt=1)
     """Share of the kept completions that only measures the held-out CE."""
 
     @model_validator(mode="after")
@@ -166,13 +166,13 @@ class MeasureSettings(Settings):
 
     vignettes: str = "everyday"
     """Bundled set (everyday, ai) or a JSONL file in tinymfv's fields."""
-    per_foundation: int = Field(0, ge=0)
+    per_foundation: int = Field(default=0, ge=0)
     """Vignettes per foundation, a stratified subset; 0 is all of them."""
-    prompts: int = Field(32, ge=2)
+    prompts: int = Field(default=32, ge=2)
     """The persona's evaluation prompts that are answered freely."""
-    tokens: int = Field(48, ge=1)
+    tokens: int = Field(default=48, ge=1)
     """Longest free answer, in tokens."""
-    resamples: int = Field(2000, ge=100)
+    resamples: int = Field(default=2000, ge=100)
     """Bootstrap resamples behind every interval."""
 
 
@@ -183,13 +183,13 @@ class RunConfig(Settings):
     """A built-in persona or a TOML file."""
     reverse: bool = False
     """Swap the persona's poles: less of the trait instead of more."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of everything random; same settings, same record."""
-    rounds: int = Field(4, ge=1)
+    rounds: int = Field(default=4, ge=1)
     """Most rounds of the loop."""
-    gate: float = Field(1.0, gt=0, le=1)
+    gate: float = Field(default=1.0, gt=0, le=1)
     """Gate at which a finished round is folded in."""
-    coherence_floor: float = Field(0.95, ge=0, le=1)
+    coherence_floor: float = Field(default=0.95, ge=0, le=1)
     """The loop stops when answer mass falls below this share of the base's."""
     model: ModelSettings = ModelSettings()
     vector: VectorSettings = VectorSettings()
@@ -224,7 +224,9 @@ def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     both = dict(under)
     for name, value in over.items():
         old = both.get(name)
-        both[name] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        both[name] = (
+            merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
     return both
 
 

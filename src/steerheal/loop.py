@@ -70,9 +70,7 @@ def one_round(
 
     dose = found.multiplier * max(config.dose.sweep)
     steer = student.steered(vector, dose)
-    steered = stages.evaluated(
-        number, "steered", steer, vector_key, dose=dose, before=student
-    )
+    steered = stages.evaluated(number, "steered", steer, vector_key, dose=dose, before=student)
     stages.shown(number, "steered", steer, vector_key, dose=dose)
     record = RoundRecord(
         round=number,
@@ -129,9 +127,7 @@ def stop_reason(done: RoundRecord, floor: float) -> str:
 def best_round(record: RunRecord, floor: float) -> int | None:
     """The folded round with the largest trait gain among those above the floor, if any gained."""
     fit = [
-        done
-        for done in record.rounds
-        if done.healed is not None and done.healed.coherence >= floor
+        done for done in record.rounds if done.healed is not None and done.healed.coherence >= floor
     ]
     gains = {done.round: done.healed.delta_logodds.value for done in fit if done.healed}
     best = max(gains, key=lambda number: gains[number], default=None)

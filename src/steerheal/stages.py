@@ -136,15 +136,11 @@ class Stages:
             load=lambda folder: read_record(folder / file, Scores),
         )
 
-    def shown(
-        self, number: int, state: str, enter: Enter, key: str, *, dose: float = 0.0
-    ) -> Shown:
-        """The fixed show prompts, answered by a state."""
+    def shown(self, number: int, state: str, enter: Enter, key: str, *, dose: float = 0.0) -> Shown:
+        """The fixed show prompts, answered greedily: what differs is the state, not the draw."""
         asked, seed = self.persona.prompts.show, self.config.seed
-        sampling = self.config.sampling
-        full_key = key_of(
-            "show", self.chat.fingerprint, state, key, sampling, seed, dose, asked
-        )
+        sampling = self.config.sampling.model_copy(update={"temperature": 0.0})
+        full_key = key_of("show", self.chat.fingerprint, state, key, sampling, seed, dose, asked)
 
         def make() -> Shown:
             draws = [Draw(prompt, dose, seed * 7_919 + i) for i, prompt in enumerate(asked)]
@@ -229,9 +225,7 @@ class Stages:
         )
         return found, full_key
 
-    def healed(
-        self, number: int, student: Student, found: Harvest, key: str
-    ) -> tuple[Healed, str]:
+    def healed(self, number: int, student: Student, found: Harvest, key: str) -> tuple[Healed, str]:
         """The round's adapter and how it was trained, and its key."""
         config, settings = self.config, self.config.heal
         kept = found.kept(config.dose.want)

@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 
 from steerheal.errors import UserError
@@ -48,12 +48,19 @@ STAGES = ".stages"
 
 def key_of(*inputs: object) -> str:
     """Digest of a stage's inputs: settings, records and keys of earlier stages."""
-    plain = [item.model_dump(mode="json") if hasattr(item, "model_dump") else item for item in inputs]  # pyright: ignore[reportAttributeAccessIssue]
+    plain = [
+        item.model_dump(mode="json") if isinstance(item, BaseModel) else item for item in inputs
+    ]
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all; errors as in `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all.
 
     Raises:
@@ -62,8 +69,8 @@ def write_text(path: Path, text: str) -> None:
     work = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with work.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        with work.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         work.replace(path)
@@ -249,7 +256,7 @@ class Store:
                 shutil.rmtree(work, ignore_errors=True)
 
     def _place(self, home: Path, target: Path) -> None:
-        """Links a finished stage's files into the run folder; copies where links are not to be had."""
+        """Links a finished stage's files into the run folder; copies where links fail."""
         try:
             for source in sorted(home.rglob("*")):
                 if source.is_dir() or source.name == "stage.json":
@@ -284,4 +291,3 @@ def free_name(runs: Path, stem: str) -> str:
         number += 1
         name = f"{stem}-{number}"
     return name
-

@@ -1,6 +1,6 @@
 """A round's LoRA adapter: attached through PEFT for training, saved and read in PEFT's own format.
 
-y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ with s = alpha / rank; B starts at 0, so that a fresh adapter changes nothing.
+y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ with s = alpha / rank; B starts at 0: a fresh adapter changes nothing.
 Source: Hu et al. 2021, arXiv:2106.09685.
 """
 
@@ -179,7 +179,9 @@ def trained(model: PeftModel, settings: HealSettings) -> Adapter:
     """The trained factors, copied to the CPU."""
     state = get_peft_model_state_dict(model)
     tensors = {key: value.detach().float().cpu().clone() for key, value in state.items()}
-    return Adapter(_pairs_of(tensors, Path("memory")), settings.alpha / settings.rank, settings.rank)
+    return Adapter(
+        _pairs_of(tensors, Path("memory")), settings.alpha / settings.rank, settings.rank
+    )
 
 
 def _children(chat: ChatModel, names: Sequence[str]) -> list[tuple[nn.Module, str, nn.Module]]:

@@ -65,7 +65,8 @@ def export_merged(
             chat.net.save_pretrained(work)
         chat.tokenizer.save_pretrained(work)
         again = AutoModelForCausalLM.from_pretrained(work, dtype=chat.net.dtype)
-        found = _logits(again.to(chat.device).eval(), chat, probes)
+        again.to(device=chat.device)  # pyright: ignore[reportCallIssue]
+        found = _logits(again.eval(), chat, probes)
     return _compared("merged model", expected, found)
 
 

@@ -68,9 +68,7 @@ def attached(
         yield
 
 
-def _branch(
-    chat: ChatModel, history: Sequence[Gated], name: str, rows: Tensor | None
-) -> Hook:
+def _branch(chat: ChatModel, history: Sequence[Gated], name: str, rows: Tensor | None) -> Hook:
     factors = [
         (
             item.adapter.pairs[name].down.to(chat.device).float(),
@@ -134,8 +132,9 @@ def _side_by_side(history: Sequence[Gated], name: str) -> Pair:
     downs, ups = [], []
     for item in history:
         rank = item.adapter.rank
-        blank = Pair(like.down.new_zeros(rank, like.down.shape[1]),
-                     like.up.new_zeros(like.up.shape[0], rank))
+        blank = Pair(
+            like.down.new_zeros(rank, like.down.shape[1]), like.up.new_zeros(like.up.shape[0], rank)
+        )
         pair = item.adapter.pairs.get(name, blank)
         downs.append(pair.down.float())
         ups.append(item.gate * item.adapter.scale * pair.up.float())

@@ -79,7 +79,7 @@ def heal(
         for epoch in range(settings.epochs):
             for rows in _epoch(train, settings.rows, seed + 1 + epoch):
                 batches = _split(chat, pairs, reference, rows, settings)
-                step = _step(chat, batches, settings, lam, loop, (len(steps), epoch))
+                step = _step(chat, batches, settings, lam=lam, loop=loop, place=(len(steps), epoch))
                 steps.append(step)
                 progress(step, loop.total)
                 if not math.isfinite(step.ce) or not math.isfinite(step.gradient):
@@ -124,7 +124,7 @@ class _Optimiser:
 
     @property
     def lr(self) -> float:
-        return self._schedule.get_last_lr()[0]
+        return float(self._schedule.get_last_lr()[0])
 
     def apply(self) -> float:
         """One update; the gradient's norm before clipping."""
@@ -184,6 +184,7 @@ def _step(
     chat: ChatModel,
     batches: list[Batch],
     settings: HealSettings,
+    *,
     lam: float,
     loop: _Optimiser,
     place: tuple[int, int],

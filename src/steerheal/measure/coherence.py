@@ -37,7 +37,9 @@ def read(
     rows: dict[int, CanaryRow] = {}
 
     def work(batch: list[int]) -> None:
-        hidden, skipped = hidden_after_shared(chat, [prompts[i] for i in batch], shortest - slot - 1)
+        hidden, skipped = hidden_after_shared(
+            chat, [prompts[i] for i in batch], shortest - slot - 1
+        )
         for row, i in enumerate(batch):
             end = len(prompts[i]) - skipped
             logs = chat.logits(hidden[row, end - slot - 1 : end]).log_softmax(-1).cpu()

@@ -1,4 +1,4 @@
-"""Fluency of a text by itself: repetition, diversity, and perplexity from given log-probabilities."""
+"""Fluency of a text: repetition, diversity, and perplexity from given log-probabilities."""
 
 import math
 import re
@@ -20,7 +20,7 @@ def char_repetition(text: str) -> float:
 
 
 def distinct(text: str, n: int) -> float:
-    """Distinct word n-grams over all of them (Li et al. 2016, arXiv:1510.03055); NaN without any."""
+    """Distinct word n-grams over all (Li et al. 2016, arXiv:1510.03055); NaN without any."""
     words = re.findall(r"[\w']+", text.lower())
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else math.nan

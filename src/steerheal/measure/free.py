@@ -56,11 +56,11 @@ def answer(
     return Answers(completions, continuation_states(chat, answer_pairs(chat, completions)))
 
 
-def answer_pairs(chat: ChatModel, completions: Sequence[Completion], system: str = "") -> list[Pair]:
+def answer_pairs(
+    chat: ChatModel, completions: Sequence[Completion], system: str = ""
+) -> list[Pair]:
     """Prompts under a system prompt, with the completions to score after them."""
-    return [
-        (prompt_ids(chat, item.prompt, system=system), item.tokens) for item in completions
-    ]
+    return [(prompt_ids(chat, item.prompt, system=system), item.tokens) for item in completions]
 
 
 def judge(

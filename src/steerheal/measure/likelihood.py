@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steerheal.models.batch import by_length, left_padded, shrinking, token_budget
+from steerheal.measure.vignettes import Vignette
+from steerheal.models.batch import by_length, shrinking, token_budget
 from steerheal.models.chat import prompt_ids, text_ids
-from steerheal.models.generate import roomy_cache
+from steerheal.models.generate import Prefilled, prefilled
 from steerheal.models.load import ChatModel
 from steerheal.records import FOUNDATIONS, VignetteRow
-from steerheal.measure.vignettes import Vignette
 
 NAME = "likelihood"
 QUESTION = "{vignette} Why is this wrong?"
@@ -45,12 +45,12 @@ NEUTRAL = {
     ),
 }
 REASONS = {
-    "care": " cruel, because it makes someone suffer",
-    "fairness": " unfair, because it is cheating",
-    "loyalty": " disloyal, because it betrays the group",
-    "authority": " disrespectful, because it defies authority",
-    "sanctity": " disgusting, because it is impure and degrading",
-    "liberty": " controlling, because it takes away someone's freedom",
+    "care": " cruel and hurts someone",
+    "fairness": " unfair and cheating",
+    "loyalty": " disloyal to the group",
+    "authority": " disrespectful to authority",
+    "sanctity": " disgusting and impure",
+    "liberty": " controlling and bullying",
     "social": " strange, but not wrong",
 }
 
@@ -66,9 +66,7 @@ def read(
     acts = [(name, act) for name in conditions for act in NEUTRAL[name]]
     texts = [vignette.text for vignette in vignettes] + [act for _, act in acts]
     slot = len(text_ids(chat, PREFILL))
-    prompts = [
-        prompt_ids(chat, QUESTION.format(vignette=text), prefill=PREFILL) for text in texts
-    ]
+    prompts = [prompt_ids(chat, QUESTION.format(vignette=text), prefill=PREFILL) for text in texts]
     reasons = [text_ids(chat, REASONS[name]) for name in FOUNDATIONS]
     scores = torch.zeros(len(texts), len(FOUNDATIONS))
     masses, fluency = torch.zeros(len(texts)), torch.zeros(len(texts))
@@ -96,40 +94,34 @@ def _read_batch(
     chat: ChatModel, prompts: Sequence[list[int]], reasons: Sequence[list[int]], slot: int
 ) -> tuple[Float[Tensor, "B 7"], Float[Tensor, " B"], Float[Tensor, " B"]]:
     """Phrase log-likelihoods, answer mass and prefill NLL; each prompt is read once."""
-    ids, mask, positions = left_padded(prompts, 0, chat.device)
-    cache = roomy_cache(chat)
-    hidden = chat.hidden(
-        ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-    )
+    prompt = prefilled(chat, prompts)
+    hidden = prompt.hidden
     first = chat.logits(hidden[:, -1]).log_softmax(-1)
     starts = torch.tensor([reason[0] for reason in reasons], device=chat.device)
     mass = first[:, starts.unique()].exp().sum(-1)
     tail = chat.logits(hidden[:, -slot - 1 : -1]).log_softmax(-1)
-    nll = -tail.gather(2, ids[:, -slot:, None])[..., 0].mean(-1)
+    forced = torch.tensor([row[-slot:] for row in prompts], device=chat.device)
+    nll = -tail.gather(2, forced[..., None])[..., 0].mean(-1)
     count, width = len(reasons), max(map(len, reasons)) - 1
     after = torch.zeros(count, width, dtype=torch.long, device=chat.device)
     valid = torch.zeros(count, width, dtype=torch.bool, device=chat.device)
     for k, reason in enumerate(reasons):
         after[k, : len(reason) - 1] = torch.tensor(reason[1:])
         valid[k, : len(reason) - 1] = True
-    rest = _continuations(chat, cache, mask, positions, starts, after)
+    rest = _continuations(chat, prompt, starts, after)
     total = first[:, starts] + (rest * valid).sum(-1)
     return total.cpu(), mass.cpu(), nll.cpu()
 
 
 def _continuations(
-    chat: ChatModel,
-    cache: object,
-    mask: Int[Tensor, "B T"],
-    positions: Int[Tensor, "B T"],
-    starts: Int[Tensor, " K"],
-    after: Int[Tensor, "K W"],
+    chat: ChatModel, read: Prefilled, starts: Int[Tensor, " K"], after: Int[Tensor, "K W"]
 ) -> Float[Tensor, "B K W"]:
     """Log-probabilities of every phrase's tokens after its first, for every prompt."""
+    mask, cache = read.mask, read.cache
     (rows, _), (count, width) = mask.shape, after.shape
-    cache.batch_repeat_interleave(count)  # pyright: ignore[reportAttributeAccessIssue]
+    cache.batch_repeat_interleave(count)
     fed = torch.cat([starts[:, None], after[:, :-1]], dim=1).repeat(rows, 1)
-    places = positions[:, -1:].repeat_interleave(count, 0) + 1
+    places = read.positions[:, -1:].repeat_interleave(count, 0) + 1
     hidden = chat.hidden(
         fed,
         attention_mask=torch.cat(
@@ -141,14 +133,14 @@ def _continuations(
     )
     chosen = [
         chat.logits(part).log_softmax(-1).gather(2, target[..., None])[..., 0]
-        for part, target in zip(hidden.split(count), after.repeat(rows, 1).split(count), strict=True)
+        for part, target in zip(
+            hidden.split(count), after.repeat(rows, 1).split(count), strict=True
+        )
     ]
     return torch.stack(chosen)
 
 
-def _row(
-    vignette: Vignette, score: Float[Tensor, " 7"], mass: Tensor, nll: Tensor
-) -> VignetteRow:
+def _row(vignette: Vignette, score: Float[Tensor, " 7"], mass: Tensor, nll: Tensor) -> VignetteRow:
     p = score.softmax(0)
     return VignetteRow(
         id=vignette.id,

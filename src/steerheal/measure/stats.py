@@ -47,9 +47,9 @@ def bootstrap(
     picks = np.random.default_rng(seed).integers(0, len(data), (resamples, len(data)))
     # In slices, so that memory stays bounded by about a million resampled rows.
     width = max(1, 1_000_000 // len(data))
-    values = np.concatenate([
-        measure(data[picks[i : i + width]]) for i in range(0, resamples, width)
-    ])
+    values = np.concatenate(
+        [measure(data[picks[i : i + width]]) for i in range(0, resamples, width)]
+    )
     low, high = np.percentile(values, LEVEL)
     return Reading(value=value, low=float(low), high=float(high), n=len(data))
 

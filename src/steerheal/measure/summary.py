@@ -32,9 +32,7 @@ def summarise(scores: Scores, base: Scores, axis: Axis, *, resamples: int = 2000
         axis: Which foundation should have moved, which way, and which should not.
         resamples: Bootstrap resamples per interval.
     """
-    deltas = {
-        name: _delta_nats(scores, base, i, resamples) for i, name in enumerate(FOUNDATIONS)
-    }
+    deltas = {name: _delta_nats(scores, base, i, resamples) for i, name in enumerate(FOUNDATIONS)}
     trait, base_trait = _logodds(scores), _logodds(base)
     mass, base_mass = _mass(scores), _mass(base)
     delta_trait = bootstrap(trait - base_trait, resamples=resamples)
@@ -83,9 +81,7 @@ def surgical(deltas: dict[str, Reading], axis: Axis) -> bool | None:
     if not target.moved:
         return None
     intended = axis.sign * target.value > 0
-    return intended and all(
-        abs(target.value) > abs(deltas[name].value) for name in axis.off_target
-    )
+    return intended and all(abs(target.value) > abs(deltas[name].value) for name in axis.off_target)
 
 
 def retain(healed: Scores, steered: Scores, before: Scores, *, resamples: int = 2000) -> Reading:
@@ -114,9 +110,12 @@ def kl_to_previous(scores: Scores) -> float:
 
 
 def _delta_nats(scores: Scores, base: Scores, i: int, resamples: int) -> Reading:
-    pair = np.array([
-        (row.p[i], other.p[i]) for row, other in zip(scores.vignettes, base.vignettes, strict=True)
-    ])
+    pair = np.array(
+        [
+            (row.p[i], other.p[i])
+            for row, other in zip(scores.vignettes, base.vignettes, strict=True)
+        ]
+    )
     found = bootstrap(pair, log_mean_ratio, resamples=resamples)
     return finite_or_unknown(found, found.reason or "no probability is left on the foundation")
 

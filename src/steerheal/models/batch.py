@@ -40,6 +40,21 @@ def right_padded(
     return ids.to(device)
 
 
+SHARED = 8
+"""Tokens that rows must begin with in common before their prefix is read once for all."""
+
+
+def shared_prefix(rows: Sequence[Sequence[int]], limit: int | None = None) -> int:
+    """How many tokens all rows begin with, leaving each at least one; 0 when it is not worth it."""
+    if len(rows) < 2:
+        return 0
+    ordered = sorted(list(row) for row in rows)
+    low, high = ordered[0], ordered[-1]  # whatever these two share, all rows between them share
+    common = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+    start = min(common, min(map(len, rows)) - 1 if limit is None else limit)
+    return start if start >= SHARED else 0
+
+
 def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Indices in batches of similar length, each at most `budget` tokens wide and deep."""
     batch: list[int] = []

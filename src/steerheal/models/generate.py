@@ -9,15 +9,16 @@ inverting the cumulative distribution at u, so that the batch around a row does 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from steerheal.config import SamplingSettings
-from steerheal.models.batch import left_padded, shrinking
+from steerheal.models.batch import left_padded, shared_prefix, shrinking
 from steerheal.models.chat import decode, prompt_ids
 from steerheal.models.hooks import Dosed
 from steerheal.models.load import ChatModel
@@ -93,10 +94,12 @@ def _completion(chat: ChatModel, draw: Draw, tokens: list[int]) -> Completion:
 
 
 def _uniforms(seeds: Sequence[int], tokens: int) -> Float[Tensor, "B N"]:
-    return torch.stack([
-        torch.rand(tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        for seed in seeds
-    ])
+    return torch.stack(
+        [
+            torch.rand(tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            for seed in seeds
+        ]
+    )
 
 
 def _decode_batch(
@@ -110,36 +113,76 @@ def _decode_batch(
     dosed: Dosed | None,
 ) -> list[list[int]]:
     """Token ids of every row, its stop token included."""
-    ids, mask, positions = left_padded(prompts, int(stops[0]), chat.device)
-    cache = roomy_cache(chat)
+    hidden, cache, mask, positions = prefilled(chat, prompts, doses, dosed)
     tokens: list[list[int]] = [[] for _ in prompts]
     live = torch.arange(len(prompts), device=chat.device)
     uniforms = uniforms.to(chat.device)
     finished = torch.zeros(len(prompts), dtype=torch.bool, device=chat.device)
     for step in range(settings.tokens):
+        chosen = choose(chat.logits(hidden[:, -1]), uniforms[live, step], settings)
+        done = finished[live]
+        for row, token, over in zip(live.tolist(), chosen.tolist(), done.tolist(), strict=True):
+            if not over:
+                tokens[row].append(token)
+        finished[live] = done | torch.isin(chosen, stops)
+        done = finished[live]
+        if done.all() or step + 1 == settings.tokens:
+            break
+        ids, positions = chosen[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
+        if done.float().mean() >= COMPACT_SHARE:
+            keep = (~done).nonzero()[:, 0]
+            cache.batch_select_indices(keep)
+            live, ids, mask, positions = live[keep], ids[keep], mask[keep], positions[keep]
         if dosed is not None:
             dosed.set(doses[live])
         hidden = chat.hidden(
             ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         )
-        chosen = choose(chat.logits(hidden[:, -1]), uniforms[live, step], settings)
-        done = finished[live]
-        for row, token, over in zip(
-            live.tolist(), chosen.tolist(), done.tolist(), strict=True
-        ):
-            if not over:
-                tokens[row].append(token)
-        finished[live] = done | torch.isin(chosen, stops)
-        ids, positions = chosen[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
-        done = finished[live]
-        if done.all():
-            break
-        if done.float().mean() >= COMPACT_SHARE:
-            keep = (~done).nonzero()[:, 0]
-            cache.batch_select_indices(keep)
-            live, ids, mask, positions = live[keep], ids[keep], mask[keep], positions[keep]
     return tokens
+
+
+class Prefilled(NamedTuple):
+    """Prompts that were read: where decoding goes on."""
+
+    hidden: Float[Tensor, "B T D"]
+    """Final states of the left-padded prompts, after what they share."""
+    cache: DynamicCache
+    mask: Int[Tensor, "B S"]
+    """Which cached positions count, the shared ones included."""
+    positions: Int[Tensor, "B T"]
+
+
+def prefilled(
+    chat: ChatModel,
+    prompts: Sequence[Sequence[int]],
+    doses: Float[Tensor, " B"] | None = None,
+    dosed: Dosed | None = None,
+) -> Prefilled:
+    """Reads the prompts; what all of them begin with (a system prompt) once per distinct dose."""
+    rows = len(prompts)
+    # Padding between the shared part and the rest would count towards a sliding window.
+    start = 0 if slides(chat) else shared_prefix(prompts)
+    cache = roomy_cache(chat)
+    if start:
+        each = torch.zeros(rows, dtype=torch.long, device=chat.device)
+        count = 1
+        if dosed is not None and doses is not None:
+            distinct, each = doses.unique(return_inverse=True)
+            dosed.set(distinct)
+            count = len(distinct)
+        prefix = torch.tensor([list(prompts[0][:start])] * count, device=chat.device)
+        chat.hidden(prefix, past_key_values=cache, use_cache=True)
+        cache.batch_select_indices(each)
+    if dosed is not None and doses is not None:
+        dosed.set(doses)
+    ids, mask, positions = left_padded([prompt[start:] for prompt in prompts], 0, chat.device)
+    mask = torch.cat([mask.new_ones(rows, start), mask], dim=1)
+    positions = positions + start
+    hidden = chat.hidden(
+        ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    )
+    return Prefilled(hidden, cache, mask, positions)
 
 
 def choose(
@@ -149,30 +192,37 @@ def choose(
     if settings.temperature == 0:
         return logits.argmax(-1)
     probs = (logits / settings.temperature).softmax(-1)
-    vocabulary = probs.shape[-1]
     if not settings.top_k and settings.top_p == 1:
         return _invert(probs, uniforms)
-    width = min(vocabulary, settings.top_k or NUCLEUS_GUESS)
-    best, index = probs.topk(width)
-    if not settings.top_k and width < vocabulary:
-        short = best.sum(-1) < settings.top_p
-        if short.any():
-            best, index = probs.sort(descending=True)
+    best, index = probs.topk(min(probs.shape[-1], settings.top_k or NUCLEUS_GUESS))
     if settings.top_k:
         best = best / best.sum(-1, keepdim=True)
-    # A token stays while the mass before it is below top_p: the one that crosses is in.
+    chosen = index.gather(1, _invert_nucleus(best, uniforms, settings.top_p)[:, None])[:, 0]
+    if not settings.top_k:
+        # Few rows are so flat that their nucleus is wider than the guess; only those are sorted.
+        wide = best.sum(-1) < settings.top_p
+        if wide.any():
+            best, index = probs[wide].sort(descending=True)
+            place = _invert_nucleus(best, uniforms[wide], settings.top_p)
+            chosen[wide] = index.gather(1, place[:, None])[:, 0]
+    return chosen
+
+
+def _invert_nucleus(
+    best: Float[Tensor, "B K"], uniforms: Float[Tensor, " B"], top_p: float
+) -> Int[Tensor, " B"]:
+    """Place in the descending weights; a token stays while the mass before it is below top_p."""
     before = best.cumsum(-1) - best
-    best = best.masked_fill(before >= settings.top_p, 0)
-    return index.gather(1, _invert(best, uniforms)[:, None])[:, 0]
+    return _invert(best.masked_fill(before >= top_p, 0), uniforms)
 
 
-def _invert(weights: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
+def _invert(weights: Float[Tensor, "B K"], uniforms: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
     cumulative = weights.double().cumsum(-1)
-    target = uniforms[:, None].double() * cumulative[:, -1:]
-    place = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    total = cumulative[:, -1:].contiguous()
+    place = torch.searchsorted(cumulative, uniforms[:, None].double() * total, right=True)
     # u < 1, so that only rounding can reach past the last token with weight.
-    last = (weights > 0).long().cumsum(-1).argmax(-1)
-    return torch.minimum(place, last)
+    last = torch.searchsorted(cumulative, total)
+    return torch.minimum(place, last)[:, 0]
 
 
 class RoomyLayer(DynamicLayer):
@@ -189,43 +239,57 @@ class RoomyLayer(DynamicLayer):
         """Appends along the position axis; returns views of everything cached."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start, self._length = self._length, self._length + key_states.shape[-2]
-        keys, values = self._grown(key_states, value_states)
-        keys[..., start : self._length, :] = key_states
-        values[..., start : self._length, :] = value_states
-        self.keys, self.values = keys[..., : self._length, :], values[..., : self._length, :]
-        return self.keys, self.values
+        start, end = self._length, self._length + key_states.shape[-2]
+        if self._buffers is None or self._buffers[0].shape[-2] < end:
+            rows = torch.arange(len(key_states), device=key_states.device)
+            self._buffers = self._copied(rows, key_states, value_states, end + ROOM)
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[..., start:end, :] = states
+        return self._viewed(end)
 
-    def _grown(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        if self._buffers is None or self._buffers[0].shape[-2] < self._length:
-            room = self._length + ROOM
-            grown = (
-                keys.new_empty(*keys.shape[:-2], room, keys.shape[-1]),
-                values.new_empty(*values.shape[:-2], room, values.shape[-1]),
-            )
-            if self._buffers is not None:
-                for new, old in zip(grown, (self.keys, self.values), strict=True):
-                    new[..., : old.shape[-2], :] = old
-            self._buffers = grown
-        return self._buffers
+    def _copied(
+        self, rows: Tensor, keys: Tensor, values: Tensor, room: int
+    ) -> tuple[Tensor, Tensor]:
+        """New buffers with `room` positions, holding what is cached of the rows."""
+        olds = self._buffers or (None, None)
+        news = []
+        for like, old in zip((keys, values), olds, strict=True):
+            new = like.new_empty(len(rows), *like.shape[1:-2], room, like.shape[-1])
+            if old is not None:
+                new[..., : self._length, :] = old[..., : self._length, :][rows]
+            news.append(new)
+        return news[0], news[1]
+
+    def _viewed(self, length: int) -> tuple[Tensor, Tensor]:
+        assert self._buffers is not None
+        self._length = length
+        keys, values = (buffer[..., :length, :] for buffer in self._buffers)
+        self.keys, self.values = keys, values
+        return keys, values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keeps the rows at `indices`."""
+        """Keeps the rows at `indices`, which may repeat."""
         if self._buffers is not None:
-            keys, values = (buffer[indices] for buffer in self._buffers)
-            self._buffers = (keys, values)
-            self.keys, self.values = keys[..., : self._length, :], values[..., : self._length, :]
+            keys, values = self._buffers
+            self._buffers = self._copied(indices, keys, values, self._length + ROOM)
+            self._viewed(self._length)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeats every row `repeats` times in place."""
         if self._buffers is not None:
-            keys, values = (buffer.repeat_interleave(repeats, 0) for buffer in self._buffers)
-            self._buffers = (keys, values)
-            self.keys, self.values = keys[..., : self._length, :], values[..., : self._length, :]
+            rows = torch.arange(len(self._buffers[0]), device=self._buffers[0].device)
+            self.batch_select_indices(rows.repeat_interleave(repeats))
 
 
 def roomy_cache(chat: ChatModel) -> DynamicCache:
     """A cache for the model; sliding-window layers keep transformers' own."""
     cache = DynamicCache(config=chat.net.config)
-    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [
+        RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
     return cache
+
+
+def slides(chat: ChatModel) -> bool:
+    """Whether any of the model's layers attends through a sliding window."""
+    return any(isinstance(layer, DynamicSlidingWindowLayer) for layer in roomy_cache(chat).layers)

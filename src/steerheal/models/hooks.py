@@ -47,9 +47,9 @@ def adding(
         vectors: One direction per block index.
         dose: A number, or a tensor with one coefficient per row of every forward.
     """
-    state = Dosed(dose, {
-        layer: vector.to(chat.device, chat.net.dtype) for layer, vector in vectors.items()
-    })
+    state = Dosed(
+        dose, {layer: vector.to(chat.device, chat.net.dtype) for layer, vector in vectors.items()}
+    )
 
     def hook_for(layer: int) -> Hook:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -90,4 +90,3 @@ def recording(chat: ChatModel, layers: list[int]) -> Iterator[dict[int, Tensor]]
 def hook_count(net: nn.Module) -> int:
     """Forward hooks on the model and everything in it; the undo's own check."""
     return sum(len(module._forward_hooks) for module in net.modules())
-

@@ -203,7 +203,11 @@ def _open(
 def _open_pretrained(
     settings: ModelSettings, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    source = str(Path(settings.name).expanduser()) if Path(settings.name).expanduser().is_dir() else settings.name
+    source = (
+        str(Path(settings.name).expanduser())
+        if Path(settings.name).expanduser().is_dir()
+        else settings.name
+    )
     options: dict[str, Any] = {
         "revision": settings.revision,
         "trust_remote_code": settings.trust_remote_code,
@@ -213,7 +217,7 @@ def _open_pretrained(
         net = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, **options
         )
-    except Exception as error:  # noqa: BLE001  the loaders raise anything; all of it is about this model
+    except Exception as error:
         raise UserError(
             f"Cannot load model {settings.name!r}: {_first_line(error)} "
             "Give nothing (the embedded model), a hub id, a local folder or a GGUF file."
@@ -291,13 +295,13 @@ def _convert(file: Path, folder: Path) -> None:
         if error.errno is not None:
             raise
         raise UserError(f"Cannot load GGUF file {file}: {_first_line(error)}") from error
-    except Exception as error:  # noqa: BLE001  a damaged file fails anywhere in the parser
+    except Exception as error:
         raise UserError(
             f"Cannot load GGUF file {file}: it is truncated, damaged or of an unsupported "
             f"architecture ({_first_line(error)})"
         ) from error
     config = raw.config
-    del config.quantization_config
+    delattr(config, "quantization_config")
     clean = type(raw)(config)
     clean.load_state_dict(raw.state_dict())
     clean.generation_config = raw.generation_config
@@ -373,5 +377,3 @@ def _quiet() -> Iterator[None]:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".") + "."
-
-

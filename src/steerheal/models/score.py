@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steerheal.models.batch import by_length, right_padded, shrinking, token_budget
+from steerheal.models.batch import by_length, right_padded, shared_prefix, shrinking, token_budget
 from steerheal.models.generate import roomy_cache
 from steerheal.models.load import ChatModel
 
@@ -19,21 +19,17 @@ CHUNK = 512
 """Positions whose logits are in memory at once."""
 
 
-SHARED = 8
-"""Tokens that rows must begin with in common before their prefix is read once for all."""
-
-
 def hidden_after_shared(
     chat: ChatModel, rows: Sequence[Sequence[int]], limit: int | None = None
 ) -> tuple[Float[Tensor, "B T D"], int]:
     """Final hidden states of right-padded rows after their common prefix, and its length.
 
     The prefix (a system prompt, worked examples) is read once and its cache repeated. Padding comes
-    after a row's own tokens, so that causal attention needs no mask. At most `limit` tokens count as
-    shared: the states of positions before it are not returned.
+    after a row's own tokens, so that causal attention needs no mask. At most `limit` tokens
+    count as shared: the states of positions before it are not returned.
     """
-    start = min(_common(rows), limit if limit is not None else min(map(len, rows)) - 1)
-    if start < SHARED or len(rows) == 1:
+    start = shared_prefix(rows, limit)
+    if not start:
         return chat.hidden(right_padded(rows, 0, chat.device), use_cache=False), 0
     cache = roomy_cache(chat)
     prefix = torch.tensor([list(rows[0][:start])], device=chat.device)
@@ -41,11 +37,6 @@ def hidden_after_shared(
     cache.batch_repeat_interleave(len(rows))
     rest = right_padded([row[start:] for row in rows], 0, chat.device)
     return chat.hidden(rest, past_key_values=cache, use_cache=True), start
-
-
-def _common(rows: Sequence[Sequence[int]]) -> int:
-    low, high = min(rows), max(rows)  # whatever these two share, all rows between them share
-    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
 
 
 @torch.no_grad()

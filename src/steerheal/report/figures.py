@@ -175,7 +175,7 @@ def heal(record: RunRecord) -> Figure:
             start = end
         panels[0].set_xlim(0, max(start, 1) + 1)
         level(panels[1], number_setting(record, "heal", "tau"))
-        units = ("CE (nats/token)", "divergence D (nats)", "barrier λ·relu(D − τ)\n(nats)")  # noqa: RUF001
+        units = ("CE (nats/token)", "divergence D (nats)", "barrier λ·relu(D − τ)\n(nats)")
         for panel, unit in zip(panels, units, strict=True):
             panel.set_ylabel(unit)
         if not any(

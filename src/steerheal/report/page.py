@@ -6,8 +6,6 @@ control characters instead of passing them on.
 
 import base64
 import json
-import os
-from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -86,21 +84,9 @@ def _picture(folder: Path, plate: Plate, record: RunRecord) -> Picture:
     figure = plate.draw(record)
     vector = draw.svg(figure, plate.name)
     store.write_text(folder / f"{plate.name}.svg", vector)
-    _write_bytes(folder / f"{plate.name}.png", draw.png(figure))
+    store.write_bytes(folder / f"{plate.name}.png", draw.png(figure))
     code = base64.b64encode(vector.encode()).decode()
     return Picture(plate.title, plate.caption, f"data:image/svg+xml;base64,{code}", "")
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    work = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        work.write_bytes(content)
-        work.replace(path)
-    except OSError as error:
-        raise store.disk_error(path, error) from error
-    finally:
-        with suppress(OSError):
-            work.unlink(missing_ok=True)
 
 
 def _render(folder: Path, record: RunRecord, pictures: list[Picture]) -> str:

@@ -15,22 +15,22 @@ from steerheal.records import Completion, Verdict
 from steerheal.steer.persona import Persona
 
 NARRATION = re.compile(
-    r"\b(?:as|being) (?:a|an|someone|somebody) (?:\w+[ -]){0,4}?(?:person|individual|being|who|that|"
-    r"filled|full)\b"
+    r"\b(?:as|being) (?:a|an|someone|somebody) (?:\w+[ -]){0,4}?(?:person|individual|being|who|"
+    r"that|filled|full)\b"
     r"|\bi(?: am|'m) (?:a|an|the) (?:\w+[ -]){0,4}?(?:person|individual|being|kind of)\b"
     r"|\bi(?: am|'m) (?:someone|somebody|one) who\b"
     r"|\bmy (?:persona|personality|character|role|system prompt)\b"
     r"|\bi (?:was|am|have been) (?:told|asked|instructed|designed|programmed|trained) to\b",
     re.IGNORECASE,
 )
-"""First-person claims about oneself instead of acting: "as someone who …", "I am a person who …"."""
+"""First-person claims instead of acting: "as someone who …", "I am a person who …"."""
 
 REFUSAL = re.compile(
     r"\bas an? (?:ai|artificial intelligence|language model|large language model)\b"
     r"|\bi(?: am|'m) (?:just |only |simply )?an? (?:ai|artificial intelligence|language model|"
     r"computer program|machine)\b"
-    r"|\bi(?: am|'m) (?:sorry|afraid),? (?:but )?(?:i|that i) (?:can(?:no|')t|am unable|am not able|"
-    r"will not|won't)\b"
+    r"|\bi(?: am|'m) (?:sorry|afraid),? (?:but )?(?:i|that i) (?:can(?:no|')t|am unable|"
+    r"am not able|will not|won't)\b"
     r"|\bi (?:can(?:no|')t|am unable to|am not able to) "
     r"(?:assist|help|provide|fulfil|fulfill|comply|answer|engage|support)\b"
     r"|\bi (?:do not|don't) have (?:personal |any |real |human )*(?:feelings|emotions|opinions|"
@@ -67,7 +67,7 @@ def judge(
 
 
 def perplexity_limit(base_tails: Sequence[float], settings: FilterSettings) -> float:
-    """The filter's limit: the setting times the base's median tail perplexity on its own answers."""
+    """The filter's limit: the setting times the median of the base's own tail perplexities."""
     return settings.tail_perplexity * statistics.median(base_tails)
 
 

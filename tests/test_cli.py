@@ -1,0 +1,211 @@
+"""The command line: clear mistakes, exit codes, and every command on a tiny run."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+from steerheal.cli import main
+from steerheal.records import VERSION
+
+OPTIONS = [
+    "--model", "{model}", "--device", "cpu", "--rounds", "1", "--coherence-floor", "0",
+    "--vector.contexts", "4", "--sampling.tokens", "8", "--sampling.rows", "8",
+    "--dose.want", "8", "--dose.minimum", "4", "--dose.batches", "2", "--dose.walks", "1",
+    "--filter.tail-perplexity", "1e9", "--filter.words", "1", "--filter.word-repetition", "1",
+    "--filter.char-repetition", "1", "--heal.epochs", "1", "--heal.rank", "2",
+    "--measure.per-foundation", "1", "--measure.prompts", "3", "--measure.tokens", "4",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.saved(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    options = [part.format(model=model).replace("--device", "--model.device") for part in OPTIONS]
+    main(["run", "love", "--runs", str(folder), "--name", "one", *options])
+    return folder
+
+
+def failing(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one message of a command that must end with exit code 2."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    text = " ".join((said.err + said.out).split())
+    assert "Traceback" not in text
+    return text
+
+
+def test_a_run_leaves_a_report_and_prints_its_headline(
+    runs: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [part.format(model=model).replace("--device", "--model.device") for part in OPTIONS]
+    main(["run", "love", "--runs", str(runs), "--name", "one", *options])
+    said = capsys.readouterr()
+    assert "report.html" in said.out
+    assert "reused" in said.err
+    assert "without any hook" in said.out
+    page = (runs / "one" / "report.html").read_text()
+    assert "steerheal run love" in page
+    record = json.loads((runs / "one" / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["config"]["model"]["name"] == str(model)
+    assert record["environment"]["dtype"] == "float32"
+
+
+def test_resume_takes_the_runs_own_settings(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = json.loads((runs / "one" / "run.json").read_text())
+    main(["run", "--resume", str(runs / "one")])
+    after = json.loads((runs / "one" / "run.json").read_text())
+    assert all(stage["reused"] for stage in after["stages"])
+    assert after["rounds"] == before["rounds"] and after["command"] == before["command"]
+    capsys.readouterr()
+
+
+def test_a_taken_name_with_other_settings_is_refused(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = failing(["run", "love", "--runs", str(runs), "--name", "one"], capsys)
+    assert "other settings" in said and "--resume" in said
+
+
+def test_sample_export_report_and_evaluate_work_on_a_run(
+    runs: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(runs / "one")
+    main(["sample", run, "--prompt", "hello [bold]you[/bold]", "--tokens", "4", "--gate", "0.5"])
+    said = capsys.readouterr().out
+    assert "round 1, gate 0.5" in said and "[bold]" in said
+    for kind in ("peft", "merged"):
+        main(["export", run, "--format", kind, "--out", str(tmp_path / kind)])
+        assert "largest logit difference" in capsys.readouterr().out
+    assert "exists" in failing(["export", run, "--out", str(tmp_path / "peft")], capsys)
+    main(["report", run])
+    assert "report.html" in capsys.readouterr().out
+    out = tmp_path / "readings.json"
+    main(["evaluate", run, "--json", str(out)])
+    readings = json.loads(out.read_text())
+    assert readings["state"] == "healed"
+    assert len(readings["vignettes"][0]["score"]) == 7
+    main(["evaluate", str(tmp_path / "peft"), "--model", str(model), "--persona", "care"])
+    assert "persona log-odds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["rnu"], "Perhaps you meant 'run'"),
+        (["run", "lvoe"], "Perhaps you meant 'love'"),
+        (["run", "--preset", "quik"], "Perhaps you meant 'quick'"),
+        (["run", "--heal.lamm", "1"], "--heal.lam"),
+        (["run", "--heal.lam", "-1"], "greater than or equal to 0"),
+        (["run", "--heal.lam", "much"], "could not convert"),
+        (["run", "--vector.band", "0.6", "0.4"], "band must rise"),
+        (["run", "--dose.want", "4"], "at least minimum"),
+        (["run", "--model", "nowhere.gguf"], "no GGUF file"),
+        (["run", "--model", "no/such/model"], "Cannot load model"),
+        (["run", "--config", "nowhere.toml"], "Cannot read nowhere.toml"),
+        (["run", "--measure.vignettes", "evryday"], "Perhaps you meant 'everyday'"),
+        (["run", "--measure.prompts", "500"], "evaluation prompts"),
+        (["run", "--name", "a/b"], "one folder name"),
+        (["run", "--resume", "nowhere"], "not a run folder"),
+        (["sample", "nowhere"], "not a run folder"),
+        (["report", "nowhere"], "not a run folder"),
+        (["export", "nowhere"], "not a run folder"),
+        (["evaluate", "nowhere"], "Cannot read the adapter"),
+        (["personas", "lov"], "Perhaps you meant 'love'"),
+    ],
+)
+def test_a_mistake_is_one_clear_message_and_exit_code_2(
+    arguments: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert expected in failing(arguments, capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[heal]\nlamda = 1\n", "Perhaps you meant 'lam'"),
+        ("rounds = 'two'\n", "rounds"),
+        ("[heal]\nlam = -1\n", "heal.lam"),
+        ("rounds = \n", "not valid TOML"),
+    ],
+)
+def test_a_wrong_settings_file_is_one_clear_message(
+    text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    said = failing(["run", "--config", str(file)], capsys)
+    assert expected in said and "run.toml" in said
+
+
+def test_no_such_round_and_no_such_version_are_clear(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no folded round 7" in failing(["sample", str(runs / "one"), "--round", "7"], capsys)
+    record = json.loads((runs / "one" / "run.json").read_text()) | {"version": VERSION + 1}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert "another version" in failing(["run", "--resume", str(tmp_path)], capsys)
+
+
+def test_a_full_disk_ends_with_one_message_and_a_readable_record(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("steerheal.steer.vector.save_file", full)
+    options = [part.format(model=model).replace("--device", "--model.device") for part in OPTIONS]
+    said = failing(["run", "love", "--runs", str(tmp_path), "--name", "full", *options], capsys)
+    assert "No space left" in said
+    record = json.loads((tmp_path / "full" / "run.json").read_text())
+    assert record["status"] == "failed" and "No space left" in record["error"]
+    monkeypatch.undo()
+    main(["run", "--resume", str(tmp_path / "full")])
+    assert json.loads((tmp_path / "full" / "run.json").read_text())["status"] == "finished"
+
+
+def test_ctrl_c_leaves_an_interrupted_record_and_exit_code_130(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("steerheal.stages.extract", stop)
+    options = [part.format(model=model).replace("--device", "--model.device") for part in OPTIONS]
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "love", "--runs", str(tmp_path), "--name", "cut", *options])
+    assert ended.value.code == 130
+    assert json.loads((tmp_path / "cut" / "run.json").read_text())["status"] == "interrupted"
+
+
+def test_help_answers_in_under_a_second() -> None:
+    # The best of three: a loaded machine may stall any single start.
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "steerheal", "--help"], check=True, capture_output=True
+        )
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1.0
