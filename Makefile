@@ -14,7 +14,7 @@ setup: .venv/ready
 	touch $@
 
 demo: setup
-	$(BIN)/steerheal run love --preset quick --name demo --resume
+	$(BIN)/steerheal run love --preset quick --name demo
 
 test: setup
 	$(BIN)/pytest

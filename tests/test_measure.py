@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from steerheal import prompts
 from steerheal.config import MeasureSettings, ModelSettings, SamplingSettings
 from steerheal.errors import UserError
-from steerheal.measure import coherence, free, likelihood, summary, vignettes
+from steerheal.measure import coherence, damage, free, likelihood, summary, vignettes
 from steerheal.measure.evaluate import evaluate
 from steerheal.measure.fluency import (
     char_repetition,
@@ -318,3 +319,50 @@ def test_the_same_state_reads_the_same_twice_and_shuffled_vignettes_change_no_ag
     a, b = (summary.summarise(item, item, persona.axis) for item in (one, shuffled))
     assert a.nats == pytest.approx(b.nats)
     assert a.top1 == b.top1
+
+
+# ── damage guard ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [
+        ('{"name": "Tom", "age": 3}', True),
+        ('Here you are:\n```json\n["red", "green"]\n```', True),
+        ('{"name": "Tom", "age": }', False),
+        ("Tom is three.", False),
+        ("[" * 100_000, False),
+        ("", False),
+    ],
+)
+def test_json_is_found_where_it_is(text: str, valid: bool) -> None:
+    assert damage.holds_json(text) is valid
+
+
+def test_plain_perplexity_is_the_plain_computation() -> None:
+    chat = tiny.chat()
+    text = prompts.data().joinpath("plain.txt").read_text()
+    total, count = 0.0, 0
+    for part in text.split("\n\n"):
+        ids = [chat.end_of_turn(), *text_ids(chat, part)]
+        with torch.no_grad():
+            logs = chat.net(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        total -= logs[:-1].gather(1, torch.tensor(ids[1:])[:, None]).sum().item()
+        count += len(ids) - 1
+    assert damage.plain_perplexity(chat) == pytest.approx(math.exp(total / count), rel=1e-3)
+
+
+def test_the_guard_stands_beside_the_answer_mass_in_every_summary() -> None:
+    chat, persona = tiny.chat(), tiny.persona()
+    settings = MeasureSettings(
+        per_foundation=1, prompts=2, tokens=4, long_prompts=2, long_tokens=8, json_prompts=2
+    )
+    read = evaluate(
+        chat, "base", nullcontext, persona, settings, sampling=SamplingSettings(), seed=0
+    )
+    found = summary.summarise(read, read, persona.axis)
+    assert (len(read.long), len(read.json_replies)) == (2, 2)
+    assert found.plain_perplexity == read.plain_perplexity > 1
+    assert found.json_is_valid.n == 2
+    assert 0 <= found.not_wrong <= 1
+    assert found.long_words > 0 and 0 <= found.loop_share <= 1

@@ -25,6 +25,7 @@ from steerheal.heal.export import Exported, export_merged, export_peft
 from steerheal.heal.fold import Gated, folded
 from steerheal.measure import summary, vignettes
 from steerheal.measure.evaluate import evaluate as evaluate_state
+from steerheal.measure.evaluate import size
 from steerheal.models.generate import Draw, generate
 from steerheal.models.load import ChatModel, load
 from steerheal.records import FOUNDATIONS, RunRecord, Summary
@@ -244,7 +245,7 @@ def evaluate(options: EvaluateCommand, console: Console) -> None:
     for state, enter in (("base", Student(chat).entered), ("healed", student.entered)):
         if state == "healed" and not history:
             continue
-        total = len(vignettes.load(measure.vignettes)) + measure.prompts
+        total = size(measure, persona)
         with console.stage(f"reading {state}", total) as progress:
             states[state] = evaluate_state(
                 chat, state, enter, persona, measure,

@@ -125,7 +125,7 @@ class HealSettings(Settings):
     """The student before this round (a trust region) or the round-0 model (a leash)."""
     lam: float = Field(default=0.3, ge=0)
     """λ: weight of the barrier; 0 is no barrier."""
-    tau: float = Field(default=0.2, ge=0)
+    tau: float = Field(default=0.1, ge=0)
     """τ in nats: D below it costs nothing. Above the operating divergence it never fires."""
     lam_power: float = 0.0
     """λ in round r is λ·(1+r)^power; below 0 it loosens as the history grows."""
@@ -141,7 +141,7 @@ class HealSettings(Settings):
     """Completions per optimiser step."""
     accumulate: int = Field(default=1, ge=1)
     """Micro-batches a step's rows are split into; more needs less memory, and changes nothing."""
-    lr: float = Field(default=3e-4, gt=0)
+    lr: float = Field(default=5e-4, gt=0)
     """Peak learning rate: linear warm-up, then a cosine to 0."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps that warm up."""
@@ -172,6 +172,12 @@ class MeasureSettings(Settings):
     """The persona's evaluation prompts that are answered freely."""
     tokens: int = Field(default=48, ge=1)
     """Longest free answer, in tokens."""
+    long_prompts: int = Field(default=8, ge=0)
+    """Open prompts answered at length, for long-form health; 0 is none."""
+    long_tokens: int = Field(default=128, ge=1)
+    """Longest of those answers, in tokens."""
+    json_prompts: int = Field(default=12, ge=0)
+    """Requests for JSON that are answered freely; 0 is none."""
     resamples: int = Field(default=2000, ge=100)
     """Bootstrap resamples behind every interval."""
 
@@ -206,7 +212,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "vector": {"contexts": 48},
         "sampling": {"tokens": 48},
         "dose": {"want": 48, "minimum": 12, "batches": 2},
-        "measure": {"per_foundation": 8, "prompts": 24, "tokens": 40},
+        "measure": {
+            "per_foundation": 8,
+            "prompts": 24,
+            "tokens": 40,
+            "long_prompts": 4,
+            "long_tokens": 64,
+            "json_prompts": 6,
+        },
     },
     "standard": {},
     "full": {
@@ -214,7 +227,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sampling": {"tokens": 128},
         "dose": {"want": 128, "minimum": 32, "batches": 8},
         "heal": {"epochs": 3},
-        "measure": {"tokens": 96},
+        "measure": {"tokens": 96, "long_prompts": 16, "long_tokens": 256},
     },
 }
 

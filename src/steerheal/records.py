@@ -205,6 +205,26 @@ class PersonaRow(Record):
     """Distinct word bigrams over all of them."""
 
 
+class HealthRow(Record):
+    """A long answer to an open prompt, and how healthy it is."""
+
+    completion: Completion
+    tail_perplexity: float
+    """Perplexity of its last quarter under the base."""
+    distinct_2: float
+    loops: bool
+    """Whether it repeats itself beyond what undamaged prose does."""
+    words: int
+
+
+class JsonRow(Record):
+    """A free reply to a request for JSON."""
+
+    completion: Completion
+    valid: bool
+    """Whether the first object or list in it parses."""
+
+
 class Scores(Record):
     """Everything one evaluation read; every aggregate is a function of these rows."""
 
@@ -214,6 +234,16 @@ class Scores(Record):
     vignettes: tuple[VignetteRow, ...]
     canary: tuple[CanaryRow, ...]
     persona: tuple[PersonaRow, ...]
+    long: tuple[HealthRow, ...] = ()
+    json_replies: tuple[JsonRow, ...] = ()
+    plain_perplexity: float = math.nan
+    """Perplexity of the bundled plain prose under the state."""
+    position_bias: tuple[float, ...] = ()
+    """What cycling the options removed from each list position, in nats; empty when not cycled."""
+    think: int = 0
+    """Thinking budget of forced_choice, in tokens."""
+    closed_early: int = 0
+    """Rows whose thinking wanted to end before its budget."""
 
 
 class Summary(Record):
@@ -242,6 +272,19 @@ class Summary(Record):
     """KL(state‖base) per token on the state's own free answers."""
     coh_cost: Reading
     """|Δ answer mass| per nat of |Δ persona_logodds|."""
+    json_is_valid: Reading = Reading.unknown("not read")
+    """Share of free replies to a request for JSON that parse."""
+    not_wrong: float = math.nan
+    """Mean probability on "odd but not wrong": generic damage raises it."""
+    plain_perplexity: float = math.nan
+    """Perplexity of the bundled plain prose under the state."""
+    long_perplexity: float = math.nan
+    """Median tail perplexity of long answers under the base."""
+    long_distinct_2: float = math.nan
+    loop_share: float = math.nan
+    """Share of long answers that loop."""
+    long_words: float = math.nan
+    """Mean length of long answers, in words."""
     surgical: bool | None
     """The target foundation moved as intended and more than every off-target; None: not moved."""
 

@@ -109,7 +109,7 @@ class Stages:
             "evaluate", self.chat.fingerprint, state, key, measure, self.config.sampling,
             seed, dose, self.persona, before.keys if before else None,
         )  # fmt: skip
-        total = size(measure, self.persona, prompts.lines("statements"))
+        total = size(measure, self.persona)
 
         def make() -> Scores:
             with self._bar(number, f"reading {state}", total) as progress:

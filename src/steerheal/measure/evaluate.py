@@ -1,13 +1,15 @@
 """One evaluation of one state: vignettes, canary, free answers, judged by the unsteered base."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 from steerheal.config import MeasureSettings, SamplingSettings
-from steerheal.measure import coherence, free, likelihood, vignettes
+from steerheal.measure import coherence, damage, free, likelihood, vignettes
 from steerheal.models.hooks import Dosed
 from steerheal.models.load import ChatModel
 from steerheal.models.score import continuation_states
+from steerheal.prompts import lines
 from steerheal.records import Scores
 from steerheal.steer.persona import Persona
 
@@ -43,13 +45,19 @@ def evaluate(
         progress: Called with the number of rows done.
     """
     chosen = vignettes.stratified(vignettes.load(settings.vignettes), settings.per_foundation)
-    prompts = persona.prompts.evaluate[: settings.prompts]
-    lengths = sampling.model_copy(update={"tokens": settings.tokens})
+    asked = persona.prompts.evaluate[: settings.prompts]
+    seeded: dict[str, Any] = {"seed": seed, "dose": dose, "progress": progress}
     with enter() as dosed:
         rows = likelihood.read(chat, chosen, progress)
         canary = coherence.read(chat, progress=progress)
-        answers = free.answer(
-            chat, prompts, lengths, seed=seed, dose=dose, dosed=dosed, progress=progress
+        plain = damage.plain_perplexity(chat)
+        freely = {**seeded, "dosed": dosed}
+        answers = free.answer(chat, asked, _long(sampling, settings.tokens), **freely)
+        replies = damage.write_freely(
+            chat, _json(settings), _long(sampling, damage.JSON_TOKENS), **freely
+        )
+        essays = damage.write_freely(
+            chat, _open(settings), _long(sampling, settings.long_tokens), **freely
         )
     before = None
     if previous is not None:
@@ -61,10 +69,27 @@ def evaluate(
         vignettes=tuple(rows),
         canary=tuple(canary),
         persona=tuple(free.judge(chat, answers, persona, before)),
+        long=tuple(damage.health_rows(chat, free.answer_pairs(chat, essays), essays)),
+        json_replies=tuple(damage.json_rows(replies)),
+        plain_perplexity=plain,
     )
 
 
-def size(settings: MeasureSettings, persona: Persona, statements: Sequence[str]) -> int:
+def _long(sampling: SamplingSettings, tokens: int) -> SamplingSettings:
+    return sampling.model_copy(update={"tokens": tokens})
+
+
+def _json(settings: MeasureSettings) -> tuple[str, ...]:
+    return lines("json")[: settings.json_prompts]
+
+
+def _open(settings: MeasureSettings) -> tuple[str, ...]:
+    return lines("open")[: settings.long_prompts]
+
+
+def size(settings: MeasureSettings, persona: Persona) -> int:
     """Rows that `evaluate` will report as progress."""
     chosen = vignettes.stratified(vignettes.load(settings.vignettes), settings.per_foundation)
-    return len(chosen) + len(statements) + min(settings.prompts, len(persona.prompts.evaluate))
+    asked = persona.prompts.evaluate[: settings.prompts]
+    parts = (chosen, lines("statements"), asked, _json(settings), _open(settings))
+    return sum(map(len, parts))

@@ -54,6 +54,15 @@ def summarise(scores: Scores, base: Scores, axis: Axis, *, resamples: int = 2000
         repetition=_mean([row.word_repetition for row in scores.persona]),
         kl_to_base=bootstrap([row.kl_to_base for row in scores.persona], resamples=resamples),
         coh_cost=coh_cost(delta_mass, delta_trait),
+        json_is_valid=bootstrap(
+            [float(row.valid) for row in scores.json_replies], resamples=resamples
+        ),
+        not_wrong=float(p[:, FOUNDATIONS.index("social")].mean()),
+        plain_perplexity=scores.plain_perplexity,
+        long_perplexity=_median([row.tail_perplexity for row in scores.long]),
+        long_distinct_2=_mean([row.distinct_2 for row in scores.long]),
+        loop_share=_mean([float(row.loops) for row in scores.long]),
+        long_words=_mean([float(row.words) for row in scores.long]),
         surgical=surgical(deltas, axis),
     )
 
@@ -130,6 +139,10 @@ def _mass(scores: Scores) -> Floats:
 
 def _log(value: float) -> float:
     return math.log(value) if value > 0 else math.nan
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else math.nan
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,0 +1,98 @@
+"""The damage guard: what a push towards a trait must leave alone.
+
+Answer mass at a forced slot stays high while meaning collapses, so that four more things are read:
+the perplexity of plain prose under the state, free replies that should be JSON, and long answers to
+open prompts (looping, diversity, length, and their tail perplexity under the base).
+"""
+
+import json
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steerheal.config import SamplingSettings
+from steerheal.measure.fluency import char_repetition, distinct, tail_perplexity, word_repetition
+from steerheal.models.chat import text_ids
+from steerheal.models.generate import Draw, generate
+from steerheal.models.hooks import Dosed
+from steerheal.models.load import ChatModel
+from steerheal.models.score import Pair, token_logprobs
+from steerheal.prompts import data
+from steerheal.records import Completion, HealthRow, JsonRow
+
+JSON_TOKENS = 48
+LOOP_WORDS, LOOP_CHARS = 0.35, 0.5
+"""Shares of repeated word trigrams or character 8-grams above which a long answer loops."""
+
+
+def plain_perplexity(chat: ChatModel) -> float:
+    """Perplexity of the bundled plain prose under the model in its present state.
+
+    Every paragraph is read on its own, after the end of a turn.
+    """
+    text = data().joinpath("plain.txt").read_text(encoding="utf-8")
+    start = [chat.end_of_turn()]
+    pairs = [(start, text_ids(chat, part)) for part in text.split("\n\n") if part.strip()]
+    logs: Float[Tensor, " _"] = torch.cat(token_logprobs(chat, pairs))
+    return torch.exp(-logs.mean()).item()
+
+
+def write_freely(
+    chat: ChatModel,
+    prompts: Sequence[str],
+    sampling: SamplingSettings,
+    *,
+    seed: int,
+    dose: float = 0.0,
+    dosed: Dosed | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[Completion]:
+    """One answer per prompt in the model's present state."""
+    draws = [Draw(prompt, dose, seed * 9_176 + i) for i, prompt in enumerate(prompts)]
+    written = generate(chat, draws, sampling, dosed=dosed, progress=progress) if draws else []
+    if dosed is not None:
+        dosed.set(dose)
+    return written
+
+
+def json_rows(replies: Sequence[Completion]) -> list[JsonRow]:
+    """Whether each reply holds JSON."""
+    return [JsonRow(completion=reply, valid=holds_json(reply.text)) for reply in replies]
+
+
+def holds_json(text: str) -> bool:
+    """Whether the first object or list in the text parses."""
+    starts = [place for place in (text.find("{"), text.find("[")) if place >= 0]
+    if not starts:
+        return False
+    try:
+        json.JSONDecoder().raw_decode(text, min(starts))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def health_rows(
+    base: ChatModel, pairs: Sequence[Pair], answers: Sequence[Completion]
+) -> list[HealthRow]:
+    """How healthy long answers are; the unsteered base reads their tails.
+
+    Args:
+        base: The model unsteered and unfolded.
+        pairs: Prompt and completion token ids of every answer.
+        answers: The answers.
+    """
+    logs = token_logprobs(base, pairs) if answers else []
+    return [
+        HealthRow(
+            completion=answer,
+            tail_perplexity=tail_perplexity(row.tolist()),
+            distinct_2=distinct(answer.text, 2),
+            loops=word_repetition(answer.text) > LOOP_WORDS
+            or char_repetition(answer.text) > LOOP_CHARS,
+            words=len(answer.text.split()),
+        )
+        for answer, row in zip(answers, logs, strict=True)
+    ]

@@ -1,0 +1,338 @@
+"""The forced-choice instrument: which of seven listed reasons the model names for an act.
+
+A vignette is shown with the seven labels in several orders o. The model thinks greedily, is
+interrupted, and its answer is opened up to the value:
+    ℓ_o[f] = ln P(first token of label f | prompt_o, thinking, interruption, prefill)
+    score = mean over o of ℓ_o     p = softmax(score)     p_ans_any = mean over o of Σ_f exp ℓ_o
+ℓ is read from the whole vocabulary in float32. A rollout is one vignette in one order.
+
+Source: tinymfv, github.com/wassname/tinymfv, as of June 2026.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from steerheal.errors import UserError
+from steerheal.measure.protocol import Protocol
+from steerheal.measure.vignettes import Vignette
+from steerheal.models.batch import LeftPadded, left_padded, shared_prefix, shrinking
+from steerheal.models.chat import Message, prompt_ids, text_ids
+from steerheal.models.generate import Prefilled, prefilled, slides
+from steerheal.models.hooks import Dosed
+from steerheal.models.load import ChatModel
+from steerheal.models.score import chosen_logprobs
+from steerheal.records import FOUNDATIONS, Record, VignetteRow
+
+NAME = "forced_choice"
+SENTINEL = "steerheal-sentinel"
+CONFOUNDED = "two orders cannot tell a list position from the labels that stand there; use cyclic"
+NOT_FINITE = "some log-probabilities are not finite"
+
+
+class ForcedChoice(Record):
+    """Every vignette's reading, and what happened on the way."""
+
+    rows: list[VignetteRow]
+    position_bias: tuple[float, ...]
+    """What standing at each list position is worth, in nats above the mean of the positions."""
+    position_reason: str = ""
+    """Why the position bias is NaN."""
+    rollouts: int
+    """Vignettes times orders."""
+    closed_early: int
+    """Rollouts that would have ended their thinking or their turn before the budget did."""
+    answered_early: int
+    """Rollouts that wrote the answer's opening while thinking."""
+    scored_naturally: int = 0
+    """Rollouts read at an answer of their own: none, all are read at the forced slot."""
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """What every rollout goes through after its prompt."""
+
+    answers: Int[Tensor, " 7"]
+    """First token of every label, in canonical order."""
+    suppressed: Int[Tensor, " S"]
+    """Tokens that would end the thinking."""
+    think: int
+    """Think tokens in the context."""
+    suffix: list[int]
+    """The interruption."""
+    prefill: list[int]
+    """The answer's opening."""
+
+
+class _Rollouts(NamedTuple):
+    """Readings, one row per rollout, on the CPU."""
+
+    logs: Float[Tensor, "B 7"]
+    """Log-probabilities of the labels, canonical order."""
+    nll: Float[Tensor, " B"]
+    """Of the prefill, nats per token."""
+    closed: Bool[Tensor, " B"]
+    answered: Bool[Tensor, " B"]
+
+
+@torch.no_grad()
+def read(
+    chat: ChatModel,
+    vignettes: Sequence[Vignette],
+    protocol: Protocol,
+    *,
+    think: int = 128,
+    orders: Literal["two", "cyclic"] = "two",
+    rows: int = 64,
+    dosed: Dosed | None = None,
+    dose: float = 0.0,
+    progress: Callable[[int], None] = lambda _: None,
+) -> ForcedChoice:
+    """A row per vignette, in the order given; what is not finite stays NaN.
+
+    Args:
+        chat: The model, possibly inside `adding` or `folded`.
+        vignettes: What is asked.
+        protocol: Wording, labels and markers.
+        think: Tokens of thinking, exactly; 0 is none.
+        orders: two, the list forwards and backwards; cyclic, every label once at every position.
+        rows: Rollouts read together; halved when memory runs out.
+        dosed: The handle from `adding`; required when the dose is not 0.
+        dose: Coefficient on the vector.
+        progress: Called with the number of vignettes finished since the last call.
+
+    Raises:
+        UserError: labels that begin with the same token, or a template without assistant turns.
+    """
+    assert dosed is not None or dose == 0, "a dose without a vector"
+    assert think >= 0 and rows >= 1, f"think {think}, rows {rows}"
+    slot, lists = _slot(chat, protocol, think), _lists(protocol, orders)
+    each = len(lists)
+    prompts = [
+        prompt_ids(chat, protocol.turn(vignette.text, labels), prefill=protocol.think_open)
+        for vignette in vignettes
+        for labels in lists
+    ]
+    found = _empty(len(prompts))
+
+    def work(batch: list[int]) -> None:
+        doses = torch.full((len(batch),), dose, device=chat.device)
+        prompt = _read_prompts(chat, prompts, batch, each, doses=doses, dosed=dosed)
+        for whole, part in zip(found, _roll_out(chat, prompt, slot, protocol), strict=True):
+            whole[batch] = part
+        progress(sum((i + 1) % each == 0 for i in batch))
+
+    # The orders of a vignette stay together, so that what they share is read once.
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i - i % each]), i))
+    for start in range(0, len(order), rows):
+        shrinking(order[start : start + rows], work)
+    return _collected(found, vignettes, protocol, lists)
+
+
+def interruption(chat: ChatModel, protocol: Protocol) -> str:
+    """What stands between the thinking and the forced answer.
+
+    The marker that closes the thinking, the end of the turn, the nudge as a user turn, and the
+    opening of the assistant's next turn, as the model's template prints them. A template that opens
+    every conversation with the tokenizer's start token prints it here once more; it is left out.
+
+    Raises:
+        UserError: the template does not print what an assistant says.
+    """
+    turns = [("user", protocol.nudge), ("assistant", SENTINEL)]
+    asked, said, close = _rendered(chat, turns).partition(SENTINEL)
+    if not said:
+        raise UserError(
+            f"The chat template of {chat.name} does not print an assistant message; the "
+            "forced-choice instrument needs one that does. Use --instrument likelihood."
+        )
+    start = chat.tokenizer.bos_token
+    # A start token that opens every turn is a turn marker, which belongs there.
+    if isinstance(start, str) and _rendered(chat, turns * 2).count(start) == 1:
+        asked = asked.removeprefix(start)
+    return protocol.think_close + close + asked
+
+
+def _rendered(chat: ChatModel, turns: Sequence[Message]) -> str:
+    messages = [{"role": role, "content": text} for role, text in turns]
+    return cast(str, chat.tokenizer.apply_chat_template(messages, tokenize=False))
+
+
+def _slot(chat: ChatModel, protocol: Protocol, think: int) -> _Slot:
+    stops = list(chat.stop_ids())
+    close = text_ids(chat, protocol.think_close)
+    if len(close) == 1:
+        stops += close
+    return _Slot(
+        answers=torch.tensor(_answers(chat, protocol), device=chat.device),
+        suppressed=torch.tensor(sorted(set(stops)), device=chat.device),
+        think=think if protocol.keep_last_think_token else max(0, think - 1),
+        suffix=text_ids(chat, interruption(chat, protocol)),
+        prefill=text_ids(chat, protocol.prefill),
+    )
+
+
+def _answers(chat: ChatModel, protocol: Protocol) -> list[int]:
+    """First token of every label, in canonical order; all seven differ."""
+    words = protocol.words()
+    firsts = [text_ids(chat, word)[0] for word in words]
+    clashing = [word for word, first in zip(words, firsts, strict=True) if firsts.count(first) > 1]
+    if clashing:
+        raise UserError(
+            f"The tokenizer of {chat.name} begins these labels with the same token: "
+            f"{', '.join(clashing)}. Give a protocol file with other labels, or use "
+            "--instrument likelihood."
+        )
+    return firsts
+
+
+def _lists(protocol: Protocol, orders: Literal["two", "cyclic"]) -> list[tuple[str, ...]]:
+    labels = protocol.labels
+    match orders:
+        case "two":
+            return [labels, labels[::-1]]
+        case "cyclic":
+            return [labels[k:] + labels[:k] for k in range(len(labels))]
+
+
+def _empty(rollouts: int) -> _Rollouts:
+    return _Rollouts(
+        torch.full((rollouts, len(FOUNDATIONS)), torch.nan),
+        torch.full((rollouts,), torch.nan),
+        torch.zeros(rollouts, dtype=torch.bool),
+        torch.zeros(rollouts, dtype=torch.bool),
+    )
+
+
+def _read_prompts(
+    chat: ChatModel,
+    prompts: Sequence[list[int]],
+    batch: Sequence[int],
+    each: int,
+    *,
+    doses: Float[Tensor, " B"],
+    dosed: Dosed | None,
+) -> Prefilled:
+    """Reads the prompts of a batch, what the orders of a vignette share once; leaves its doses set.
+
+    Args:
+        chat: The model.
+        prompts: Of every rollout; those of one vignette stand together.
+        batch: Which of them.
+        each: Orders per vignette.
+        doses: The same coefficient for every row of the batch.
+        dosed: Where it goes.
+    """
+    owners = [i - i % each for i in batch]
+    stems = {i: prompts[i][: shared_prefix(prompts[i : i + each])] for i in owners}
+    # Padding between the shared part and the rest would count towards a sliding window.
+    if len(stems) == len(batch) or slides(chat) or not all(stems.values()):
+        return prefilled(chat, [prompts[i] for i in batch], doses, dosed)
+    stem = prefilled(chat, list(stems.values()), doses[: len(stems)], dosed)
+    rows = torch.tensor([list(stems).index(i) for i in owners], device=chat.device)
+    stem.cache.batch_select_indices(rows)
+    if dosed is not None:
+        dosed.set(doses)
+    tails = [prompts[i][len(stems[owner]) :] for i, owner in zip(batch, owners, strict=True)]
+    repeated = Prefilled(stem.hidden[rows], stem.cache, stem.mask[rows], stem.positions[rows])
+    return _read_on(chat, repeated, left_padded(tails, 0, chat.device))
+
+
+def _read_on(chat: ChatModel, before: Prefilled, more: LeftPadded) -> Prefilled:
+    """Reads more tokens in every row."""
+    mask = torch.cat([before.mask, more.mask], dim=1)
+    positions = before.positions[:, -1:] + 1 + more.positions
+    hidden = chat.hidden(
+        more.ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=before.cache,
+        use_cache=True,
+    )
+    return Prefilled(hidden, before.cache, mask, positions)
+
+
+def _roll_out(chat: ChatModel, state: Prefilled, slot: _Slot, protocol: Protocol) -> _Rollouts:
+    """Thinks, is interrupted, and reads the slot; the last think token goes with the rest."""
+    rows = len(state.mask)
+    closed = torch.zeros(rows, dtype=torch.bool, device=chat.device)
+    thoughts = torch.zeros(rows, 0, dtype=torch.long, device=chat.device)
+    for _ in range(slot.think):
+        if thoughts.shape[1]:
+            state = _read_on(chat, state, _whole(thoughts[:, -1:]))
+        logits = chat.logits(state.hidden[:, -1])
+        closed |= torch.isin(logits.argmax(-1), slot.suppressed)
+        logits[:, slot.suppressed] = -torch.inf
+        thoughts = torch.cat([thoughts, logits.argmax(-1)[:, None]], dim=1)
+    prefill = torch.tensor(slot.prefill, device=chat.device).expand(rows, -1)
+    suffix = torch.tensor(slot.suffix, device=chat.device).expand(rows, -1)
+    state = _read_on(chat, state, _whole(torch.cat([thoughts[:, -1:], suffix, prefill], dim=1)))
+    states = state.hidden[:, -len(slot.prefill) - 1 :]
+    given = chosen_logprobs(chat, states[:, :-1].flatten(0, 1), prefill.flatten())
+    logs = chat.logits(states[:, -1]).log_softmax(-1)[:, slot.answers]
+    texts = cast(list[str], chat.tokenizer.batch_decode(thoughts))
+    return _Rollouts(
+        logs.cpu(),
+        -given.view(rows, -1).mean(1).cpu(),
+        closed.cpu() | torch.tensor([protocol.think_close in text for text in texts]),
+        torch.tensor([protocol.prefill in text for text in texts]),
+    )
+
+
+def _whole(ids: Int[Tensor, "B T"]) -> LeftPadded:
+    """Rows of one length."""
+    return LeftPadded(
+        ids, torch.ones_like(ids), torch.arange(ids.shape[1], device=ids.device)[None]
+    )
+
+
+def _collected(
+    found: _Rollouts,
+    vignettes: Sequence[Vignette],
+    protocol: Protocol,
+    lists: Sequence[tuple[str, ...]],
+) -> ForcedChoice:
+    count = len(vignettes)
+    logs = found.logs.view(count, len(lists), len(FOUNDATIONS))
+    score = logs.mean(1)
+    p, mass = score.softmax(-1), logs.exp().sum(-1).mean(1)
+    nll = found.nll.view(count, -1).mean(1)
+    bias, reason = _position_bias(logs, protocol, lists)
+    return ForcedChoice(
+        rows=[
+            VignetteRow(
+                id=vignette.id,
+                condition=vignette.condition,
+                foundation=vignette.foundation,
+                score=tuple(score[i].tolist()),
+                p=tuple(p[i].tolist()),
+                p_ans_any=mass[i].item(),
+                nll_prefill=nll[i].item(),
+            )
+            for i, vignette in enumerate(vignettes)
+        ],
+        position_bias=tuple(bias.tolist()),
+        position_reason=reason,
+        rollouts=len(found.logs),
+        closed_early=int(found.closed.sum()),
+        answered_early=int(found.answered.sum()),
+    )
+
+
+def _position_bias(
+    logs: Float[Tensor, "N O 7"], protocol: Protocol, lists: Sequence[tuple[str, ...]]
+) -> tuple[Float[Tensor, " 7"], str]:
+    """Mean log-probability at each list position above its rollout's mean, or why it is NaN."""
+    unknown = torch.full((len(FOUNDATIONS),), torch.nan)
+    if len(lists) < len(FOUNDATIONS):
+        return unknown, CONFOUNDED
+    if not torch.isfinite(logs).all():
+        return unknown, NOT_FINITE
+    words = protocol.words()
+    shown = torch.tensor([[words.index(label) for label in labels] for labels in lists])
+    centred = logs - logs.mean(-1, keepdim=True)
+    return centred.gather(2, shown.expand(len(logs), -1, -1)).mean((0, 1)), ""
