@@ -93,12 +93,22 @@ def test_sample_export_report_and_evaluate_work_on_a_run(
     main(["report", run])
     assert "report.html" in capsys.readouterr().out
     out = tmp_path / "readings.json"
-    main(["evaluate", run, "--json", str(out)])
+    main(["evaluate", run, "--per-foundation", "2", "--json", str(out)])
     readings = json.loads(out.read_text())
-    assert readings["state"] == "healed"
-    assert len(readings["vignettes"][0]["score"]) == 7
-    main(["evaluate", str(tmp_path / "peft"), "--model", str(model), "--persona", "care"])
+    assert readings["others"]["state"] == "healed"
+    first = readings["rows"][0]
+    assert {"id", "condition", "score", "p", "p_ans_any", "nll_prefill"} <= first.keys()
+    assert len(first["score"]) == len(first["p"]) == 7
+    small = ["--model", str(model), "--instrument", "likelihood", "--per-foundation", "2"]
+    again = tmp_path / "adapter.json"
+    main(["evaluate", str(tmp_path / "peft"), *small, "--persona", "love", "--json", str(again)])
     assert "persona log-odds" in capsys.readouterr().out
+    base = tmp_path / "base.json"
+    main(["evaluate", *small, "--json", str(base)])
+    capsys.readouterr()
+    main(["evaluate", str(again), "--against", str(base)])
+    said = capsys.readouterr().out
+    assert "gated selectivity" in said and "14 pairs" in said
 
 
 @pytest.mark.parametrize(

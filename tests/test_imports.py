@@ -15,9 +15,9 @@ ORDER = [
     {"models"},
     {"measure"},
     {"steer", "heal", "report"},
-    {"stages"},
+    {"stages", "history"},
     {"loop"},
-    {"listing", "commands"},
+    {"listing", "commands", "reading"},
 ]
 """Lower floors first; a module imports from its own package and from floors below it."""
 EDGES_TO_SPARE = {

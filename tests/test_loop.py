@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {
         "tail_perplexity": 1e9, "words": 1, "word_repetition": 1.0, "char_repetition": 1.0,
     },
     "heal": {"epochs": 1, "rows": 4, "rank": 2, "alpha": 4, "lr": 1e-3},
-    "measure": {"per_foundation": 1, "prompts": 3, "tokens": 6, "resamples": 100},
+    "measure": {"instrument": "likelihood", "per_foundation": 1, "prompts": 3, "tokens": 6, "resamples": 100},
 }  # fmt: skip
 
 
@@ -42,6 +42,8 @@ class Silent:
         return nullcontext(lambda _count: None)
 
     def heal_step(self, number: int, step: object, of: int) -> None: ...
+
+    def note(self, text: str) -> None: ...
 
     def round_done(self, record: object) -> None: ...
 

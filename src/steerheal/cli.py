@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeVar, cast
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
 
-from steerheal.config import RunConfig, resolve
+from steerheal.config import Instrument, RunConfig, resolve
 from steerheal.console import Console
 from steerheal.errors import UserError, unknown
 from steerheal.steer.persona import find
@@ -106,10 +106,12 @@ class ExportCommand(Command):
 
 
 class EvaluateCommand(Command):
-    """Reads a model, a run's round or a PEFT adapter with every instrument."""
+    """Reads a model, a run's round or a PEFT adapter; compares two readings with intervals."""
 
     target: Positional[Path | None] = None
-    """A run folder or a PEFT adapter folder; nothing is the base model itself."""
+    """A run folder, a PEFT adapter folder, or readings saved with --json; nothing is the model."""
+    against: Path | None = None
+    """Readings saved with --json, or a run folder's best round, to compare the target with."""
     model: str = ""
     """Base model: empty for the embedded one, a hub id, a local folder or a GGUF file."""
     round: int = Field(default=0, ge=0)
@@ -118,8 +120,22 @@ class EvaluateCommand(Command):
     """Dial on every adapter."""
     persona: str = "love"
     """Whose axis and prompts are read, when the target is not a run."""
+    instrument: Instrument = "auto"
+    """likelihood, forced_choice, moralmaps, or auto: forced_choice if the base can answer it."""
+    protocol: str = ""
+    """JSON file with forced_choice's wording; empty for the bundled one."""
     vignettes: str = "everyday"
-    """Bundled set (everyday, ai) or a JSONL file in tinymfv's fields."""
+    """Bundled set (everyday, ai), a JSONL file in tinymfv's fields, or wassname/tiny-mfv:SET."""
+    per_foundation: int = Field(default=0, ge=0)
+    """Vignettes per foundation, a stratified subset; 0 is all of them."""
+    conditions: tuple[Literal["other", "self"], ...] = ("other",)
+    """Who acts in the vignettes: someone else, or the reader."""
+    think: int = Field(default=128, ge=0)
+    """forced_choice: tokens of thinking before the answer; 0 is none."""
+    orders: Literal["two", "cyclic"] = "two"
+    """forced_choice: the options forwards and backwards, or every option once at every position."""
+    guard: tuple[str, ...] = ()
+    """Outside damage guards, as lm_eval:TASK."""
     seed: int = Field(default=0, ge=0)
     """Seed of the free answers."""
     json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None
@@ -157,8 +173,9 @@ def _dispatch(argv: list[str], console: Console) -> None:
         raise unknown("command", argv[0], PARSERS)
     options = PARSERS[argv[0]](argv[1:])
     # The one late import: help, personas and mistakes on the line must not wait for torch.
-    module = "steerheal.listing" if argv[0] == "personas" else "steerheal.commands"
-    handler = getattr(importlib.import_module(module), argv[0])
+    homes = {"personas": "steerheal.listing", "evaluate": "steerheal.reading"}
+    module = importlib.import_module(homes.get(argv[0], "steerheal.commands"))
+    handler = getattr(module, argv[0])
     handler(options, console)
 
 

@@ -1,46 +1,28 @@
 """What each command does; arguments come parsed, output goes through the console."""
 
-import json
 import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from steerheal import loop
-from steerheal.cli import (
-    EvaluateCommand,
-    ExportCommand,
-    ReportCommand,
-    RunCommand,
-    SampleCommand,
-)
-from steerheal.config import MeasureSettings, ModelSettings, RunConfig, SamplingSettings, validated
-from steerheal.console import Console, shown
+from steerheal.cli import ExportCommand, ReportCommand, RunCommand, SampleCommand
+from steerheal.config import RunConfig, SamplingSettings, validated
+from steerheal.console import Console
 from steerheal.errors import UserError
-from steerheal.heal.adapter import Adapter
-from steerheal.heal.export import Exported, export_merged, export_peft
-from steerheal.heal.fold import Gated, folded
-from steerheal.measure import summary, vignettes
-from steerheal.measure.evaluate import evaluate as evaluate_state
-from steerheal.measure.evaluate import size
+from steerheal.heal.export import export_merged, export_peft
+from steerheal.heal.fold import folded
+from steerheal.history import student_of
+from steerheal.measure import vignettes
 from steerheal.models.generate import Draw, generate
 from steerheal.models.load import ChatModel, load
-from steerheal.records import FOUNDATIONS, RunRecord, Summary
+from steerheal.records import RunRecord
 from steerheal.report.page import conditions, headline, shown_differs, write_report
-from steerheal.stages import Stages, Student
+from steerheal.stages import Stages
 from steerheal.steer.persona import Persona, find
-from steerheal.store import (
-    Store,
-    free_name,
-    read_run,
-    read_shown,
-    round_folder,
-    sweep_unfinished,
-    write_text,
-)
+from steerheal.store import Store, free_name, read_run, read_shown, sweep_unfinished
 
 PACKAGES = ("steerheal", "torch", "transformers", "peft", "safetensors", "numpy")
 
@@ -49,7 +31,7 @@ def run(options: RunCommand, console: Console) -> None:
     """`steerheal run`."""
     folder, config, command = _planned(options)
     persona = find(config.persona, reverse=config.reverse)
-    vignettes.stratified(vignettes.load(config.measure.vignettes), config.measure.per_foundation)
+    vignettes.chosen(config.measure)
     _refuse_small_pools(config, persona)
     chat = load(config.model)
     if left := sweep_unfinished(folder.parent):
@@ -170,35 +152,6 @@ def report(options: ReportCommand, console: Console) -> None:
     console.say(str(write_report(options.run)))
 
 
-def student_of(
-    record: RunRecord, folder: Path, number: int, gate: float
-) -> tuple[ChatModel, list[Gated], int]:
-    """The run's model, its history up to a round at a gate, and the round's number from 1.
-
-    Raises:
-        UserError: no such round, another model than the run's.
-    """
-    done = [item.round + 1 for item in record.rounds if item.outcome == "folded"]
-    if not done:
-        raise UserError(f"{folder} has no folded round.")
-    last = number or (done[-1] if record.best is None else record.best + 1)
-    if last not in done:
-        raise UserError(f"{folder} has no folded round {last}; it has {done}.")
-    config = validated(RunConfig, record.config, source=str(folder))
-    chat = load(config.model)
-    if chat.fingerprint != record.environment["fingerprint"]:
-        raise UserError(
-            f"{folder} was made with another model: {record.environment['model']} "
-            f"({record.environment['fingerprint']}); this one is {chat.fingerprint}."
-        )
-    history = [
-        Gated(Adapter.load(round_folder(folder, item - 1) / "adapter"), config.gate * gate)
-        for item in done
-        if item <= last
-    ]
-    return chat, history, last
-
-
 def sample(options: SampleCommand, console: Console) -> None:
     """`steerheal sample`."""
     record = read_run(options.run)
@@ -226,75 +179,9 @@ def export(options: ExportCommand, console: Console) -> None:
         raise UserError(f"{out} exists. Choose another folder with --out, or remove it.")
     make = {"peft": export_peft, "merged": export_merged}[options.format]
     probes = [*record.persona["prompts"]["show"]]
-    made: Exported = make(chat, history, out, probes)
+    made = make(chat, history, out, probes)
     console.say(f"{made.what} of rounds 1 to {number} at gate {options.gate:g}: {out}")
     console.say(
         f"largest logit difference to the gated model: {made.difference:.2e} "
         f"(logits reach {made.scale:.1f}; {len(probes)} prompts)"
     )
-
-
-def evaluate(options: EvaluateCommand, console: Console) -> None:
-    """`steerheal evaluate`."""
-    chat, history, persona, name = _evaluated(options)
-    measure = MeasureSettings(vignettes=options.vignettes)
-    if measure.prompts > len(persona.prompts.evaluate):
-        measure = measure.model_copy(update={"prompts": len(persona.prompts.evaluate)})
-    student = Student(chat, tuple(history))
-    states: dict[str, Any] = {}
-    for state, enter in (("base", Student(chat).entered), ("healed", student.entered)):
-        if state == "healed" and not history:
-            continue
-        total = size(measure, persona)
-        with console.stage(f"reading {state}", total) as progress:
-            states[state] = evaluate_state(
-                chat, state, enter, persona, measure,
-                sampling=SamplingSettings(), seed=options.seed, progress=progress,
-            )  # fmt: skip
-    base = states["base"]
-    sums = {state: summary.summarise(rows, base, persona.axis) for state, rows in states.items()}
-    _print_summaries(name, sums, console)
-    if options.json_out is not None:
-        last = states["healed" if history else "base"]
-        body = last.model_dump(mode="json") | {
-            "summary": sums[last.state].model_dump(mode="json"), "target": name,
-        }  # fmt: skip
-        write_text(options.json_out, json.dumps(body, indent=1))
-        console.say(f"readings  {options.json_out}")
-
-
-def _evaluated(
-    options: EvaluateCommand,
-) -> tuple[ChatModel, list[Gated], Persona, str]:
-    """The model, its history, the persona to read, and a name for the target."""
-    target = options.target
-    if target is not None and (target / "run.json").is_file():
-        record = read_run(target)
-        chat, history, number = student_of(record, target, options.round, options.gate)
-        persona = Persona.model_validate(record.persona)
-        return chat, history, persona, f"{target} round {number}, gate {options.gate:g}"
-    chat = load(ModelSettings(name=options.model))
-    persona = find(options.persona)
-    if target is None:
-        return chat, [], persona, chat.name
-    return chat, [Gated(Adapter.load(target), options.gate)], persona, str(target)
-
-
-def _print_summaries(name: str, sums: dict[str, Summary], console: Console) -> None:
-    rows: list[list[str]] = []
-    last = list(sums.values())[-1]
-    for foundation in FOUNDATIONS:
-        values = [shown(item.nats[foundation]) for item in sums.values()]
-        rows.append([f"{foundation} [nats]", *values, shown(last.delta_nats[foundation])])
-    for label, field, change in (
-        ("persona log-odds [nats/token]", "persona_logodds", "delta_logodds"),
-        ("answer mass", "p_ans_any", "delta_p_ans_any"),
-        ("top-1 of 7, centred", "top1", None),
-        ("perplexity of the JSON opening", "ppx_json", None),
-        ("perplexity of free answers", "perplexity", None),
-        ("distinct-2", "distinct_2", None),
-        ("KL to base [nats/token]", "kl_to_base", None),
-    ):
-        values = [shown(getattr(item, field)) for item in sums.values()]
-        rows.append([label, *values, shown(getattr(last, change)) if change else ""])
-    console.table(name, ("reading", *sums, f"{last.state} − base"), rows)

@@ -14,6 +14,7 @@ from steerheal.errors import UserError, unknown
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Band = tuple[Fraction, Fraction]
+Instrument = Literal["auto", "likelihood", "forced_choice", "moralmaps"]
 S = TypeVar("S", bound=BaseModel)
 
 
@@ -164,8 +165,19 @@ class HealSettings(Settings):
 class MeasureSettings(Settings):
     """What an evaluation reads."""
 
+    instrument: Annotated[Instrument, tyro.conf.arg(aliases=("--instrument",))] = "auto"
+    """likelihood, forced_choice (the tinymfv protocol), moralmaps (upstream itself, if installed),
+    or auto: forced_choice if the base can answer it, else likelihood."""
+    protocol: str = ""
+    """JSON file with forced_choice's wording; empty for the bundled one."""
+    think: int = Field(default=128, ge=0)
+    """forced_choice: tokens of thinking before the answer; 0 is none."""
+    orders: Literal["two", "cyclic"] = "two"
+    """forced_choice: the options forwards and backwards, or every option once at every position."""
     vignettes: str = "everyday"
-    """Bundled set (everyday, ai) or a JSONL file in tinymfv's fields."""
+    """Bundled set (everyday, ai), a JSONL file in tinymfv's fields, or wassname/tiny-mfv:SET."""
+    conditions: tuple[Literal["other", "self"], ...] = Field(default=("other",), min_length=1)
+    """Who acts in the vignettes: someone else, or the reader."""
     per_foundation: int = Field(default=0, ge=0)
     """Vignettes per foundation, a stratified subset; 0 is all of them."""
     prompts: int = Field(default=32, ge=2)
@@ -213,12 +225,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sampling": {"tokens": 48},
         "dose": {"want": 48, "minimum": 12, "batches": 2},
         "measure": {
+            "instrument": "likelihood",
             "per_foundation": 8,
-            "prompts": 24,
+            "prompts": 20,
             "tokens": 40,
             "long_prompts": 4,
-            "long_tokens": 64,
-            "json_prompts": 6,
+            "long_tokens": 48,
+            "json_prompts": 4,
         },
     },
     "standard": {},

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import NamedTuple, Protocol
 
 from steerheal.measure import summary
+from steerheal.measure.qualify import in_words, qualify
 from steerheal.records import RoundRecord, RunRecord, Scores
 from steerheal.stages import BASE, Stages, Student
 from steerheal.steer.vector import SteeringVector
@@ -15,6 +16,10 @@ from steerheal.steer.vector import SteeringVector
 
 class Listener(Protocol):
     """Who hears of finished rounds."""
+
+    def note(self, text: str) -> None:
+        """Something the user must know."""
+        ...
 
     def round_done(self, record: RoundRecord) -> None:
         """A round has ended."""
@@ -31,6 +36,7 @@ class Position(NamedTuple):
 
 def run(stages: Stages, record: RunRecord, listener: Listener) -> RunRecord:
     """The whole loop; the record on disk grows round by round and is readable at any moment."""
+    stages = stages.measuring()
     config, axis = stages.config, stages.persona.axis
 
     def write(**changes: object) -> RunRecord:
@@ -40,6 +46,9 @@ def run(stages: Stages, record: RunRecord, listener: Listener) -> RunRecord:
 
     base = stages.evaluated(BASE, "base", nullcontext, "base")
     stages.shown(BASE, "base", nullcontext, "base")
+    sees = in_words(qualify(base, axis))
+    listener.note(sees)
+    record = write(notes=(*record.notes, sees))
     record = write(base=summary.summarise(base, base, axis, resamples=config.measure.resamples))
     place = Position(Student(stages.chat), base, None)
     outcome = f"all {config.rounds} rounds done"

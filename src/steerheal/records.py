@@ -289,6 +289,29 @@ class Summary(Record):
     """The target foundation moved as intended and more than every off-target; None: not moved."""
 
 
+class Evaluation(Record):
+    """One evaluated target as a file: aggregates, and the rows that they are functions of."""
+
+    version: int = VERSION
+    target: str
+    model: str
+    dtype: str
+    persona: dict[str, Any]
+    instrument: str
+    think: int
+    aggregates: Summary
+    guards: dict[str, float] = {}
+    """Metrics of outside damage guards, by guard and name."""
+    rows: tuple[VignetteRow, ...]
+    others: Scores
+    """The rest of what was read; its vignettes are in `rows`."""
+
+    @property
+    def scores(self) -> Scores:
+        """Everything that was read, as one record."""
+        return self.others.model_copy(update={"vignettes": self.rows})
+
+
 class Shown(Record):
     """The fixed show prompts, answered by the state."""
 

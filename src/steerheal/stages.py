@@ -5,23 +5,25 @@ A `Student` is the model with a history of finished rounds; its key stands for a
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from steerheal import prompts
-from steerheal.config import RunConfig
+from steerheal.config import Instrument, RunConfig
 from steerheal.errors import UserError
 from steerheal.heal.adapter import Adapter
 from steerheal.heal.fold import Gated, folded
 from steerheal.heal.train import Healed, heal, training_pairs
 from steerheal.measure import free
+from steerheal.measure.auto import resolve
 from steerheal.measure.evaluate import Enter, evaluate, size
+from steerheal.measure.qualify import Qualification
 from steerheal.models.generate import Draw, generate
 from steerheal.models.hooks import Dosed
 from steerheal.models.load import ChatModel
 from steerheal.models.score import continuation_states, token_logprobs
-from steerheal.records import Completion, Harvest, HealLog, HealStep, Scores, Shown, Verdict
+from steerheal.records import Completion, Harvest, HealLog, HealStep, Record, Scores, Shown, Verdict
 from steerheal.steer.dose import harvest
 from steerheal.steer.filter import judge, perplexity_limit
 from steerheal.steer.persona import Persona
@@ -83,6 +85,13 @@ class Student:
         )
 
 
+class Tried(Record):
+    """Which instrument was chosen, and what was tried."""
+
+    instrument: Instrument
+    tried: tuple[Qualification, ...]
+
+
 @dataclass(frozen=True)
 class Stages:
     """One run's stages: each method makes or finds one result."""
@@ -92,6 +101,30 @@ class Stages:
     chat: ChatModel
     store: Store
     watcher: Watcher
+
+    def measuring(self) -> "Stages":
+        """These stages with an instrument that can see on this model, resolved on the base."""
+        measure = self.config.measure
+        if measure.instrument != "auto":
+            return self
+        key = key_of("qualify", self.chat.fingerprint, measure, self.persona.axis)
+        file = "instrument.json"
+
+        def make() -> Tried:
+            with self._bar(BASE, "choosing an instrument", 1):
+                resolved = resolve(self.chat, measure, self.persona.axis)
+            return Tried(instrument=resolved.settings.instrument, tried=resolved.tried)
+
+        found = self.store.stage(
+            "qualify",
+            BASE,
+            key,
+            make=make,
+            save=lambda folder, tried: write_record(folder / file, tried),
+            load=lambda folder: read_record(folder / file, Tried),
+        )
+        chosen = measure.model_copy(update={"instrument": found.instrument})
+        return replace(self, config=self.config.model_copy(update={"measure": chosen}))
 
     def evaluated(
         self,

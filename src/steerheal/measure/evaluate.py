@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from steerheal.config import MeasureSettings, SamplingSettings
-from steerheal.measure import coherence, damage, free, likelihood, vignettes
+from steerheal.measure import coherence, damage, free, instruments, vignettes
 from steerheal.models.hooks import Dosed
 from steerheal.models.load import ChatModel
 from steerheal.models.score import continuation_states
@@ -44,11 +44,13 @@ def evaluate(
         previous: Opens the student before this round.
         progress: Called with the number of rows done.
     """
-    chosen = vignettes.stratified(vignettes.load(settings.vignettes), settings.per_foundation)
+    chosen = vignettes.chosen(settings)
     asked = persona.prompts.evaluate[: settings.prompts]
     seeded: dict[str, Any] = {"seed": seed, "dose": dose, "progress": progress}
     with enter() as dosed:
-        rows = likelihood.read(chat, chosen, progress)
+        read = instruments.read(
+            chat, chosen, settings, dosed=dosed, dose=dose, progress=progress
+        )
         canary = coherence.read(chat, progress=progress)
         plain = damage.plain_perplexity(chat)
         freely = {**seeded, "dosed": dosed}
@@ -65,13 +67,16 @@ def evaluate(
             before = continuation_states(chat, free.answer_pairs(chat, answers.completions))
     return Scores(
         state=state,
-        instrument=likelihood.NAME,
-        vignettes=tuple(rows),
+        instrument=settings.instrument,
+        vignettes=tuple(read.rows),
         canary=tuple(canary),
         persona=tuple(free.judge(chat, answers, persona, before)),
         long=tuple(damage.health_rows(chat, free.answer_pairs(chat, essays), essays)),
         json_replies=tuple(damage.json_rows(replies)),
         plain_perplexity=plain,
+        position_bias=read.position_bias,
+        think=settings.think if settings.instrument != "likelihood" else 0,
+        closed_early=read.closed_early,
     )
 
 
@@ -89,7 +94,7 @@ def _open(settings: MeasureSettings) -> tuple[str, ...]:
 
 def size(settings: MeasureSettings, persona: Persona) -> int:
     """Rows that `evaluate` will report as progress."""
-    chosen = vignettes.stratified(vignettes.load(settings.vignettes), settings.per_foundation)
+    chosen = vignettes.chosen(settings)
     asked = persona.prompts.evaluate[: settings.prompts]
     parts = (chosen, lines("statements"), asked, _json(settings), _open(settings))
     return sum(map(len, parts))

@@ -31,7 +31,7 @@ from steerheal.records import FOUNDATIONS, Record, VignetteRow
 NAME = "forced_choice"
 SENTINEL = "steerheal-sentinel"
 CONFOUNDED = "two orders cannot tell a list position from the labels that stand there; use cyclic"
-NOT_FINITE = "some log-probabilities are not finite"
+NOT_FINITE = "log-probabilities are missing or not finite"
 
 
 class ForcedChoice(Record):
@@ -300,7 +300,7 @@ def _collected(
     logs = found.logs.view(count, len(lists), len(FOUNDATIONS))
     score = logs.mean(1)
     p, mass = score.softmax(-1), logs.exp().sum(-1).mean(1)
-    nll = found.nll.view(count, -1).mean(1)
+    nll = found.nll.view(count, len(lists)).mean(1)
     bias, reason = _position_bias(logs, protocol, lists)
     return ForcedChoice(
         rows=[
@@ -330,7 +330,7 @@ def _position_bias(
     unknown = torch.full((len(FOUNDATIONS),), torch.nan)
     if len(lists) < len(FOUNDATIONS):
         return unknown, CONFOUNDED
-    if not torch.isfinite(logs).all():
+    if not len(logs) or not torch.isfinite(logs).all():
         return unknown, NOT_FINITE
     words = protocol.words()
     shown = torch.tensor([[words.index(label) for label in labels] for labels in lists])

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerheal.measure.fluency import perplexity
+from steerheal.measure.qualify import centre, hits
 from steerheal.measure.stats import bootstrap, finite_or_unknown, log_mean_ratio, ratio
 from steerheal.records import FOUNDATIONS, Reading, Scores, Summary
 from steerheal.steer.persona import Axis
@@ -68,13 +69,8 @@ def summarise(scores: Scores, base: Scores, axis: Axis, *, resamples: int = 2000
 
 
 def top1(scores: Scores, base: Scores) -> float:
-    """Share of vignettes ranked right after each foundation's mean on the base is taken off."""
-    centre = np.array([row.score for row in base.vignettes]).mean(axis=0)
-    guesses = (np.array([row.score for row in scores.vignettes]) - centre).argmax(axis=1)
-    truth = [FOUNDATIONS.index(row.foundation) for row in scores.vignettes]
-    if not np.isfinite(centre).all():
-        return math.nan
-    return float((guesses == np.array(truth)).mean())
+    """Share of vignettes ranked right; likelihood is centred on the base's means. NaN if unread."""
+    return float(hits(scores.vignettes, centre(base)).mean())
 
 
 def coh_cost(delta_mass: Reading, delta_trait: Reading) -> Reading:

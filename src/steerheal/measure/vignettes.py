@@ -8,6 +8,10 @@ from collections.abc import Iterable, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+
+from steerheal.config import MeasureSettings
 from steerheal.errors import UserError, unknown
 from steerheal.prompts import data
 from steerheal.records import FOUNDATIONS, Record
@@ -18,6 +22,9 @@ COARSE = {
     "Social Norms": "social",
 }
 BUNDLED = ("everyday", "ai")
+HUB = "wassname/tiny-mfv"
+MOST = 20_000
+"""More vignettes than this are a mistake: reading them takes hours on a laptop."""
 
 
 class Vignette(Record):
@@ -39,11 +46,33 @@ def load(name: str, condition: str = "other") -> list[Vignette]:
     """
     path = Path(name).expanduser()
     if path.suffix == ".jsonl" or path.is_file():
+        path = _under(path, condition)
         return _parse(path, path.name, condition)
+    if name.partition(":")[0] == HUB:
+        return _from_hub(name.partition(":")[2] or "classic", condition)
     if name not in BUNDLED:
         raise unknown("vignette set", name, BUNDLED, fix="Or give a JSONL file.")
     file = data().joinpath("vignettes", f"vignettes_{name}_{condition}_violate.jsonl")
     return _parse(file, name, condition)
+
+
+def chosen(settings: MeasureSettings) -> list[Vignette]:
+    """The vignettes that the settings ask for, a stratified subset under every condition.
+
+    Raises:
+        UserError: as in `load` and `stratified`, or more vignettes than anyone means to read.
+    """
+    found = [
+        vignette
+        for condition in dict.fromkeys(settings.conditions)
+        for vignette in stratified(load(settings.vignettes, condition), settings.per_foundation)
+    ]
+    if len(found) > MOST:
+        raise UserError(
+            f"{settings.vignettes} holds {len(found)} vignettes; at most {MOST} are read. Take a "
+            "stratified subset with --measure.per-foundation."
+        )
+    return found
 
 
 def stratified(vignettes: Sequence[Vignette], per_foundation: int) -> list[Vignette]:
@@ -64,6 +93,28 @@ def stratified(vignettes: Sequence[Vignette], per_foundation: int) -> list[Vigne
     if short:
         raise UserError(f"Asked for {per_foundation} vignettes per foundation; there are {short}.")
     return subset
+
+
+def _under(path: Path, condition: str) -> Path:
+    """The file itself, or its twin for the reader's own acts, named as tinymfv names it."""
+    if condition == "other":
+        return path
+    twin = path.with_name(path.name.replace("_other_violate", "_self_violate"))
+    if "_self_violate" not in twin.name or not twin.is_file():
+        raise UserError(f"{path.name} has no twin {twin.name} with the condition {condition!r}.")
+    return twin
+
+
+def _from_hub(subset: str, condition: str) -> list[Vignette]:
+    file = f"{subset}/vignettes_{condition}_violate.jsonl"
+    try:
+        path = hf_hub_download(HUB, file, repo_type="dataset")
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise UserError(
+            f"Cannot fetch {file} of the dataset {HUB}: {str(error).splitlines()[0]} "
+            f"Give a bundled set ({', '.join(BUNDLED)}) or a JSONL file."
+        ) from error
+    return _parse(Path(path), f"{HUB}:{subset}", condition)
 
 
 def _parse(file: Path | Traversable, name: str, condition: str) -> list[Vignette]:
@@ -94,6 +145,9 @@ def _row(line: str, place: str, condition: str) -> Vignette:
         raise unknown(f"foundation in {place}", str(row["foundation_coarse"]), COARSE)
     if not str(row["text"]).strip():
         raise UserError(f"{place}: the text is empty.")
+    for key, value in row.items():
+        if key.startswith("human_") and not (isinstance(value, int | float) and value >= 0):
+            raise UserError(f"{place}: the label {key} is {value!r}, not a share.")
     return Vignette(
         id=str(row["id"]),
         condition=condition,

@@ -1,0 +1,57 @@
+"""`--instrument auto`: forced_choice if the base can answer it, else likelihood; and says why."""
+
+from typing import NamedTuple
+
+from steerheal.config import MeasureSettings
+from steerheal.errors import UserError
+from steerheal.measure import instruments, vignettes
+from steerheal.measure.qualify import Qualification, choose, qualify, refused
+from steerheal.models.load import ChatModel
+from steerheal.records import Scores
+from steerheal.steer.persona import Axis
+
+PER_FOUNDATION, THINK = 3, 16
+"""Size of the trial: enough to see an answer mass near 0 and an accuracy at chance."""
+
+
+class Resolved(NamedTuple):
+    """The settings with an instrument that reads, and what was tried on the way."""
+
+    settings: MeasureSettings
+    tried: tuple[Qualification, ...]
+
+
+def resolve(chat: ChatModel, settings: MeasureSettings, axis: Axis) -> Resolved:
+    """The instrument for this model; a named one is taken at its word.
+
+    Args:
+        chat: The base, unsteered and unfolded.
+        settings: With `auto`, a few vignettes are tried with every instrument until one is fit.
+        axis: The target that has to be seen.
+    """
+    if settings.instrument != "auto":
+        return Resolved(settings, ())
+    per = min(PER_FOUNDATION, settings.per_foundation or PER_FOUNDATION)
+    trial = settings.model_copy(update={"per_foundation": per, "think": min(THINK, settings.think)})
+    tried: list[Qualification] = []
+    for name in ("forced_choice", "likelihood"):
+        tried.append(_try(chat, trial.model_copy(update={"instrument": name}), axis))
+        if tried[-1].fit:
+            break
+    best = choose(tried)
+    return Resolved(settings.model_copy(update={"instrument": best.instrument}), tuple(tried))
+
+
+def _try(chat: ChatModel, trial: MeasureSettings, axis: Axis) -> Qualification:
+    try:
+        read = instruments.read(chat, vignettes.chosen(trial), trial)
+    except UserError as error:
+        return refused(trial.instrument, str(error))
+    scores = Scores(
+        state="base",
+        instrument=trial.instrument,
+        vignettes=tuple(read.rows),
+        canary=(),
+        persona=(),
+    )
+    return qualify(scores, axis)

@@ -1,0 +1,267 @@
+"""Two measured states against each other, b minus a, and such comparisons over seeds.
+
+Rows are paired by vignette and condition, by prompt, and by canary id, whatever their order, and
+taken in the order of their keys. Changes are means of paired differences, except that of a
+foundation's nats, ln(mean p_b / mean p_a). What one state did not measure is unknown, with the
+reason; what the two measured on different units is refused.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steerheal.errors import UserError
+from steerheal.measure.qualify import answer_mass, centre, hits
+from steerheal.measure.selectivity import (
+    FIX,
+    Paired,
+    clr,
+    gated_selectivity,
+    intent_of,
+    matched_vignettes,
+    paired,
+    si_flips,
+)
+from steerheal.measure.stats import LEVEL, Statistic, bootstrap, finite_or_unknown, log_mean_ratio
+from steerheal.measure.summary import coh_cost, surgical
+from steerheal.records import FOUNDATIONS, Reading, Record, Scores
+from steerheal.steer.persona import Axis
+
+Floats = NDArray[np.float64]
+ONE_SEED = "one seed has no interval over seeds"
+T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+"""97.5 % quantiles of Student's t with 1, 2, … degrees of freedom; the last one, a little too
+wide, serves for more."""
+
+
+class Comparison(Record):
+    """State b minus state a on the same units; every reading has its paired interval."""
+
+    a: str
+    b: str
+    instrument: str
+    n: int
+    """Vignettes that both states answered, counted per condition."""
+    delta_nats: dict[str, Reading]
+    """Change of ln mean p per foundation."""
+    delta_clr: dict[str, Reading]
+    """Change of the mean centred log-ratio per foundation, nats: a second look at the same move
+    that no single vignette dominates."""
+    delta_top1: Reading
+    """Change of the share of vignettes ranked right."""
+    delta_social: Reading
+    """Change of the mean probability of "not wrong", which most damage raises."""
+    delta_logodds: Reading
+    """Change of persona_logodds, nats per token."""
+    delta_p_ans_any: Reading
+    """Change of the canary's answer mass."""
+    delta_perplexity: Reading
+    """Change of the mean ln perplexity of the free answers under the base, nats per token."""
+    gated_selectivity: Reading
+    """Move on the axis less a share of that off it, times squared coherence; nats."""
+    si_flips: Reading
+    """Net share of vignettes whose first-ranked foundation flips as intended."""
+    coh_cost: Reading
+    """|Δ answer mass| per nat of |Δ persona_logodds|."""
+    surgical: bool | None
+    """The target moved as intended and more than every off-target; None: not moved."""
+    moved: tuple[str, ...] = ()
+    """Readings whose interval excludes 0, by the names that `readings` gives them."""
+
+    def readings(self) -> dict[str, Reading]:
+        """Every reading by name; a foundation's are named like `delta_nats.care`."""
+        found: dict[str, Reading] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, Reading):
+                found[name] = value
+            elif isinstance(value, dict):
+                found.update({f"{name}.{key}": reading for key, reading in value.items()})
+        return found
+
+
+class SeedBand(Record):
+    """The same comparison over several seeds."""
+
+    a: str
+    b: str
+    instrument: str
+    seeds: int
+    readings: dict[str, Reading]
+    """Mean over seeds with its 95 % t-interval, by the names that `Comparison.readings` gives."""
+    surgical: int
+    """Seeds whose comparison is surgical."""
+    moved: tuple[str, ...]
+    """Readings whose interval over seeds excludes 0."""
+
+
+def compare(
+    b: Scores, a: Scores, axis: Axis, *, base: Scores | None = None, resamples: int = 2000
+) -> Comparison:
+    """State b minus state a, on the axis and off it.
+
+    The base's answer mass is full coherence, and its means centre top-1 where the instrument needs
+    it; a stands in for it when it is not given.
+
+    Raises:
+        UserError: other units, a unit twice, or another instrument.
+    """
+    origin = base or a
+    acts = _acts(b, a, origin, resamples)
+    answers, slots = paired(b, a, "persona", resamples), paired(b, a, "canary", resamples)
+    nats = {name: _delta_nats(acts, i) for i, name in enumerate(FOUNDATIONS)}
+    trait, mass = answers.change(lambda r: r.logodds), slots.change(lambda r: r.p_ans_any)
+    found = Comparison(
+        a=a.state,
+        b=b.state,
+        instrument=b.instrument,
+        n=len(acts.b),
+        delta_nats=nats,
+        delta_clr={name: _delta_clr(acts, i) for i, name in enumerate(FOUNDATIONS)},
+        delta_top1=_delta_top1(acts, origin),
+        delta_social=acts.change(lambda row: row.p[FOUNDATIONS.index("social")]),
+        delta_logodds=trait,
+        delta_p_ans_any=mass,
+        delta_perplexity=answers.change(lambda row: math.log(row.perplexity)),
+        gated_selectivity=_gated(acts, axis, [answer_mass(item) for item in (b, a, origin)]),
+        si_flips=acts.read(partial(si_flips, intent=intent_of(axis), resamples=resamples)),
+        coh_cost=_cost(mass, trait),
+        surgical=surgical(nats, axis),
+    )
+    return found.model_copy(update={"moved": _moved(found.readings())})
+
+
+def across_seeds(comparisons: Sequence[Comparison]) -> SeedBand:
+    """Mean over seeds of every reading, with a t-interval over seeds.
+
+    A reading that some seed does not have is unknown: a mean over the others would be of a choice.
+
+    Raises:
+        UserError: no comparisons, or comparisons of different states or instruments.
+    """
+    kinds = sorted({f"{item.b} − {item.a} by {item.instrument}" for item in comparisons})
+    if len(kinds) != 1:
+        raise UserError(
+            f"Seeds must hold the same comparison; given: {', '.join(kinds) or 'none'}."
+        )
+    first, flat = comparisons[0], [item.readings() for item in comparisons]
+    bands = {name: _band([seed[name] for seed in flat]) for name in flat[0]}
+    return SeedBand(
+        a=first.a,
+        b=first.b,
+        instrument=first.instrument,
+        seeds=len(comparisons),
+        readings=bands,
+        surgical=sum(item.surgical is True for item in comparisons),
+        moved=_moved(bands),
+    )
+
+
+def combined(
+    rows_by_seed: Sequence[Floats],
+    statistic: Statistic | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Reading:
+    """One difference over seeds and units at once: mean over seeds of the statistic.
+
+    Per seed one row per unit, shape [n, …], units in the same order. Resamples seeds, then units.
+    All drawn seeds share the drawn units, since seeds are measured on the same ones: what a unit
+    does to every seed would otherwise look averaged away. Few seeds vary too little under
+    resampling; `across_seeds` is then the safer interval.
+
+    Raises:
+        UserError: seeds with different numbers of units.
+    """
+    sizes = [len(rows) for rows in rows_by_seed]
+    if len(set(sizes)) > 1:
+        raise UserError(f"Seeds have {sizes} units. Give every seed the same ones, in one order.")
+    data = np.asarray(rows_by_seed, dtype=np.float64)
+    lost = _unusable(data)
+    if lost:
+        return Reading.unknown(lost)
+    measure = statistic or (lambda sample: sample.mean(axis=1))
+    random, (count, units) = np.random.default_rng(seed), data.shape[:2]
+    values = []
+    for _ in range(resamples):
+        seeds, picks = random.integers(0, count, count), random.integers(0, units, units)
+        values.append(measure(data[seeds][:, picks]).mean())
+    low, high = np.percentile(values, LEVEL)
+    value = float(measure(data).mean())
+    found = Reading(value=value, low=float(low), high=float(high), n=count)
+    return finite_or_unknown(found, "not finite")
+
+
+def _unusable(seeds: Floats) -> str:
+    if seeds.size == 0:
+        return "nothing was measured"
+    broken = sum(not np.isfinite(rows).all() for rows in seeds)
+    if broken:
+        return f"{broken} of {len(seeds)} seeds hold values that are not finite"
+    return ONE_SEED if len(seeds) == 1 else ""
+
+
+def _acts(b: Scores, a: Scores, origin: Scores, resamples: int) -> Paired:
+    names = sorted({state.instrument for state in (b, a, origin)})
+    if len(names) > 1:
+        raise UserError(
+            f"The states were measured with different instruments: {' and '.join(names)}. {FIX}"
+        )
+    acts = paired(b, a, "vignettes", resamples)
+    if not acts.missing and origin is not a:
+        matched_vignettes(b.vignettes, origin.vignettes)
+    return acts
+
+
+def _delta_nats(acts: Paired, i: int) -> Reading:
+    found = acts.over(lambda one, other: (one.p[i], other.p[i]), log_mean_ratio)
+    return finite_or_unknown(found, found.reason or "no probability is left on the foundation")
+
+
+def _delta_clr(acts: Paired, i: int) -> Reading:
+    return acts.over(lambda one, other: (clr(one.score) - clr(other.score))[i])
+
+
+def _delta_top1(acts: Paired, origin: Scores) -> Reading:
+    if acts.missing:
+        return Reading.unknown(acts.missing)
+    middle = centre(origin)
+    if not np.isfinite(middle).all():
+        return Reading.unknown(f"{origin.state} has scores that are not finite to centre on")
+    return bootstrap(hits(acts.b, middle) - hits(acts.a, middle), resamples=acts.resamples)
+
+
+def _gated(acts: Paired, axis: Axis, masses: Sequence[float]) -> Reading:
+    arms = dict(zip(("mass_pos", "mass_neg", "mass_base"), masses, strict=True))
+    return acts.read(
+        lambda b, a: gated_selectivity(b, a, intent_of(axis), **arms, resamples=acts.resamples)
+    )
+
+
+def _cost(mass: Reading, trait: Reading) -> Reading:
+    """The cost, or the reason why one of its two parts is unknown."""
+    for part in (trait, mass):
+        if not math.isfinite(part.value):
+            return Reading.unknown(part.reason)
+    return coh_cost(mass, trait)
+
+
+def _moved(readings: dict[str, Reading]) -> tuple[str, ...]:
+    return tuple(name for name, reading in readings.items() if reading.moved)
+
+
+def _band(readings: Sequence[Reading]) -> Reading:
+    lost = [reading.reason for reading in readings if not math.isfinite(reading.value)]
+    if lost:
+        return Reading.unknown(f"unknown in {len(lost)} of {len(readings)} seeds: {lost[0]}")
+    if len(readings) < 2:
+        return Reading.unknown(ONE_SEED)
+    values = np.array([reading.value for reading in readings])
+    mean, count = float(values.mean()), len(values)
+    quantile = T_975[min(count - 1, len(T_975)) - 1]
+    reach = quantile * float(values.std(ddof=1)) / math.sqrt(count)
+    return Reading(value=mean, low=mean - reach, high=mean + reach, n=count)
