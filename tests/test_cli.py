@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny
 
 from steerheal.cli import main
 from steerheal.records import VERSION
+
+import tiny
 
 OPTIONS = [
     "--model", "{model}", "--device", "cpu", "--rounds", "1", "--coherence-floor", "0",
@@ -18,7 +19,9 @@ OPTIONS = [
     "--dose.want", "8", "--dose.minimum", "4", "--dose.batches", "2", "--dose.walks", "1",
     "--filter.tail-perplexity", "1e9", "--filter.words", "1", "--filter.word-repetition", "1",
     "--filter.char-repetition", "1", "--heal.epochs", "1", "--heal.rank", "2",
-    "--measure.per-foundation", "1", "--measure.prompts", "3", "--measure.tokens", "4",
+    "--instrument", "likelihood", "--measure.per-foundation", "1", "--measure.prompts", "3",
+    "--measure.tokens", "4", "--measure.long-prompts", "1", "--measure.long-tokens", "4",
+    "--measure.json-prompts", "1",
 ]  # fmt: skip
 
 

@@ -242,7 +242,16 @@ def test_the_page_loads_nothing_from_elsewhere(healthy: tuple[Path, str]) -> Non
 
 
 def test_sections_come_in_order(healthy: tuple[Path, str]) -> None:
-    sections = ["run", "rounds", "figures", "diary", "filter", "foundations", "configuration"]
+    sections = [
+        "run",
+        "rounds",
+        "figures",
+        "diary",
+        "filter",
+        "foundations",
+        "guard",
+        "configuration",
+    ]
     assert re.findall(r'<section id="(\w+)">', healthy[1]) == sections
     assert "steerheal run --persona love --rounds 3" in healthy[1]
     assert "&#34;coherence_floor&#34;: 0.95" in healthy[1]
@@ -441,3 +450,9 @@ def test_a_reversed_persona_is_named_so() -> None:
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run folder"):
         page.write_report(tmp_path)
+
+
+def test_the_guard_stands_on_the_page_for_every_state(healthy: tuple[Path, str]) -> None:
+    _, text = healthy
+    assert 'id="guard"' in text
+    assert "plain prose under the state" in text

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import NamedTuple, Protocol
 
 from steerheal.measure import summary
+from steerheal.measure.compare import compare
 from steerheal.measure.qualify import in_words, qualify
 from steerheal.records import RoundRecord, RunRecord, Scores
 from steerheal.stages import BASE, Stages, Student
@@ -92,6 +93,7 @@ def one_round(
         vector_norms=vector.norms(),
         direction_cosine=vector.cosine(first),
         steered=summary.summarise(steered, base, axis, resamples=resamples),
+        comparisons=(compare(steered, base, axis, base=base, resamples=resamples),),
         gate=config.gate,
     )
     stay = Position(student, before, first)
@@ -110,6 +112,11 @@ def one_round(
         update={
             "outcome": "folded",
             "healed": summary.summarise(healed, base, axis, resamples=resamples),
+            "comparisons": (
+                *record.comparisons,
+                compare(healed, base, axis, base=base, resamples=resamples),
+                compare(healed, steered, axis, base=base, resamples=resamples),
+            ),
             "retain": summary.retain(healed, steered, before, resamples=resamples),
             "recovered": summary.recovered(healed, steered, before, resamples=resamples),
             "kl_round": summary.kl_to_previous(healed),

@@ -13,12 +13,12 @@ from steerheal.heal.fold import Gated, folded
 from steerheal.history import student_of
 from steerheal.measure import guards, summary
 from steerheal.measure.auto import resolve
-from steerheal.measure.compare import Comparison, compare
+from steerheal.measure.compare import compare
 from steerheal.measure.evaluate import evaluate as evaluate_state
 from steerheal.measure.evaluate import size
 from steerheal.measure.qualify import in_words, qualify
 from steerheal.models.load import ChatModel, load
-from steerheal.records import FOUNDATIONS, Evaluation, Reading, Scores
+from steerheal.records import FOUNDATIONS, Comparison, Evaluation, Reading, Scores
 from steerheal.stages import Student
 from steerheal.steer.persona import Persona, find
 from steerheal.store import read_record, read_run, read_scores, write_record

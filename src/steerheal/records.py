@@ -312,6 +312,52 @@ class Evaluation(Record):
         return self.others.model_copy(update={"vignettes": self.rows})
 
 
+class Comparison(Record):
+    """State b minus state a on the same units; every reading has its paired interval."""
+
+    a: str
+    b: str
+    instrument: str
+    n: int
+    """Vignettes that both states answered, counted per condition."""
+    delta_nats: dict[str, Reading]
+    """Change of ln mean p per foundation."""
+    delta_clr: dict[str, Reading]
+    """Change of the mean centred log-ratio per foundation, nats: a second look at the same move
+    that no single vignette dominates."""
+    delta_top1: Reading
+    """Change of the share of vignettes ranked right."""
+    delta_social: Reading
+    """Change of the mean probability of "not wrong", which most damage raises."""
+    delta_logodds: Reading
+    """Change of persona_logodds, nats per token."""
+    delta_p_ans_any: Reading
+    """Change of the canary's answer mass."""
+    delta_perplexity: Reading
+    """Change of the mean ln perplexity of the free answers under the base, nats per token."""
+    gated_selectivity: Reading
+    """Move on the axis less a share of that off it, times squared coherence; nats."""
+    si_flips: Reading
+    """Net share of vignettes whose first-ranked foundation flips as intended."""
+    coh_cost: Reading
+    """|Δ answer mass| per nat of |Δ persona_logodds|."""
+    surgical: bool | None
+    """The target moved as intended and more than every off-target; None: not moved."""
+    moved: tuple[str, ...] = ()
+    """Readings whose interval excludes 0, by the names that `readings` gives them."""
+
+    def readings(self) -> dict[str, Reading]:
+        """Every reading by name; a foundation's are named like `delta_nats.care`."""
+        found: dict[str, Reading] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, Reading):
+                found[name] = value
+            elif isinstance(value, dict):
+                found.update({f"{name}.{key}": reading for key, reading in value.items()})
+        return found
+
+
 class Shown(Record):
     """The fixed show prompts, answered by the state."""
 
@@ -340,6 +386,8 @@ class RoundRecord(Record):
     recovered: Reading | None = None
     """Answer mass bought back: (healed − steered) / (base − steered)."""
     heal: HealLog | None = None
+    comparisons: tuple[Comparison, ...] = ()
+    """Steered and healed against the base, and healed against steered, paired."""
     gate: float = 1.0
     kl_round: float = math.nan
     """KL(student‖student before this round) per token, on the healed student's own answers."""

@@ -27,7 +27,7 @@ from steerheal.measure.selectivity import (
 )
 from steerheal.measure.stats import LEVEL, Statistic, bootstrap, finite_or_unknown, log_mean_ratio
 from steerheal.measure.summary import coh_cost, surgical
-from steerheal.records import FOUNDATIONS, Reading, Record, Scores
+from steerheal.records import FOUNDATIONS, Comparison, Reading, Record, Scores
 from steerheal.steer.persona import Axis
 
 Floats = NDArray[np.float64]
@@ -35,52 +35,6 @@ ONE_SEED = "one seed has no interval over seeds"
 T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 """97.5 % quantiles of Student's t with 1, 2, … degrees of freedom; the last one, a little too
 wide, serves for more."""
-
-
-class Comparison(Record):
-    """State b minus state a on the same units; every reading has its paired interval."""
-
-    a: str
-    b: str
-    instrument: str
-    n: int
-    """Vignettes that both states answered, counted per condition."""
-    delta_nats: dict[str, Reading]
-    """Change of ln mean p per foundation."""
-    delta_clr: dict[str, Reading]
-    """Change of the mean centred log-ratio per foundation, nats: a second look at the same move
-    that no single vignette dominates."""
-    delta_top1: Reading
-    """Change of the share of vignettes ranked right."""
-    delta_social: Reading
-    """Change of the mean probability of "not wrong", which most damage raises."""
-    delta_logodds: Reading
-    """Change of persona_logodds, nats per token."""
-    delta_p_ans_any: Reading
-    """Change of the canary's answer mass."""
-    delta_perplexity: Reading
-    """Change of the mean ln perplexity of the free answers under the base, nats per token."""
-    gated_selectivity: Reading
-    """Move on the axis less a share of that off it, times squared coherence; nats."""
-    si_flips: Reading
-    """Net share of vignettes whose first-ranked foundation flips as intended."""
-    coh_cost: Reading
-    """|Δ answer mass| per nat of |Δ persona_logodds|."""
-    surgical: bool | None
-    """The target moved as intended and more than every off-target; None: not moved."""
-    moved: tuple[str, ...] = ()
-    """Readings whose interval excludes 0, by the names that `readings` gives them."""
-
-    def readings(self) -> dict[str, Reading]:
-        """Every reading by name; a foundation's are named like `delta_nats.care`."""
-        found: dict[str, Reading] = {}
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            if isinstance(value, Reading):
-                found[name] = value
-            elif isinstance(value, dict):
-                found.update({f"{name}.{key}": reading for key, reading in value.items()})
-        return found
 
 
 class SeedBand(Record):

@@ -48,9 +48,7 @@ def evaluate(
     asked = persona.prompts.evaluate[: settings.prompts]
     seeded: dict[str, Any] = {"seed": seed, "dose": dose, "progress": progress}
     with enter() as dosed:
-        read = instruments.read(
-            chat, chosen, settings, dosed=dosed, dose=dose, progress=progress
-        )
+        read = instruments.read(chat, chosen, settings, dosed=dosed, dose=dose, progress=progress)
         canary = coherence.read(chat, progress=progress)
         plain = damage.plain_perplexity(chat)
         freely = {**seeded, "dosed": dosed}

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from steerheal import store
 from steerheal.records import HealLog, RoundRecord, RunRecord
-from steerheal.report import draw, samples, table
+from steerheal.report import draw, guard, samples, table
 from steerheal.report.plates import PLATES, Plate
 from steerheal.report.samples import shown_differs
 from steerheal.report.words import (
@@ -118,6 +118,8 @@ def _render(folder: Path, record: RunRecord, pictures: list[Picture]) -> str:
         filtered=samples.filtered(folder, record),
         borderline=samples.BORDERLINE,
         foundations=table.foundations_tables(record),
+        guard=guard.guard_table(record),
+        differences=guard.difference_tables(record),
         config=json.dumps(record.config, indent=2, ensure_ascii=False),
     )
 
