@@ -7,6 +7,7 @@ what the measured float32 matrix product allows. Usage: python benchmarks/sampli
 
 import argparse
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -34,7 +35,7 @@ def matrix_rate(rows: int, width: int, inner: int) -> float:
     return 2 * rows * width * inner / sorted(times)[len(times) // 2]
 
 
-def timed(work) -> tuple[int, float]:
+def timed(work: Callable[[], int]) -> tuple[int, float]:
     """Tokens and seconds of one call that returns how many tokens it made."""
     start = time.perf_counter()
     tokens = work()
@@ -56,7 +57,7 @@ def theirs(chat: ChatModel, vector: SteeringVector, prompts: list[str], tokens: 
     ids, mask, _ = left_padded(rows, 0, chat.device)
     torch.manual_seed(0)
     with vector.applied(chat, DOSES[-1]):
-        made = chat.net.generate(
+        made = chat.net.generate(  # pyright: ignore[reportCallIssue]
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=tokens,

@@ -11,11 +11,12 @@ from steerheal.config import DoseSettings, FilterSettings, VectorSettings
 from steerheal.errors import UserError
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw
+from steerheal.models.load import band_layers
 from steerheal.records import Completion, Verdict
 from steerheal.steer.dose import harvest
 from steerheal.steer.filter import judge, narrates, perplexity_limit
 from steerheal.steer.persona import Persona, built_in, find
-from steerheal.steer.vector import SteeringVector, band_layers, extract
+from steerheal.steer.vector import SteeringVector, extract
 
 import tiny
 

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from steerheal.config import HealSettings
 from steerheal.errors import UserError
-from steerheal.models.load import ChatModel
-from steerheal.steer.vector import band_layers
+from steerheal.models.load import ChatModel, band_layers
 
 PREFIX, DOWN, UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 

@@ -30,7 +30,7 @@ from transformers import (
 )
 from transformers.utils import logging as hub_logging
 
-from steerheal.config import ModelSettings
+from steerheal.config import Band, ModelSettings
 from steerheal.errors import UserError
 
 EMBEDDED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -159,6 +159,15 @@ def find_blocks(net: PreTrainedModel) -> nn.ModuleList:
             f"of length {depth}. A decoder-only transformers model is needed."
         )
     return lists[0]
+
+
+def band_layers(depth: int, band: Band) -> list[int]:
+    """Block indices whose fraction of depth lies in the band; the middle one if none does.
+
+    Block i of n lies at (i + ½)/n.
+    """
+    inside = [i for i in range(depth) if band[0] <= (i + 0.5) / depth <= band[1]]
+    return inside or [min(depth - 1, int(depth * (band[0] + band[1]) / 2))]
 
 
 def pick_device(name: str) -> torch.device:

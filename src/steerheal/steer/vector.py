@@ -20,12 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from steerheal.config import Band, VectorSettings
+from steerheal.config import VectorSettings
 from steerheal.errors import UserError
 from steerheal.models.batch import by_length, shrinking, token_budget
 from steerheal.models.chat import prompt_ids
 from steerheal.models.hooks import Dosed, adding, recording
-from steerheal.models.load import ChatModel
+from steerheal.models.load import ChatModel, band_layers
 from steerheal.models.score import hidden_after_shared
 from steerheal.steer.persona import Persona
 
@@ -111,15 +111,6 @@ class SteeringVector:
         except (OSError, SafetensorError) as error:
             raise UserError(f"Cannot read vector {path}: {error}.") from error
         return cls(dict(sorted(layers.items())))
-
-
-def band_layers(depth: int, band: Band) -> list[int]:
-    """Block indices whose fraction of depth lies in the band; the middle one if none does.
-
-    Block i of n lies at (i + ½)/n.
-    """
-    inside = [i for i in range(depth) if band[0] <= (i + 0.5) / depth <= band[1]]
-    return inside or [min(depth - 1, int(depth * (band[0] + band[1]) / 2))]
 
 
 @torch.no_grad()
