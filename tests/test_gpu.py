@@ -5,7 +5,7 @@ import torch
 
 from steerheal.config import HealSettings, SamplingSettings, VectorSettings
 from steerheal.heal.fold import Gated, attached, folded
-from steerheal.heal.train import heal, training_pairs
+from steerheal.heal.train import heal_student, training_pairs
 from steerheal.measure import coherence, likelihood, vignettes
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw, generate
@@ -43,7 +43,7 @@ def test_every_stage_runs_and_undoes_itself(chat: ChatModel) -> None:
         written = generate(chat, draws * 3, SamplingSettings(tokens=12), dosed=dosed)
     pairs = training_pairs(chat, written)
     settings = HealSettings(rank=4, rows=4, epochs=2, lr=5e-3, tau=0.0, held_out=0.2)
-    done = heal(chat, pairs, continuation_states(chat, pairs), settings)
+    done = heal_student(chat, pairs, continuation_states(chat, pairs), settings)
     assert done.log.outcome == "trained"
     assert done.log.steps[-1].divergence > 0
     assert torch.equal(logits(chat), before)

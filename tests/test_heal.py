@@ -14,7 +14,7 @@ from steerheal.heal.adapter import Adapter, Pair, target_names, training
 from steerheal.heal.barrier import aggregated, divergence, hinge_weights, position_losses
 from steerheal.heal.export import export_merged, export_peft
 from steerheal.heal.fold import Gated, attached, concatenated, folded
-from steerheal.heal.train import Healed, heal
+from steerheal.heal.train import Healed, heal_student
 from steerheal.models import score
 from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.load import ChatModel, load
@@ -46,7 +46,7 @@ def pairs_of(chat: ChatModel) -> list[score.Pair]:
 
 def healed(chat: ChatModel, settings: HealSettings = SETTINGS, seed: int = 0) -> Healed:
     pairs = pairs_of(chat)
-    return heal(chat, pairs, continuation_states(chat, pairs), settings, seed=seed)
+    return heal_student(chat, pairs, continuation_states(chat, pairs), settings, seed=seed)
 
 
 def logits(chat: ChatModel, text: str = "say something") -> torch.Tensor:
@@ -224,7 +224,7 @@ def test_lambda_follows_its_power_over_rounds() -> None:
     chat = tiny.chat()
     pairs = pairs_of(chat)
     settings = SETTINGS.model_copy(update={"lam_power": -0.5, "lam": 0.8})
-    done = heal(chat, pairs, continuation_states(chat, pairs), settings, round_number=3)
+    done = heal_student(chat, pairs, continuation_states(chat, pairs), settings, round_number=3)
     assert done.log.lam == pytest.approx(0.4)
 
 
@@ -240,7 +240,7 @@ def test_a_step_that_is_not_finite_rejects_the_round() -> None:
     chat = tiny.chat()
     pairs = pairs_of(chat)
     reference = [states * math.nan for states in continuation_states(chat, pairs)]
-    done = heal(chat, pairs, reference, SETTINGS)
+    done = heal_student(chat, pairs, reference, SETTINGS)
     assert done.log.outcome == "rejected"
     assert "not finite" in done.log.reason
     assert len(done.log.steps) == 1

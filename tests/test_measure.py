@@ -310,7 +310,14 @@ def test_a_target_that_moves_the_wrong_way_is_not_surgical() -> None:
 
 def test_the_same_state_reads_the_same_twice_and_shuffled_vignettes_change_no_aggregate() -> None:
     chat, persona = tiny.chat(), tiny.persona()
-    settings = MeasureSettings(per_foundation=1, prompts=3, tokens=6)
+    settings = MeasureSettings(
+        instrument="likelihood",
+        per_foundation=1,
+        prompts=3,
+        tokens=6,
+        long_prompts=1,
+        json_prompts=1,
+    )
     kwargs = {"sampling": SamplingSettings(tokens=6), "seed": 0}
     one = evaluate(chat, "base", nullcontext, persona, settings, **kwargs)
     two = evaluate(chat, "base", nullcontext, persona, settings, **kwargs)
@@ -355,7 +362,13 @@ def test_plain_perplexity_is_the_plain_computation() -> None:
 def test_the_guard_stands_beside_the_answer_mass_in_every_summary() -> None:
     chat, persona = tiny.chat(), tiny.persona()
     settings = MeasureSettings(
-        per_foundation=1, prompts=2, tokens=4, long_prompts=2, long_tokens=8, json_prompts=2
+        instrument="likelihood",
+        per_foundation=1,
+        prompts=2,
+        tokens=4,
+        long_prompts=2,
+        long_tokens=8,
+        json_prompts=2,
     )
     read = evaluate(
         chat, "base", nullcontext, persona, settings, sampling=SamplingSettings(), seed=0

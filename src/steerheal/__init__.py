@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from steerheal.errors import UserError
     from steerheal.heal.adapter import Adapter
     from steerheal.heal.fold import Gated, attached, folded
-    from steerheal.heal.train import heal, training_pairs
+    from steerheal.heal.train import heal_student, training_pairs
     from steerheal.measure.evaluate import evaluate
     from steerheal.measure.summary import summarise
     from steerheal.models.generate import Draw, generate
@@ -46,7 +46,7 @@ _HOMES = {
     "steerheal.errors": ("UserError",),
     "steerheal.heal.adapter": ("Adapter",),
     "steerheal.heal.fold": ("Gated", "attached", "folded"),
-    "steerheal.heal.train": ("heal", "training_pairs"),
+    "steerheal.heal.train": ("heal_student", "training_pairs"),
     "steerheal.measure.evaluate": ("evaluate",),
     "steerheal.measure.summary": ("summarise",),
     "steerheal.models.generate": ("Draw", "generate"),
@@ -85,7 +85,7 @@ __all__ = [
     "folded",
     "generate",
     "harvest",
-    "heal",
+    "heal_student",
     "judge",
     "load",
     "summarise",

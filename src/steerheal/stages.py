@@ -14,7 +14,7 @@ from steerheal.config import Instrument, RunConfig
 from steerheal.errors import UserError
 from steerheal.heal.adapter import Adapter
 from steerheal.heal.fold import Gated, folded
-from steerheal.heal.train import Healed, heal, training_pairs
+from steerheal.heal.train import Healed, heal_student, training_pairs
 from steerheal.measure import free
 from steerheal.measure.auto import resolve
 from steerheal.measure.evaluate import Enter, evaluate, size
@@ -270,7 +270,7 @@ class Stages:
             with origin.entered():
                 reference = continuation_states(self.chat, pairs)
             with student.entered():
-                return heal(
+                return heal_student(
                     self.chat,
                     pairs,
                     reference,

@@ -46,7 +46,7 @@ def training_pairs(chat: ChatModel, kept: Sequence[Completion]) -> list[Pair]:
     return [(prompt_ids(chat, item.prompt), list(item.tokens)) for item in kept]
 
 
-def heal(
+def heal_student(
     chat: ChatModel,
     pairs: Sequence[Pair],
     reference: Sequence[Float[Tensor, "_ D"]],
