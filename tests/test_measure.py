@@ -12,6 +12,8 @@ import torch
 from steerheal import prompts
 from steerheal.config import MeasureSettings, ModelSettings, SamplingSettings
 from steerheal.errors import UserError
+from steerheal.heal.adapter import Adapter, Pair
+from steerheal.heal.fold import Gated, attached, folded
 from steerheal.measure import coherence, damage, free, likelihood, summary, vignettes
 from steerheal.measure.evaluate import evaluate
 from steerheal.measure.fluency import (
@@ -23,6 +25,7 @@ from steerheal.measure.fluency import (
 )
 from steerheal.measure.stats import bootstrap, log_mean_ratio
 from steerheal.models.chat import prompt_ids, text_ids
+from steerheal.models.hooks import adding
 from steerheal.models.load import load
 from steerheal.records import FOUNDATIONS, CanaryRow, Completion, PersonaRow, Scores, VignetteRow
 from steerheal.steer.persona import Axis
@@ -125,6 +128,33 @@ def test_likelihood_scores_equal_the_plain_computation(family: str) -> None:
             expected = plain(vignette.text, reason) - sum(neutral) / len(neutral)
             assert row.score[i] == pytest.approx(expected, abs=2e-3)
         assert sum(row.p) == pytest.approx(1, abs=1e-5)
+
+
+def test_one_pass_over_doses_equals_a_pass_for_each() -> None:
+    chat, asked = tiny.chat(), vignettes.load("everyday")[:4]
+    vectors = {1: torch.randn(32, generator=torch.Generator().manual_seed(0))}
+    with adding(chat, vectors) as handle:
+        together = likelihood.sweep(chat, asked, (0.0, 0.5, 2.0), handle)
+    for dose, rows in zip((0.0, 0.5, 2.0), together, strict=True):
+        with adding(chat, vectors, dose):
+            alone = likelihood.read(chat, asked)
+        for one, other in zip(rows, alone, strict=True):
+            assert one.score == pytest.approx(other.score, abs=2e-3)
+
+
+def test_one_pass_over_gates_equals_a_pass_for_each() -> None:
+    chat, asked = tiny.chat(), vignettes.load("everyday")[:4]
+    random = torch.Generator().manual_seed(0)
+    name = "model.layers.1.mlp.down_proj"
+    pair = Pair(torch.randn(2, 48, generator=random), torch.randn(32, 2, generator=random))
+    adapter = Adapter({name: pair}, 0.1, 2)
+    with attached(chat, [Gated(adapter)]) as handle:
+        together = likelihood.sweep(chat, asked, (0.0, 0.4, 1.0), handle)
+    for gate, rows in zip((0.0, 0.4, 1.0), together, strict=True):
+        with folded(chat, [Gated(adapter, gate)]):
+            alone = likelihood.read(chat, asked)
+        for one, other in zip(rows, alone, strict=True):
+            assert one.score == pytest.approx(other.score, abs=2e-3)
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:

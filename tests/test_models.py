@@ -101,6 +101,18 @@ def test_a_local_folder_loads_with_its_own_fingerprint(tmp_path: Path) -> None:
     assert tiny.chat(seed=1).fingerprint != tiny.chat().fingerprint
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_family_loads_from_a_folder_with_the_same_logits(family: str, tmp_path: Path) -> None:
+    made = tiny.chat(family)
+    made.net.save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+    again = load(ModelSettings(name=str(tmp_path), device="cpu"))
+    ids = torch.tensor([prompt_ids(made, "hello")])
+    torch.testing.assert_close(
+        again.net(input_ids=ids).logits, made.net(input_ids=ids).logits, atol=1e-4, rtol=1e-4
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("no/such-model", "Cannot load model"), ("nowhere.gguf", "no GGUF file")],

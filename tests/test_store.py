@@ -2,6 +2,9 @@
 
 import errno
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,9 +68,12 @@ def test_a_stage_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_half_made_stages_are_swept(tmp_path: Path) -> None:
     store(tmp_path)
-    (tmp_path / ".stages" / ".making-x").mkdir()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / ".stages" / f".making-{gone.pid}-x").mkdir()
+    (tmp_path / ".stages" / f".making-{os.getpid()}-x").mkdir()
     assert sweep_unfinished(tmp_path) == 1
-    assert sweep_unfinished(tmp_path) == 0
+    assert sweep_unfinished(tmp_path) == 0, "the stage of a run beside this one stays"
 
 
 def test_keys_hang_on_every_input_and_on_nothing_else() -> None:

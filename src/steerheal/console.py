@@ -82,6 +82,7 @@ class Console:
             TimeRemainingColumn(),
             console=self._err,
             transient=True,
+            disable=not self._err.is_terminal,
         ) as progress:
             task = progress.add_task(printable(title), total=total)
             yield lambda count: progress.advance(task, count)

@@ -244,7 +244,7 @@ class Store:
         seconds = time.perf_counter() - start
         work = None
         try:
-            work = Path(tempfile.mkdtemp(dir=home.parent, prefix=".making-"))
+            work = Path(tempfile.mkdtemp(dir=home.parent, prefix=f".making-{os.getpid()}-"))
             save(work, value)
             write_text(work / "stage.json", json.dumps({"seconds": round(seconds, 3)}))
             work.rename(home)
@@ -277,11 +277,23 @@ class Store:
 
 
 def sweep_unfinished(runs: Path) -> int:
-    """Removes half-made stages that a killed process left; returns how many."""
-    left = [path for path in (runs / STAGES).glob(".making-*") if path.is_dir()]
+    """Removes half-made stages whose process is gone; returns how many."""
+    left = [path for path in (runs / STAGES).glob(".making-*") if not _alive(path.name)]
     for path in left:
         shutil.rmtree(path, ignore_errors=True)
     return len(left)
+
+
+def _alive(name: str) -> bool:
+    """Whether the process that makes `.making-<pid>-…` still runs."""
+    pid = name.split("-")[1]
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def free_name(runs: Path, stem: str) -> str:

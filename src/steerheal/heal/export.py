@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from steerheal.heal.adapter import untouched
 from steerheal.heal.fold import Gated, concatenated, folded
 from steerheal.models.chat import prompt_ids
-from steerheal.models.load import ChatModel
+from steerheal.models.load import ChatModel, quiet
 from steerheal.store import disk_error
 
 
@@ -77,7 +77,9 @@ def _whole(out: Path) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-        yield work
+        with quiet():
+            yield work
+        work.chmod(0o755)  # a temporary folder is private, an export is not
         work.rename(out)
     except (OSError, SafetensorError) as error:
         raise disk_error(out, error) from error

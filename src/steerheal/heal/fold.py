@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from steerheal.errors import UserError
 from steerheal.heal.adapter import Adapter, Pair
-from steerheal.models.hooks import Hook, hooked
+from steerheal.models.hooks import Dosed, Hook, hooked, per_row
 from steerheal.models.load import ChatModel
 
 
@@ -53,22 +53,24 @@ def folded(chat: ChatModel, history: Sequence[Gated]) -> Iterator[None]:
 
 @contextmanager
 def attached(
-    chat: ChatModel, history: Sequence[Gated], rows: Float[Tensor, " B"] | None = None
-) -> Iterator[None]:
+    chat: ChatModel, history: Sequence[Gated], rows: float | Float[Tensor, " B"] = 1.0
+) -> Iterator[Dosed]:
     """The history as a branch beside each layer: y + Σᵢ gateᵢ·sᵢ·(x·Aᵢᵀ)·Bᵢᵀ, weights untouched.
 
     Args:
         chat: The model.
         history: Adapters with their gates.
-        rows: A further gate per row of every forward, so that one batch holds many gates.
+        rows: A further gate on everything, or one per row of every forward, so that one batch
+            holds many gates; the handle sets it anew.
     """
+    state = Dosed(rows)
     names = sorted({name for item in history for name in item.adapter.pairs})
     layers = {name: _linear(chat, name, history) for name in names}
-    with hooked({layer: _branch(chat, history, name, rows) for name, layer in layers.items()}):
-        yield
+    with hooked({layer: _branch(chat, history, name, state) for name, layer in layers.items()}):
+        yield state
 
 
-def _branch(chat: ChatModel, history: Sequence[Gated], name: str, rows: Tensor | None) -> Hook:
+def _branch(chat: ChatModel, history: Sequence[Gated], name: str, state: Dosed) -> Hook:
     factors = [
         (
             item.adapter.pairs[name].down.to(chat.device).float(),
@@ -81,9 +83,7 @@ def _branch(chat: ChatModel, history: Sequence[Gated], name: str, rows: Tensor |
     def hook(_module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         x = inputs[0].float()
         added = torch.stack([x @ down.T @ up.T for down, up in factors]).sum(0)
-        if rows is not None:
-            added = added * rows.to(added)[:, None, None]
-        return (output.float() + added).to(output.dtype)
+        return (output.float() + per_row(state.dose, added) * added).to(output.dtype)
 
     return hook
 

@@ -20,6 +20,7 @@ from steerheal.measure.vignettes import Vignette
 from steerheal.models.batch import by_length, shrinking, token_budget
 from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.generate import Prefilled, prefilled
+from steerheal.models.hooks import Dosed
 from steerheal.models.load import ChatModel
 from steerheal.records import FOUNDATIONS, VignetteRow
 
@@ -55,34 +56,72 @@ REASONS = {
 }
 
 
-@torch.no_grad()
 def read(
     chat: ChatModel,
     vignettes: Sequence[Vignette],
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[VignetteRow]:
     """A row per vignette, in the order given; NaN scores stay NaN."""
+    return sweep(chat, vignettes, progress=progress)[0]
+
+
+@torch.no_grad()
+def sweep(
+    chat: ChatModel,
+    vignettes: Sequence[Vignette],
+    levels: Sequence[float] = (0.0,),
+    handle: Dosed | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[list[VignetteRow]]:
+    """The rows at every level of a dose or gate, all levels in the same batches.
+
+    Args:
+        chat: The model.
+        vignettes: What is asked.
+        levels: Doses or gates, one list of rows each.
+        handle: What sets a level per row: of `adding` for doses, of `attached` for gates; without
+            one the model is read as it is, at one level.
+        progress: Called with the number of vignettes read, over all levels.
+    """
+    assert handle is not None or len(levels) == 1, "several levels need a handle"
     conditions = sorted({vignette.condition for vignette in vignettes})
     acts = [(name, act) for name in conditions for act in NEUTRAL[name]]
     texts = [vignette.text for vignette in vignettes] + [act for _, act in acts]
     slot = len(text_ids(chat, PREFILL))
     prompts = [prompt_ids(chat, QUESTION.format(vignette=text), prefill=PREFILL) for text in texts]
     reasons = [text_ids(chat, REASONS[name]) for name in FOUNDATIONS]
-    scores = torch.zeros(len(texts), len(FOUNDATIONS))
-    masses, fluency = torch.zeros(len(texts)), torch.zeros(len(texts))
+    count, total = len(texts), len(texts) * len(levels)
+    scores = torch.zeros(total, len(FOUNDATIONS))
+    masses, fluency = torch.zeros(total), torch.zeros(total)
 
     def work(batch: list[int]) -> None:
-        found = _read_batch(chat, [prompts[i] for i in batch], reasons, slot)
+        doses = torch.tensor([levels[i // count] for i in batch], device=chat.device)
+        rows = [prompts[i % count] for i in batch]
+        found = _read_batch(chat, rows, reasons, slot, doses=doses, handle=handle)
         scores[batch], masses[batch], fluency[batch] = found
-        progress(sum(i < len(vignettes) for i in batch))
+        progress(sum(i % count < len(vignettes) for i in batch))
 
-    lengths = [len(prompt) + sum(map(len, reasons)) for prompt in prompts]
+    lengths = [len(prompt) + sum(map(len, reasons)) for prompt in prompts] * len(levels)
     for batch in by_length(lengths, token_budget(chat.device)):
         shrinking(batch, work)
+    return [
+        _rows(vignettes, acts, *(part[start : start + count] for part in (scores, masses, fluency)))
+        for start in range(0, total, count)
+    ]
+
+
+def _rows(
+    vignettes: Sequence[Vignette],
+    acts: Sequence[tuple[str, str]],
+    scores: Float[Tensor, "N 7"],
+    masses: Float[Tensor, " N"],
+    fluency: Float[Tensor, " N"],
+) -> list[VignetteRow]:
+    """One level's rows: the neutral acts, which come last, are taken off."""
     priors = scores[len(vignettes) :]
     neutral = {
         name: priors[[i for i, (of, _) in enumerate(acts) if of == name]].mean(0)
-        for name in conditions
+        for name in dict.fromkeys(of for of, _ in acts)
     }
     return [
         _row(vignette, scores[i] - neutral[vignette.condition], masses[i], fluency[i])
@@ -91,10 +130,16 @@ def read(
 
 
 def _read_batch(
-    chat: ChatModel, prompts: Sequence[list[int]], reasons: Sequence[list[int]], slot: int
+    chat: ChatModel,
+    prompts: Sequence[list[int]],
+    reasons: Sequence[list[int]],
+    slot: int,
+    *,
+    doses: Float[Tensor, " B"],
+    handle: Dosed | None,
 ) -> tuple[Float[Tensor, "B 7"], Float[Tensor, " B"], Float[Tensor, " B"]]:
     """Phrase log-likelihoods, answer mass and prefill NLL; each prompt is read once."""
-    prompt = prefilled(chat, prompts)
+    prompt = prefilled(chat, prompts, doses, handle)
     hidden = prompt.hidden
     first = chat.logits(hidden[:, -1]).log_softmax(-1)
     starts = torch.tensor([reason[0] for reason in reasons], device=chat.device)
@@ -108,6 +153,8 @@ def _read_batch(
     for k, reason in enumerate(reasons):
         after[k, : len(reason) - 1] = torch.tensor(reason[1:])
         valid[k, : len(reason) - 1] = True
+    if handle is not None:
+        handle.set(doses.repeat_interleave(count))
     rest = _continuations(chat, prompt, starts, after)
     total = first[:, starts] + (rest * valid).sum(-1)
     return total.cpu(), mass.cpu(), nll.cpu()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
@@ -24,10 +24,9 @@ def hooked(hooks: Mapping[nn.Module, Hook]) -> Iterator[None]:
 
 @dataclass
 class Dosed:
-    """The coefficient that `adding` applies: one number, or one per row of the next forwards."""
+    """A coefficient that hooks read: one number, or one per row of the next forwards."""
 
     dose: float | Float[Tensor, " B"]
-    vectors: Mapping[int, Float[Tensor, " D"]] = field(repr=False)
 
     def set(self, doses: float | Float[Tensor, " B"]) -> None:
         """Coefficients of the rows in the forwards that follow."""
@@ -47,24 +46,24 @@ def adding(
         vectors: One direction per block index.
         dose: A number, or a tensor with one coefficient per row of every forward.
     """
-    state = Dosed(
-        dose, {layer: vector.to(chat.device, chat.net.dtype) for layer, vector in vectors.items()}
-    )
+    state = Dosed(dose)
+    pushes = {layer: vector.to(chat.device, chat.net.dtype) for layer, vector in vectors.items()}
 
     def hook_for(layer: int) -> Hook:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             states = output[0] if isinstance(output, tuple) else output
-            pushed = states + _per_row(state.dose, states) * state.vectors[layer]
+            pushed = states + per_row(state.dose, states) * pushes[layer]
             return (pushed, *output[1:]) if isinstance(output, tuple) else pushed
 
         return hook
 
     blocks = chat.blocks
-    with hooked({blocks[layer]: hook_for(layer) for layer in state.vectors}):
+    with hooked({blocks[layer]: hook_for(layer) for layer in pushes}):
         yield state
 
 
-def _per_row(dose: float | Tensor, states: Float[Tensor, "B T D"]) -> float | Tensor:
+def per_row(dose: float | Tensor, states: Float[Tensor, "B T D"]) -> float | Tensor:
+    """The coefficient in a shape that multiplies states."""
     if not isinstance(dose, Tensor):
         return dose
     assert dose.shape[0] == states.shape[0], f"{dose.shape[0]} doses for {states.shape[0]} rows"

@@ -118,7 +118,7 @@ def load(settings: ModelSettings) -> ChatModel:
     """
     device, dtype = pick_device(settings.device), settings.dtype
     weights = _pick_dtype(dtype, device)
-    with _quiet():
+    with quiet():
         net, tokenizer, name = _open(settings, weights)
     return wrap(net.to(device), tokenizer, name=name)  # pyright: ignore[reportArgumentType]
 
@@ -366,7 +366,7 @@ def _check_head(chat: ChatModel) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Loading without the libraries' own bars and remarks; errors still come through."""
     level, bars = hub_logging.get_verbosity(), hub_logging.is_progress_bar_enabled()
     root = logging.getLogger("transformers")

@@ -104,9 +104,30 @@ def headline(record: RunRecord) -> str:
     if row is None:
         sentences += [*(stuck(record, item) for item in record.rounds), _nothing(record)]
     else:
-        sentences += [_faults(record, row), _result(record, row)]
+        sentences += [_faults(record, row), _result(record, row), guarded(record, row)]
         sentences += [stuck(record, item) for item in record.rounds]
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def guarded(record: RunRecord, row: RoundRecord) -> str:
+    """What answer mass cannot see, base against healed, and the off-target foundations."""
+    if record.base is None or row.healed is None:
+        return ""
+    pairs = [
+        ("top-1", "top1"),
+        ("share of “not wrong”", "not_wrong"),
+        ("perplexity of plain prose", "plain_perplexity"),
+    ]
+    parts = [
+        f"{title} {number(getattr(record.base, name))} → {number(getattr(row.healed, name))}"
+        for title, name in pairs
+    ]
+    for name in record.persona.get("axis", {}).get("off_target", ()):
+        delta = row.healed.delta_nats.get(name)
+        if delta is not None:
+            moved = "" if delta.moved else " (not moved)"
+            parts.append(f"off-target {name} {number(delta.value, signed=True)} nats{moved}")
+    return f"Damage guard: {', '.join(parts)}."
 
 
 def _status(record: RunRecord) -> str:
