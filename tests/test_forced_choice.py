@@ -175,6 +175,12 @@ def test_a_reading_equals_the_plain_computation(family: str, rows: int) -> None:
     assert found.rollouts == 6 and found.scored_naturally == 0
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+def test_the_vignette_may_stand_after_what_its_orders_share(family: str) -> None:
+    chat, wording = tiny.chat(family), short(user_turn="{schema}\n{vignette}")
+    agrees(chat, forced_choice.read(chat, ASKED, wording, think=3), wording, 3)
+
+
 @pytest.mark.parametrize("think", [0, 1, 3])
 @pytest.mark.parametrize("keep", [True, False])
 def test_the_last_think_token_counts_only_where_the_protocol_says_so(
@@ -351,6 +357,7 @@ def insisting(chat: ChatModel, text: str) -> Callable[[ChatModel, Tensor], Tenso
         ("~", "~", 6),  # a marker of one token, which is suppressed
         ("~", "~~", 6),  # a marker of two tokens, which nothing suppresses
         ("x", "</t>", 0),
+        ("x", "", 0),
     ],
 )
 def test_rollouts_that_would_end_early_are_counted(

@@ -238,7 +238,7 @@ def _read_prompts(
     if dosed is not None:
         dosed.set(doses)
     tails = [prompts[i][len(stems[owner]) :] for i, owner in zip(batch, owners, strict=True)]
-    repeated = Prefilled(stem.hidden[rows], stem.cache, stem.mask[rows], stem.positions[rows])
+    repeated = Prefilled(stem.hidden[rows, -1:], stem.cache, stem.mask[rows], stem.positions[rows])
     return _read_on(chat, repeated, left_padded(tails, 0, chat.device))
 
 
@@ -275,10 +275,11 @@ def _roll_out(chat: ChatModel, state: Prefilled, slot: _Slot, protocol: Protocol
     given = chosen_logprobs(chat, states[:, :-1].flatten(0, 1), prefill.flatten())
     logs = chat.logits(states[:, -1]).log_softmax(-1)[:, slot.answers]
     texts = cast(list[str], chat.tokenizer.batch_decode(thoughts))
+    close = protocol.think_close.strip()
     return _Rollouts(
         logs.cpu(),
         -given.view(rows, -1).mean(1).cpu(),
-        closed.cpu() | torch.tensor([protocol.think_close in text for text in texts]),
+        closed.cpu() | torch.tensor([close != "" and close in text for text in texts]),
         torch.tensor([protocol.prefill in text for text in texts]),
     )
 
