@@ -369,6 +369,19 @@ def test_rollouts_that_would_end_early_are_counted(
     assert (found.closed_early, found.answered_early) == (closed, 0)
 
 
+def test_a_token_that_ends_the_turn_is_never_thought() -> None:
+    chat, wording = tiny.chat(), short()
+    prompt = prompt_ids(chat, wording.turn(ASKED[0].text, wording.labels), prefill="<t>")
+    with torch.no_grad():
+        first = int(chat.net(input_ids=torch.tensor([prompt])).logits[0, -1].argmax())
+    config = chat.net.generation_config
+    assert config is not None
+    config.eos_token_id = [first]
+    found = forced_choice.read(chat, ASKED, wording, think=3)
+    assert found.closed_early >= 1
+    agrees(chat, found, wording, 3)
+
+
 def test_rollouts_that_write_the_answers_opening_are_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -219,7 +219,9 @@ def test_a_healthy_run_says_what_its_best_round_did(healthy: tuple[Path, str]) -
     said = page.headline(run_record())
     assert said == (
         "Round 3 healed: love +0.15 nats/token [0.12, 0.18] over the base without any hook, "
-        "answer mass 0.974 of the base, KL to base 0.6 nats/token; moved beyond its interval."
+        "answer mass 0.974 of the base, KL to base 0.6 nats/token; moved beyond its interval. "
+        "Damage guard: top-1 0.6 → 0.6, share of “not wrong” – → –, perplexity of plain prose "
+        "– → –, off-target authority +0.6 nats."
     )
     assert said in healthy[1]
     assert healthy[1].count("✓</b>") == 3

@@ -15,7 +15,7 @@ from steerheal.errors import UserError
 from steerheal.heal.export import export_merged, export_peft
 from steerheal.heal.fold import folded
 from steerheal.history import student_of
-from steerheal.measure import vignettes
+from steerheal.measure import protocol, vignettes
 from steerheal.models.generate import Draw, generate
 from steerheal.models.load import ChatModel, load
 from steerheal.records import RunRecord
@@ -32,6 +32,8 @@ def run(options: RunCommand, console: Console) -> None:
     folder, config, command = _planned(options)
     persona = find(config.persona, reverse=config.reverse)
     vignettes.chosen(config.measure)
+    if config.measure.protocol:
+        protocol.load(Path(config.measure.protocol))
     _refuse_small_pools(config, persona)
     chat = load(config.model)
     if left := sweep_unfinished(folder.parent):

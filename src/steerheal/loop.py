@@ -47,9 +47,10 @@ def run(stages: Stages, record: RunRecord, listener: Listener) -> RunRecord:
 
     base = stages.evaluated(BASE, "base", nullcontext, "base")
     stages.shown(BASE, "base", nullcontext, "base")
-    sees = in_words(qualify(base, axis))
-    listener.note(sees)
-    record = write(notes=(*record.notes, sees))
+    sees = [in_words(found) for found in (*stages.tried, qualify(base, axis))]
+    for sentence in sees:
+        listener.note(sentence)
+    record = write(notes=(*record.notes, *sees))
     record = write(base=summary.summarise(base, base, axis, resamples=config.measure.resamples))
     place = Position(Student(stages.chat), base, None)
     outcome = f"all {config.rounds} rounds done"

@@ -15,7 +15,7 @@ from steerheal.errors import UserError
 from steerheal.heal.adapter import Adapter
 from steerheal.heal.fold import Gated, folded
 from steerheal.heal.train import Healed, heal_student, training_pairs
-from steerheal.measure import free
+from steerheal.measure import free, instruments
 from steerheal.measure.auto import resolve
 from steerheal.measure.evaluate import Enter, evaluate, size
 from steerheal.measure.qualify import Qualification
@@ -101,13 +101,17 @@ class Stages:
     chat: ChatModel
     store: Store
     watcher: Watcher
+    tried: tuple[Qualification, ...] = ()
+    """Instruments that `auto` tried on the base."""
 
     def measuring(self) -> "Stages":
         """These stages with an instrument that can see on this model, resolved on the base."""
         measure = self.config.measure
         if measure.instrument != "auto":
             return self
-        key = key_of("qualify", self.chat.fingerprint, measure, self.persona.axis)
+        key = key_of(
+            "qualify", self.chat.fingerprint, measure, instruments.texts(measure), self.persona.axis
+        )
         file = "instrument.json"
 
         def make() -> Tried:
@@ -124,7 +128,8 @@ class Stages:
             load=lambda folder: read_record(folder / file, Tried),
         )
         chosen = measure.model_copy(update={"instrument": found.instrument})
-        return replace(self, config=self.config.model_copy(update={"measure": chosen}))
+        config = self.config.model_copy(update={"measure": chosen})
+        return replace(self, config=config, tried=found.tried)
 
     def evaluated(
         self,
@@ -140,7 +145,7 @@ class Stages:
         measure, seed = self.config.measure, self.config.seed
         full_key = key_of(
             "evaluate", self.chat.fingerprint, state, key, measure, self.config.sampling,
-            seed, dose, self.persona, before.keys if before else None,
+            seed, dose, self.persona, before.keys if before else None, instruments.texts(measure),
         )  # fmt: skip
         total = size(measure, self.persona)
 

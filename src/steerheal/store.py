@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,10 +48,14 @@ STAGES = ".stages"
 
 
 def key_of(*inputs: object) -> str:
-    """Digest of a stage's inputs: settings, records and keys of earlier stages."""
+    """Digest of a stage's inputs: settings, records and keys of earlier stages.
+
+    The package's version is part of it: another version's stages are not taken for this one's.
+    """
     plain = [
         item.model_dump(mode="json") if isinstance(item, BaseModel) else item for item in inputs
     ]
+    plain += [VERSION, version("steerheal")]
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 

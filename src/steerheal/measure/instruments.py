@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from steerheal.config import MeasureSettings
 from steerheal.measure import forced_choice, likelihood, moralmaps, protocol
-from steerheal.measure.vignettes import Vignette
+from steerheal.measure.vignettes import Vignette, chosen
 from steerheal.models.hooks import Dosed
 from steerheal.models.load import ChatModel
 from steerheal.records import VignetteRow
@@ -18,6 +18,12 @@ class Read(NamedTuple):
     rows: list[VignetteRow]
     position_bias: tuple[float, ...] = ()
     closed_early: int = 0
+
+
+def texts(settings: MeasureSettings) -> list[str]:
+    """Every text that a reading hangs on: what a file says counts, not what it is called."""
+    wording = Path(settings.protocol).read_text(encoding="utf-8") if settings.protocol else ""
+    return [wording, *(vignette.text for vignette in chosen(settings))]
 
 
 def read(
