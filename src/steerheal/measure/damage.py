@@ -6,17 +6,14 @@ open prompts (looping, diversity, length, and their tail perplexity under the ba
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerheal.config import SamplingSettings
 from steerheal.measure.fluency import char_repetition, distinct, tail_perplexity, word_repetition
 from steerheal.models.chat import text_ids
-from steerheal.models.generate import Draw, generate
-from steerheal.models.hooks import Dosed
 from steerheal.models.load import ChatModel
 from steerheal.models.score import Pair, token_logprobs
 from steerheal.prompts import data
@@ -37,24 +34,6 @@ def plain_perplexity(chat: ChatModel) -> float:
     pairs = [(start, text_ids(chat, part)) for part in text.split("\n\n") if part.strip()]
     logs: Float[Tensor, " _"] = torch.cat(token_logprobs(chat, pairs))
     return torch.exp(-logs.mean()).item()
-
-
-def write_freely(
-    chat: ChatModel,
-    prompts: Sequence[str],
-    sampling: SamplingSettings,
-    *,
-    seed: int,
-    dose: float = 0.0,
-    dosed: Dosed | None = None,
-    progress: Callable[[int], None] = lambda _: None,
-) -> list[Completion]:
-    """One answer per prompt in the model's present state."""
-    draws = [Draw(prompt, dose, seed * 9_176 + i) for i, prompt in enumerate(prompts)]
-    written = generate(chat, draws, sampling, dosed=dosed, progress=progress) if draws else []
-    if dosed is not None:
-        dosed.set(dose)
-    return written
 
 
 def json_rows(replies: Sequence[Completion]) -> list[JsonRow]:

@@ -52,13 +52,10 @@ def evaluate(
         canary = coherence.read(chat, progress=progress)
         plain = damage.plain_perplexity(chat)
         freely = {**seeded, "dosed": dosed}
-        answers = free.answer(chat, asked, _long(sampling, settings.tokens), **freely)
-        replies = damage.write_freely(
-            chat, _json(settings), _long(sampling, damage.JSON_TOKENS), **freely
-        )
-        essays = damage.write_freely(
-            chat, _open(settings), _long(sampling, settings.long_tokens), **freely
-        )
+        said = free.write(chat, asked, _long(sampling, settings.tokens), **freely)
+        answers = free.answered(chat, said)
+        replies = free.write(chat, _json(settings), _long(sampling, damage.JSON_TOKENS), **freely)
+        essays = free.write(chat, _open(settings), _long(sampling, settings.long_tokens), **freely)
     before = None
     if previous is not None:
         with previous():

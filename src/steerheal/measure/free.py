@@ -38,7 +38,7 @@ class Answers:
     states: list[Float[Tensor, "_ D"]]
 
 
-def answer(
+def write(
     chat: ChatModel,
     prompts: Sequence[str],
     sampling: SamplingSettings,
@@ -47,12 +47,17 @@ def answer(
     dose: float = 0.0,
     dosed: Dosed | None = None,
     progress: Callable[[int], None] = lambda _: None,
-) -> Answers:
-    """Answers of the model in its present state, one per prompt, the same seeds for every state."""
+) -> list[Completion]:
+    """One answer per prompt in the model's present state, the same seeds for every state."""
     draws = [Draw(prompt, dose, seed * 1_000_003 + i) for i, prompt in enumerate(prompts)]
-    completions = generate(chat, draws, sampling, dosed=dosed, progress=progress)
+    written = generate(chat, draws, sampling, dosed=dosed, progress=progress)
     if dosed is not None:
         dosed.set(dose)
+    return written
+
+
+def answered(chat: ChatModel, completions: list[Completion]) -> Answers:
+    """What the state wrote, with its own hidden states while writing."""
     return Answers(completions, continuation_states(chat, answer_pairs(chat, completions)))
 
 
