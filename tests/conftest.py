@@ -7,7 +7,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from jaxtyping import install_import_hook
 
-SHAPED = ("models", "measure.likelihood", "heal.barrier", "heal.train", "heal.fold")
+SHAPED = (
+    "models",
+    "measure.likelihood",
+    "measure.forced_choice",
+    "heal.barrier",
+    "heal.train",
+    "heal.fold",
+)
 install_import_hook([f"steerheal.{name}" for name in SHAPED], "beartype.beartype")
 
 import sys

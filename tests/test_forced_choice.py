@@ -239,6 +239,25 @@ def test_a_dose_reaches_every_token_of_every_row() -> None:
         forced_choice.read(chat, ASKED, short(), dose=0.7)
 
 
+@pytest.mark.parametrize("rows", [4, 128])
+def test_a_sweep_reads_every_dose_as_if_it_were_alone(rows: int) -> None:
+    chat = tiny.chat()
+    vectors = {1: torch.randn(32, generator=torch.Generator().manual_seed(0))}
+    with adding(chat, vectors, 0.0) as dosed:
+        doses = (0.0, 0.7, -1.5)
+        swept = forced_choice.sweep(chat, ASKED, short(), doses, dosed, think=3, rows=rows)
+        alone = [
+            forced_choice.read(chat, ASKED, short(), think=3, dosed=dosed, dose=dose)
+            for dose in doses
+        ]
+    for found, other in zip(swept, alone, strict=True):
+        for row, twin in zip(found.rows, other.rows, strict=True):
+            assert row.score == pytest.approx(twin.score, abs=1e-4)
+    assert swept[0].rows[0].score != pytest.approx(swept[1].rows[0].score, abs=1e-2)
+    with pytest.raises(AssertionError):
+        forced_choice.sweep(chat, ASKED, short(), (0.0, 1.0))
+
+
 def test_a_model_of_nan_logits_reads_nan_never_a_number() -> None:
     chat = tiny.chat()
     chat.net.get_output_embeddings().weight.data.fill_(math.nan)

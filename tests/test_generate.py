@@ -10,7 +10,7 @@ from transformers.generation.logits_process import (
 
 from steerheal.config import SamplingSettings
 from steerheal.models.chat import prompt_ids
-from steerheal.models.generate import Draw, choose, generate, roomy_cache
+from steerheal.models.generate import Draw, choose, fitting, generate, prefilled, roomy_cache
 from steerheal.models.hooks import adding
 
 import tiny
@@ -123,3 +123,27 @@ def test_the_roomy_cache_grows_selects_and_repeats_like_transformers_own() -> No
     cache.batch_repeat_interleave(2)
     rest = chat.hidden(ids[[0, 0, 2, 2], 75:], past_key_values=cache, use_cache=True)
     torch.testing.assert_close(rest, whole[[0, 0, 2, 2], 75:], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_a_long_read_in_pieces_gives_the_states_of_one_forward(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    chat = tiny.chat(kind)
+    prompts = [list(range(1, 30)), list(range(40, 52)), list(range(5, 44))]
+    whole = prefilled(chat, prompts)
+    monkeypatch.setattr("steerheal.models.generate.token_budget", lambda _: 12)
+    pieces = prefilled(chat, prompts)
+    real = whole.mask[:, -whole.hidden.shape[1] :].bool()
+    torch.testing.assert_close(pieces.hidden[real], whole.hidden[real], atol=1e-5, rtol=1e-5)
+
+
+def test_rows_follow_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = tiny.chat()
+    assert fitting(chat, 64, 100) == 64
+    # 4 layers of 2 · 2 heads · 8 floats for 164 positions, and 6 rows of 260 logits.
+    row = 4 * (4 * 2 * 2 * 8 * 164 + 6 * 260)
+    monkeypatch.setattr("steerheal.models.generate.free_bytes", lambda _: 10 * row + 1)
+    assert fitting(chat, 64, 100) == 5
+    monkeypatch.setattr("steerheal.models.generate.free_bytes", lambda _: 0)
+    assert fitting(chat, 64, 100) == 1

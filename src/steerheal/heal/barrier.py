@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steerheal.models.load import ChatModel
-from steerheal.models.score import CHUNK
+from steerheal.models.score import chunk_of
 
 Barrier = Literal["nll", "kl_fwd", "kl_rev"]
 Aggregate = Literal["mean", "rmse", "p95", "max"]
@@ -96,10 +96,10 @@ def position_losses(
         reference: The reference's final hidden states at the same positions; None for `nll`.
         kind: Which divergence.
     """
-    parts = []
-    references = [None] * len(states) if reference is None else reference.split(CHUNK)
+    parts, chunk = [], chunk_of(chat)
+    references = [None] * len(states) if reference is None else reference.split(chunk)
     for ours, target, theirs in zip(
-        states.detach().split(CHUNK), targets.split(CHUNK), references, strict=False
+        states.detach().split(chunk), targets.split(chunk), references, strict=False
     ):
         parts.append(_chunk(chat, ours, target, theirs, kind))
     return PositionLosses(*(torch.cat(column) for column in zip(*parts, strict=True)))

@@ -22,7 +22,7 @@ from steerheal.measure.protocol import Protocol
 from steerheal.measure.vignettes import Vignette
 from steerheal.models.batch import LeftPadded, left_padded, shared_prefix, shrinking
 from steerheal.models.chat import Message, prompt_ids, text_ids
-from steerheal.models.generate import Prefilled, prefilled, slides
+from steerheal.models.generate import Prefilled, fitting, prefilled, read_on, slides
 from steerheal.models.hooks import Dosed
 from steerheal.models.load import ChatModel
 from steerheal.models.score import chosen_logprobs
@@ -79,7 +79,6 @@ class _Rollouts(NamedTuple):
     answered: Bool[Tensor, " B"]
 
 
-@torch.no_grad()
 def read(
     chat: ChatModel,
     vignettes: Sequence[Vignette],
@@ -87,7 +86,7 @@ def read(
     *,
     think: int = 128,
     orders: Literal["two", "cyclic"] = "two",
-    rows: int = 64,
+    rows: int = 128,
     dosed: Dosed | None = None,
     dose: float = 0.0,
     progress: Callable[[int], None] = lambda _: None,
@@ -100,7 +99,7 @@ def read(
         protocol: Wording, labels and markers.
         think: Tokens of thinking, exactly; 0 is none.
         orders: two, the list forwards and backwards; cyclic, every label once at every position.
-        rows: Rollouts read together; halved when memory runs out.
+        rows: Most rollouts read together; fewer where memory is short.
         dosed: The handle from `adding`; required when the dose is not 0.
         dose: Coefficient on the vector.
         progress: Called with the number of vignettes finished since the last call.
@@ -109,28 +108,70 @@ def read(
         UserError: labels that begin with the same token, or a template without assistant turns.
     """
     assert dosed is not None or dose == 0, "a dose without a vector"
+    found = sweep(
+        chat,
+        vignettes,
+        protocol,
+        (dose,),
+        dosed,
+        think=think,
+        orders=orders,
+        rows=rows,
+        progress=progress,
+    )
+    return found[0]
+
+
+@torch.no_grad()
+def sweep(
+    chat: ChatModel,
+    vignettes: Sequence[Vignette],
+    protocol: Protocol,
+    levels: Sequence[float],
+    handle: Dosed | None = None,
+    *,
+    think: int = 128,
+    orders: Literal["two", "cyclic"] = "two",
+    rows: int = 128,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[ForcedChoice]:
+    """One reading per level of a dose or gate, all levels and orders in the same batches.
+
+    Args as `read`; `handle` sets a level per row: of `adding` for doses, of `attached` for gates.
+    """
+    assert handle is not None or len(levels) == 1, "several levels need a handle"
     assert think >= 0 and rows >= 1, f"think {think}, rows {rows}"
     slot, lists = _slot(chat, protocol, think), _lists(protocol, orders)
-    each = len(lists)
+    each, count = len(lists), len(lists) * len(vignettes)
     prompts = [
         prompt_ids(chat, protocol.turn(vignette.text, labels), prefill=protocol.think_open)
         for vignette in vignettes
         for labels in lists
-    ]
+    ] * len(levels)
     found = _empty(len(prompts))
 
     def work(batch: list[int]) -> None:
-        doses = torch.full((len(batch),), dose, device=chat.device)
-        prompt = _read_prompts(chat, prompts, batch, each, doses=doses, dosed=dosed)
+        doses = torch.tensor([levels[i // count] for i in batch], device=chat.device)
+        prompt = _read_prompts(chat, prompts, batch, each, doses=doses, dosed=handle)
         for whole, part in zip(found, _roll_out(chat, prompt, slot, protocol), strict=True):
             whole[batch] = part
         progress(sum((i + 1) % each == 0 for i in batch))
 
     # The orders of a vignette stay together, so that what they share is read once.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i - i % each]), i))
+    longest = max(map(len, prompts), default=0) + think + len(slot.suffix) + len(slot.prefill)
+    rows = fitting(chat, rows, longest)
     for start in range(0, len(order), rows):
         shrinking(order[start : start + rows], work)
-    return _collected(found, vignettes, protocol, lists)
+    return [
+        _collected(
+            _Rollouts(*(part[level * count :][:count] for part in found)),
+            vignettes,
+            protocol,
+            lists,
+        )
+        for level in range(len(levels))
+    ]
 
 
 def interruption(chat: ChatModel, protocol: Protocol) -> str:
@@ -224,16 +265,17 @@ def _read_prompts(
         prompts: Of every rollout; those of one vignette stand together.
         batch: Which of them.
         each: Orders per vignette.
-        doses: The same coefficient for every row of the batch.
+        doses: A coefficient per rollout, one for all orders of a vignette.
         dosed: Where it goes.
     """
     owners = [i - i % each for i in batch]
     stems = {i: prompts[i][: shared_prefix(prompts[i : i + each])] for i in owners}
+    rows = torch.tensor([list(stems).index(i) for i in owners], device=chat.device)
     # Padding between the shared part and the rest would count towards a sliding window.
     if len(stems) == len(batch) or slides(chat) or not all(stems.values()):
         return prefilled(chat, [prompts[i] for i in batch], doses, dosed)
-    stem = prefilled(chat, list(stems.values()), doses[: len(stems)], dosed)
-    rows = torch.tensor([list(stems).index(i) for i in owners], device=chat.device)
+    firsts = [owners.index(i) for i in stems]
+    stem = prefilled(chat, list(stems.values()), doses[firsts], dosed)
     stem.cache.batch_select_indices(rows)
     if dosed is not None:
         dosed.set(doses)
@@ -246,13 +288,7 @@ def _read_on(chat: ChatModel, before: Prefilled, more: LeftPadded) -> Prefilled:
     """Reads more tokens in every row."""
     mask = torch.cat([before.mask, more.mask], dim=1)
     positions = before.positions[:, -1:] + 1 + more.positions
-    hidden = chat.hidden(
-        more.ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=before.cache,
-        use_cache=True,
-    )
+    hidden = read_on(chat, more.ids, mask, before.cache, positions)
     return Prefilled(hidden, before.cache, mask, positions)
 
 

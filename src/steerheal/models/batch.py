@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import psutil
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -70,6 +71,14 @@ def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 def token_budget(device: torch.device) -> int:
     """Tokens in one forward that keep the device busy without filling its memory."""
     return TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"])
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a batch could still take on the device."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def shrinking(indices: list[int], work: Callable[[list[int]], None]) -> None:

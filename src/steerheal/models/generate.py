@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from steerheal.config import SamplingSettings
-from steerheal.models.batch import left_padded, shared_prefix, shrinking
+from steerheal.models.batch import free_bytes, left_padded, shared_prefix, shrinking, token_budget
 from steerheal.models.chat import decode, prompt_ids
 from steerheal.models.hooks import Dosed
 from steerheal.models.load import ChatModel
@@ -30,6 +30,10 @@ COMPACT_SHARE = 0.25
 """Finished rows leave the batch once they are this share of it."""
 ROOM = 64
 """Positions by which the cache's buffers grow."""
+MEMORY_SHARE = 0.5
+"""Share of the free memory that a batch may plan to fill."""
+LOGIT_COPIES = 6
+"""Vocabulary-wide float32 rows that choosing a token holds at once, at most."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,9 @@ def generate(
         progress(len(batch))
 
     order = sorted(range(len(draws)), key=lambda i: (len(prompts[i]), i))
-    for start in range(0, len(order), settings.rows):
-        shrinking(order[start : start + settings.rows], work)
+    rows = fitting(chat, settings.rows, max(map(len, prompts), default=0) + settings.tokens)
+    for start in range(0, len(order), rows):
+        shrinking(order[start : start + rows], work)
     return [completions[i] for i in range(len(draws))]
 
 
@@ -172,17 +177,44 @@ def prefilled(
             dosed.set(distinct)
             count = len(distinct)
         prefix = torch.tensor([list(prompts[0][:start])] * count, device=chat.device)
-        chat.hidden(prefix, past_key_values=cache, use_cache=True)
+        read_on(chat, prefix, torch.ones_like(prefix), cache)
         cache.batch_select_indices(each)
     if dosed is not None and doses is not None:
         dosed.set(doses)
     ids, mask, positions = left_padded([prompt[start:] for prompt in prompts], 0, chat.device)
     mask = torch.cat([mask.new_ones(rows, start), mask], dim=1)
     positions = positions + start
-    hidden = chat.hidden(
-        ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-    )
+    hidden = read_on(chat, ids, mask, cache, positions)
     return Prefilled(hidden, cache, mask, positions)
+
+
+def read_on(
+    chat: ChatModel,
+    ids: Int[Tensor, "B T"],
+    mask: Int[Tensor, "B S"],
+    cache: DynamicCache,
+    positions: Int[Tensor, "B T"] | None = None,
+) -> Float[Tensor, "B T D"]:
+    """Final states of more tokens, S − T of which were read before.
+
+    A long read goes in pieces of columns: what one forward allocates beyond the allocator's own
+    pool costs more to fault in than to compute.
+    """
+    width, total = ids.shape[1], mask.shape[1]
+    step = max(1, token_budget(chat.device) // len(ids))
+    pieces = []
+    for start in range(0, width, step):
+        end = min(start + step, width)
+        pieces.append(
+            chat.hidden(
+                ids[:, start:end],
+                attention_mask=mask[:, : total - width + end],
+                position_ids=None if positions is None else positions[:, start:end],
+                past_key_values=cache,
+                use_cache=True,
+            )
+        )
+    return torch.cat(pieces, dim=1)
 
 
 def choose(
@@ -223,6 +255,17 @@ def _invert(weights: Float[Tensor, "B K"], uniforms: Float[Tensor, " B"]) -> Int
     # u < 1, so that only rounding can reach past the last token with weight.
     last = torch.searchsorted(cumulative, total)
     return torch.minimum(place, last)[:, 0]
+
+
+def fitting(chat: ChatModel, rows: int, tokens: int) -> int:
+    """How many of the rows, this many tokens each, free memory has room for; at least 1."""
+    config = chat.text_config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    keys = len(chat.blocks) * heads * width * (tokens + ROOM)
+    logits = config.vocab_size * LOGIT_COPIES * torch.float32.itemsize
+    row = 2 * keys * chat.net.dtype.itemsize + logits
+    return max(1, min(rows, int(MEMORY_SHARE * free_bytes(chat.device) / row)))
 
 
 class RoomyLayer(DynamicLayer):

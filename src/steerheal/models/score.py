@@ -15,8 +15,16 @@ from steerheal.models.generate import roomy_cache
 from steerheal.models.load import ChatModel
 
 Pair = tuple[Sequence[int], Sequence[int]]
-CHUNK = 512
-"""Positions whose logits are in memory at once."""
+LOGIT_BYTES = {"cpu": 24 << 20, "cuda": 512 << 20}
+"""Size of the logits that are in memory at once. What the C library's allocator takes from the
+system anew (32 MiB and more) costs as much to fault in as to compute."""
+LEAST_CHUNK = 64
+
+
+def chunk_of(chat: ChatModel) -> int:
+    """Positions whose logits are in memory at once."""
+    room = LOGIT_BYTES.get(chat.device.type, LOGIT_BYTES["cpu"])
+    return max(LEAST_CHUNK, room // (torch.float32.itemsize * chat.text_config.vocab_size))
 
 
 def hidden_after_shared(
@@ -64,9 +72,10 @@ def chosen_logprobs(
     chat: ChatModel, states: Float[Tensor, "N D"], targets: Int[Tensor, " N"]
 ) -> Float[Tensor, " N"]:
     """Float32 log-probability of each target token under its state."""
+    chunk = chunk_of(chat)
     out = [
         chat.logits(part).log_softmax(-1).gather(1, target[:, None])[:, 0]
-        for part, target in zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
+        for part, target in zip(states.split(chunk), targets.split(chunk), strict=True)
     ]
     return torch.cat(out) if out else torch.empty(0)
 
@@ -86,8 +95,8 @@ def kl_between(
     chat: ChatModel, p: Float[Tensor, "N D"], q: Float[Tensor, "N D"]
 ) -> Float[Tensor, " N"]:
     """KL(p‖q) per position in nats, exact over the whole vocabulary, through the shared head."""
-    out = []
-    for ours, theirs in zip(p.split(CHUNK), q.split(CHUNK), strict=True):
+    out, chunk = [], chunk_of(chat)
+    for ours, theirs in zip(p.split(chunk), q.split(chunk), strict=True):
         log_p, log_q = chat.logits(ours).log_softmax(-1), chat.logits(theirs).log_softmax(-1)
         out.append((log_p.exp() * (log_p - log_q)).sum(-1))
     return torch.cat(out) if out else torch.empty(0)
