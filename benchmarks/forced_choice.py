@@ -139,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--vignettes", type=int, default=16, help="bundled vignettes that are read")
     parser.add_argument("--think", type=int, default=64, help="think tokens per rollout")
-    parser.add_argument("--rows", type=int, default=64, help="rollouts that are read together")
+    parser.add_argument("--rows", type=int, default=128, help="rollouts that are read together")
     parser.add_argument("--repeats", type=int, default=2, help="times each way is run")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     options = parser.parse_args()

@@ -10,6 +10,7 @@ import pytest
 
 from steerheal.cli import main
 from steerheal.records import VERSION
+from steerheal.store import read_run
 
 import tiny
 
@@ -112,6 +113,35 @@ def test_sample_export_report_and_evaluate_work_on_a_run(
     main(["evaluate", str(again), "--against", str(base)])
     said = capsys.readouterr().out
     assert "gated selectivity" in said and "14 pairs" in said
+
+
+def test_seeds_are_read_together_and_unlike_runs_are_refused(
+    runs: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [part.format(model=model).replace("--device", "--model.device") for part in OPTIONS]
+    one, two, other = runs / "one", runs / "two", runs / "other"
+    main(["run", "love", "--runs", str(runs), "--name", "two", *options, "--seed", "1"])
+    capsys.readouterr()
+    main(["seeds", str(one), str(two)])
+    said = capsys.readouterr().out
+    values = [
+        next(
+            item.delta_logodds.value
+            for item in read_run(folder).rounds[0].comparisons
+            if (item.b, item.a) == ("healed", "base")
+        )
+        for folder in (one, two)
+    ]
+    assert "healed − base · 2 seeds" in said and "delta_logodds" in said
+    assert f"{sum(values) / 2:.3f} [" in said
+    assert "loyalty" not in said
+    main(["seeds", str(one), str(two), "--all"])
+    assert "delta_nats.loyalty" in capsys.readouterr().out
+    assert "two or more" in failing(["seeds", str(one)], capsys)
+    assert "differ in their seed" in failing(["seeds", str(one), str(one)], capsys)
+    changed = ["--seed", "2", "--heal.lam", "0.7"]
+    main(["run", "love", "--runs", str(runs), "--name", "other", *options, *changed])
+    assert "more than their seed: heal.lam" in failing(["seeds", str(one), str(other)], capsys)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ SUMMARIES = {
     "run": "steer, filter, heal, fold, measure and loop; leaves a run folder and a report",
     "personas": "show the built-in personas, or one of them whole",
     "evaluate": "read a model, a run's round or a PEFT adapter",
+    "seeds": "read runs that differ in their seed alone together",
     "sample": "answers of a round beside the base's",
     "report": "write a run's report again",
     "export": "a run's history as one PEFT adapter or a merged model",
@@ -142,6 +143,15 @@ class EvaluateCommand(Command):
     """Write the readings to this file as one JSON object."""
 
 
+class SeedsCommand(Command):
+    """Reads runs that differ in their seed alone together: means with intervals over seeds."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Two or more run folders."""
+    all: bool = False
+    """Show every reading, not only the headline's."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The `steerheal` command.
 
@@ -173,7 +183,11 @@ def _dispatch(argv: list[str], console: Console) -> None:
         raise unknown("command", argv[0], PARSERS)
     options = PARSERS[argv[0]](argv[1:])
     # The one late import: help, personas and mistakes on the line must not wait for torch.
-    homes = {"personas": "steerheal.listing", "evaluate": "steerheal.reading"}
+    homes = {
+        "personas": "steerheal.listing",
+        "evaluate": "steerheal.reading",
+        "seeds": "steerheal.seeds",
+    }
     module = importlib.import_module(homes.get(argv[0], "steerheal.commands"))
     handler = getattr(module, argv[0])
     handler(options, console)
@@ -205,6 +219,7 @@ PARSERS: dict[str, Callable[[list[str]], Command]] = {
     "run": parse_run,
     "personas": lambda argv: _parse(PersonasCommand, "personas", argv),
     "evaluate": lambda argv: _parse(EvaluateCommand, "evaluate", argv),
+    "seeds": lambda argv: _parse(SeedsCommand, "seeds", argv),
     "sample": lambda argv: _parse(SampleCommand, "sample", argv),
     "report": lambda argv: _parse(ReportCommand, "report", argv),
     "export": lambda argv: _parse(ExportCommand, "export", argv),

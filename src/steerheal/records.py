@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
-VERSION = 1
+VERSION = 2
 FOUNDATIONS = ("care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social")
 """Canonical order of every seven-vector; `social` is odd but not morally wrong."""
 
@@ -56,6 +56,10 @@ class Completion(Record):
     seed: int
     ended: bool
     """True: the model ended its turn; False: cut at the token limit."""
+    rewinds: int = 0
+    """How often backtracking took tokens back; those are not in `tokens`."""
+    doses: tuple[float, ...] = ()
+    """Dose of every token, where it was not the same for all."""
 
 
 class Verdict(Record):
@@ -67,6 +71,20 @@ class Verdict(Record):
     word_repetition: float
     char_repetition: float
     words: int
+    compression: float = math.nan
+    """Compressed over plain bytes: loops compress well."""
+    distinct_2: float = math.nan
+    """Distinct word bigrams over all of them."""
+    drift: float = math.nan
+    """Share of characters in classes that the base hardly writes in."""
+    kl: float = math.nan
+    """Mean over tokens of KL(steered‖base), nats per token: how far from base-like it is."""
+    kl_spike: float = math.nan
+    """Largest mean of that KL over a few tokens in a row."""
+    similarity: float = math.nan
+    """Overlap with the persona's own text."""
+    logodds: float = math.nan
+    """The completion's own persona log-odds under the base, nats per token."""
 
 
 class Judged(Record):
@@ -138,6 +156,8 @@ class HealStep(Record):
     """Gradient norm before clipping."""
     tokens: int
     """Completion tokens in the step."""
+    pressure: float = math.nan
+    """‖∇barrier‖ / ‖∇CE‖ in the final hidden states; NaN without a barrier."""
 
 
 class HealLog(Record):
@@ -358,6 +378,48 @@ class Comparison(Record):
         return found
 
 
+class DosePoint(Record):
+    """One dose of a sweep, read against the base on the same vignettes and prompts."""
+
+    dose: float
+    control: bool = False
+    """True: a random vector at equal KL instead of the persona's."""
+    delta_nats: dict[str, Reading]
+    """Change of ln mean p per foundation."""
+    delta_logodds: Reading
+    """Change of persona_logodds, nats per token."""
+    coherence: float
+    """Answer mass over the base's."""
+    perplexity: float
+    """Median perplexity of the free answers under the base."""
+    kl: float
+    """Mean KL(steered‖base) per token on the state's own free answers, nats."""
+    n: int
+    """Vignettes behind the foundations."""
+
+
+class Sweep(Record):
+    """A student under several doses of its vector, and under a random one."""
+
+    points: tuple[DosePoint, ...]
+    base_perplexity: float
+    """Median perplexity of the base's own free answers."""
+
+
+class Finding(Record):
+    """Which outcome a check saw, the numbers behind it, and what to try."""
+
+    check: Literal["check 1", "check 2", "check 3", "loop"]
+    outcome: str
+    """The rule's name; `ambiguous` when none or several hold."""
+    words: str
+    """The outcome in one sentence, with its numbers."""
+    advice: str
+    numbers: dict[str, float] = {}
+    candidates: tuple[str, ...] = ()
+    """The rules that hold, when there are several."""
+
+
 class Shown(Record):
     """The fixed show prompts, answered by the state."""
 
@@ -388,6 +450,10 @@ class RoundRecord(Record):
     heal: HealLog | None = None
     comparisons: tuple[Comparison, ...] = ()
     """Steered and healed against the base, and healed against steered, paired."""
+    sweep: Sweep | None = None
+    """Doses read before the harvest, for check 1."""
+    findings: tuple[Finding, ...] = ()
+    """What the checks saw."""
     gate: float = 1.0
     kl_round: float = math.nan
     """KL(student‖student before this round) per token, on the healed student's own answers."""

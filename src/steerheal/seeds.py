@@ -1,0 +1,83 @@
+"""`steerheal seeds`: finished runs that differ in their seed alone, read together; no torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from steerheal.cli import SeedsCommand
+from steerheal.console import Console, shown
+from steerheal.errors import UserError
+from steerheal.measure.compare import SeedBand, across_seeds
+from steerheal.records import Comparison, RunRecord
+from steerheal.store import read_run
+
+HEADLINE = (
+    "delta_logodds",
+    "delta_p_ans_any",
+    "delta_perplexity",
+    "delta_top1",
+    "gated_selectivity",
+    "coh_cost",
+)
+"""Readings shown unless all are asked for."""
+
+
+def seeds(options: SeedsCommand, console: Console) -> None:
+    """`steerheal seeds`: every round's comparisons, mean over seeds with a t-interval."""
+    records = [read_run(folder) for folder in options.runs]
+    _refuse_unlike(options.runs, records)
+    rounds = min(len(record.rounds) for record in records)
+    for folder, record in zip(options.runs, records, strict=True):
+        if len(record.rounds) > rounds:
+            console.note(
+                f"{folder} has {len(record.rounds)} rounds, another run {rounds}: the later ones "
+                "are left out"
+            )
+    for number in range(rounds):
+        for band in bands([record.rounds[number].comparisons for record in records]):
+            _show(number, band, options.all, console)
+
+
+def bands(by_run: Sequence[Sequence[Comparison]]) -> list[SeedBand]:
+    """A band for every comparison that all runs have."""
+    kinds = [{(item.a, item.b): item for item in run} for run in by_run]
+    return [
+        across_seeds([run[kind] for run in kinds])
+        for kind in kinds[0]
+        if all(kind in run for run in kinds)
+    ]
+
+
+def _refuse_unlike(folders: Sequence[Path], records: Sequence[RunRecord]) -> None:
+    if len(records) < 2:
+        raise UserError(f"One run has no spread over seeds; give two or more. Given: {folders[0]}.")
+    used = [record.config["seed"] for record in records]
+    if len(set(used)) < len(used):
+        raise UserError(f"Runs must differ in their seed; given seeds {used}.")
+    for folder, record in zip(folders[1:], records[1:], strict=True):
+        unlike = sorted(_unlike(records[0].config, record.config))
+        if unlike:
+            raise UserError(
+                f"{folders[0]} and {folder} differ in more than their seed: {', '.join(unlike)}."
+            )
+
+
+def _unlike(a: object, b: object, path: str = "") -> set[str]:
+    """Dotted names of the settings that differ, the seed apart."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        inner = [
+            _unlike(a.get(name), b.get(name), f"{path}.{name}".lstrip("."))
+            for name in a.keys() | b.keys()
+        ]
+        return set().union(*inner)
+    return set() if a == b or path == "seed" else {path}
+
+
+def _show(number: int, band: SeedBand, everything: bool, console: Console) -> None:
+    rows = [
+        (name, shown(reading), "moved" if reading.moved else reading.reason or "not moved")
+        for name, reading in band.readings.items()
+        if everything or name in HEADLINE
+    ]
+    title = f"round {number + 1} · {band.b} − {band.a} · {band.seeds} seeds, 95 % t-interval"
+    console.table(title, ("reading", "mean over seeds", ""), rows)
+    console.say(f"surgical in {band.surgical} of {band.seeds} seeds")
