@@ -14,6 +14,9 @@ SHAPED = (
     "heal.barrier",
     "heal.train",
     "heal.fold",
+    "steer.control_vector",
+    "steer.methods",
+    "steer.states",
 )
 install_import_hook([f"steerheal.{name}" for name in SHAPED], "beartype.beartype")
 

@@ -9,8 +9,10 @@ from transformers.generation.logits_process import (
 )
 
 from steerheal.config import SamplingSettings
+from steerheal.models.cache import fitting, roomy_cache
 from steerheal.models.chat import prompt_ids
-from steerheal.models.generate import Draw, choose, fitting, generate, prefilled, roomy_cache
+from steerheal.models.choose import Uniforms, choose, inverted
+from steerheal.models.generate import Draw, generate, prefilled
 from steerheal.models.hooks import adding
 
 import tiny
@@ -90,21 +92,37 @@ def test_samples_follow_transformers_distribution(settings: SamplingSettings) ->
     if settings.top_p < 1:
         scores = TopPLogitsWarper(settings.top_p)(None, scores)
     expected = scores.softmax(-1)[0]
-    # A grid of uniforms integrates F⁻¹ exactly, up to the grid.
+    random, rows = torch.Generator().manual_seed(0), 100_000
+    chosen = choose(
+        logits.expand(rows, -1),
+        lambda which: torch.rand(len(which), generator=random, dtype=torch.float64),
+        settings,
+    )
+    found = torch.bincount(chosen, minlength=7) / rows
+    assert set(found.nonzero()[:, 0].tolist()) == set(expected.nonzero()[:, 0].tolist())
+    spread = (expected * (1 - expected) / rows).sqrt()
+    assert ((found - expected).abs() <= 4.5 * spread + 1e-9).all()
+
+
+@pytest.mark.parametrize("size", [7, 256, 1000])
+def test_a_grid_of_uniforms_gives_every_token_its_share(size: int) -> None:
+    weights = torch.rand(1, size, generator=torch.Generator().manual_seed(1)).pow(4)
+    weights[:, 3] = 0
     grid = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    chosen = choose(logits.expand(20_000, -1), grid, settings)
-    found = torch.bincount(chosen, minlength=7) / 20_000
-    torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+    found = torch.bincount(inverted(weights.expand(20_000, -1), grid), minlength=size) / 20_000
+    torch.testing.assert_close(found, (weights / weights.sum())[0], atol=1e-4, rtol=0)
 
 
-def test_a_nucleus_wider_than_the_first_guess_is_found_whole(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("steerheal.models.generate.NUCLEUS_GUESS", 2)
-    logits = torch.tensor([[1.0, 0.9, 0.8, 0.7, -9.0]])
-    grid = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    chosen = choose(logits.expand(1000, -1), grid, SamplingSettings(top_p=0.99))
-    assert set(chosen.tolist()) == {0, 1, 2, 3}
+def test_uniforms_are_each_rows_own_and_never_end() -> None:
+    both = Uniforms([5, 6], 2, torch.device("cpu"))
+    first, second = torch.tensor([0]), torch.tensor([1])
+    zero = [both.next(first).item() for _ in range(7)]
+    one = [both.next(second).item() for _ in range(7)]
+    plain = torch.Generator().manual_seed(5)
+    alone = Uniforms([5], 2, torch.device("cpu"))
+    assert zero == [alone.next(first).item() for _ in range(7)]
+    assert zero[:2] == torch.rand(2, generator=plain, dtype=torch.float64).tolist()
+    assert len({*zero, *one}) == 14
 
 
 def test_doses_without_a_vector_are_a_bug() -> None:
@@ -143,7 +161,7 @@ def test_rows_follow_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) ->
     assert fitting(chat, 64, 100) == 64
     # 4 layers of 2 · 2 heads · 8 floats for 164 positions, and 6 rows of 260 logits.
     row = 4 * (4 * 2 * 2 * 8 * 164 + 6 * 260)
-    monkeypatch.setattr("steerheal.models.generate.free_bytes", lambda _: 10 * row + 1)
+    monkeypatch.setattr("steerheal.models.cache.free_bytes", lambda _: 10 * row + 1)
     assert fitting(chat, 64, 100) == 5
-    monkeypatch.setattr("steerheal.models.generate.free_bytes", lambda _: 0)
+    monkeypatch.setattr("steerheal.models.cache.free_bytes", lambda _: 0)
     assert fitting(chat, 64, 100) == 1

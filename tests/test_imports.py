@@ -15,9 +15,10 @@ ORDER = [
     {"models"},
     {"measure"},
     {"steer", "heal", "report"},
+    {"checks"},
     {"stages", "history"},
     {"loop"},
-    {"listing", "commands", "reading"},
+    {"listing", "commands", "reading", "scan"},
 ]
 """Lower floors first; a module imports from its own package and from floors below it."""
 

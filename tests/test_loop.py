@@ -28,6 +28,11 @@ TINY: dict[str, Any] = {
     "sampling": {"tokens": 12, "rows": 8},
     "dose": {"want": 8, "minimum": 4, "batches": 3, "walks": 2, "target": 0.1},
     "filter": {
+        "false_drop": 0.0,
+        "rule_drop": 0.0,
+        "kl_spike": 1e9,
+        "similarity": 9.0,
+        "calibration_texts": 8,
         "tail_perplexity": 1e9, "words": 1, "word_repetition": 1.0, "char_repetition": 1.0,
     },
     "heal": {"epochs": 1, "rows": 4, "rank": 2, "alpha": 4, "lr": 1e-3},
@@ -51,7 +56,9 @@ class Silent:
     def round_done(self, record: object) -> None: ...
 
 
-def start(runs: Path, name: str = "run", **changes: Any) -> RunRecord:
+def start(
+    runs: Path, name: str = "run", *, until: loop.Until | None = None, **changes: Any
+) -> RunRecord:
     config = RunConfig.model_validate(merge(TINY, changes))
     chat, persona = tiny.chat(), tiny.persona()
     store = Store(runs, name, notify=lambda _: None)
@@ -59,7 +66,8 @@ def start(runs: Path, name: str = "run", **changes: Any) -> RunRecord:
         status="running", name=name, config=config.model_dump(mode="json"), command="steerheal run",
         environment={"fingerprint": chat.fingerprint}, persona=persona.model_dump(mode="json"),
     )  # fmt: skip
-    return loop.run(Stages(config, persona, chat, store, Silent()), record, Silent())
+    stages = Stages(config, persona, chat, store, Silent())
+    return loop.run(stages, record, Silent(), until=until)
 
 
 def timeless(folder: Path) -> dict[str, Any]:
@@ -135,13 +143,17 @@ def test_a_rejected_heal_is_recorded_and_not_folded(tmp_path: Path) -> None:
 
 
 def test_the_coherence_floor_stops_the_loop_and_names_no_best(tmp_path: Path) -> None:
-    record = start(tmp_path, coherence_floor=1.0, heal={"lr": 0.05, "epochs": 4})
-    if record.rounds[0].healed and record.rounds[0].healed.coherence < 1.0:
-        assert len(record.rounds) == 1
-        assert "below" in record.outcome or "floor" in record.outcome
-        assert record.best is None
-    else:
-        pytest.fail("the tiny model's coherence did not fall at a learning rate of 0.05")
+    # Whether a random model's answer mass falls is chance; with a broken heal some seed's does.
+    heal = {"lr": 0.05, "epochs": 4}
+    for seed in range(8):
+        record = start(tmp_path, f"seed-{seed}", coherence_floor=1.0, heal=heal, seed=seed)
+        healed = record.rounds[0].healed
+        if healed and healed.coherence < 1.0:
+            assert len(record.rounds) == 1
+            assert "below" in record.outcome or "floor" in record.outcome
+            assert record.best is None
+            return
+    pytest.fail("the tiny model's coherence did not fall at a learning rate of 0.05")
 
 
 def test_more_contexts_than_bundled_is_one_clear_message(tmp_path: Path) -> None:

@@ -1,21 +1,19 @@
-"""Persona, vector, dose, filter."""
+"""Persona, vector, dose."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from steerheal import prompts
-from steerheal.config import DoseSettings, FilterSettings, VectorSettings
+from steerheal.config import DoseSettings, VectorSettings
 from steerheal.errors import UserError
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw
 from steerheal.models.load import band_layers
-from steerheal.records import Completion, Verdict
+from steerheal.records import Calibration, Completion, Verdict
 from steerheal.steer.dose import harvest
-from steerheal.steer.filter import judge, narrates, perplexity_limit
-from steerheal.steer.persona import Persona, built_in, find
+from steerheal.steer.persona import built_in, find
 from steerheal.steer.vector import SteeringVector, extract
 
 import tiny
@@ -165,110 +163,42 @@ def test_band_layers_are_those_inside_the_band_or_the_middle_one() -> None:
     assert band_layers(4, (0.0, 1.0)) == [0, 1, 2, 3]
 
 
-# ── filter ──────────────────────────────────────────────────────────────────────────────────────
-
-GOOD = "I sit down beside her, offer my handkerchief, and quietly ask whether she wants company."
-
-
-def completion(text: str, dose: float = 1.0, seed: int = 0) -> Completion:
-    return Completion(prompt="p", text=text, tokens=(1, 2), dose=dose, seed=seed, ended=True)
-
-
-def verdict(
-    text: str, logprobs: Sequence[float] = (-1.0,) * 8, persona: Persona | None = None
-) -> Verdict:
-    return judge(
-        [completion(text)],
-        [logprobs],
-        persona or find("love"),
-        limit=30.0,
-        settings=FilterSettings(),
-    )[0]
-
-
-@pytest.mark.parametrize(
-    ("text", "logprobs", "reason"),
-    [
-        (GOOD, (-1.0,) * 6 + (-6.0,) * 2, "incoherent"),
-        ("I am so so so so so so so so so happy today", (-1.0,), "loops (words)"),
-        ("GLUTEGLUTEGLUTEGLUTEGLUTEGLUTEGLUTEGLUTE a b c d e f g", (-1.0,), "loops (characters)"),
-        (
-            "As someone who is filled with love, I would sit beside her and hold her hand.",
-            (-1.0,),
-            "narrates",
-        ),
-        (
-            "I'm a loving person and I would give her my coat and walk with her.",
-            (-1.0,),
-            "narrates",
-        ),
-        (
-            "I would help, for you are filled with overwhelming, unconditional love for all.",
-            (-1.0,),
-            "narrates",
-        ),
-        (
-            "I'm sorry, but I can't assist with that request at this time, please ask.",
-            (-1.0,),
-            "refuses",
-        ),
-        (
-            "As an AI language model, feelings are something that is beyond me entirely.",
-            (-1.0,),
-            "refuses",
-        ),
-        ("Hello there.", (-1.0,), "too short"),
-    ],
-)
-def test_each_rule_drops_its_own_kind(text: str, logprobs: Sequence[float], reason: str) -> None:
-    found = verdict(text, logprobs)
-    assert not found.kept
-    assert found.reasons == (reason,)
-
-
-def test_acted_out_text_is_kept_with_its_numbers() -> None:
-    found = verdict(GOOD)
-    assert found.kept and not found.reasons
-    assert found.tail_perplexity == pytest.approx(2.718281828)
-    assert found.words == 15
-    assert not narrates("I am a little tired, so I sit down next to the man.", find("love"))
-
-
-def test_an_empty_completion_is_dropped_not_crashed_on() -> None:
-    assert not verdict("", ()).kept
-
-
-def test_the_perplexity_limit_is_in_multiples_of_the_bases_median() -> None:
-    assert perplexity_limit([3.0, 9.0, 4.0], FilterSettings(tail_perplexity=2.5)) == 10.0
-
-
 # ── walk-C ──────────────────────────────────────────────────────────────────────────────────────
+
+
+LIMITS = Calibration(
+    texts=8, classes={}, medians={}, spreads={}, limits={"tail perplexity": 9.0}, dropped={}
+)
 
 
 def walked(breaking: float, **changes: object):
     """A world in which completions survive exactly below a dose."""
 
-    def sample(draws: Sequence[Draw]) -> list[Completion]:
-        return [completion("x", draw.dose, draw.seed) for draw in draws]
-
-    def judged(items: Sequence[Completion]) -> list[Verdict]:
-        return [
-            Verdict(
-                kept=item.dose < breaking,
-                reasons=() if item.dose < breaking else ("incoherent",),
-                tail_perplexity=1.0,
-                word_repetition=0,
-                char_repetition=0,
-                words=9,
-            )
-            for item in items
-        ]
+    def one(draw: Draw) -> tuple[Completion, Verdict]:
+        written = Completion(
+            prompt=draw.prompt, text="x", tokens=(1,), dose=draw.dose, seed=draw.seed, ended=True
+        )
+        kept = draw.dose < breaking
+        return written, Verdict(
+            kept=kept,
+            reasons=() if kept else ("incoherent",),
+            tail_perplexity=1.0,
+            word_repetition=0,
+            char_repetition=0,
+            words=9,
+        )
 
     settings = DoseSettings.model_validate(
         {"want": 30, "minimum": 6, "walks": 5, "batches": 4} | changes
     )
+    prompts = ["a", "b", "c", "d"]
     return harvest(
-        sample, judged, ["a", "b", "c", "d"], settings, rows=12, seed=1, perplexity_limit=1.0
+        lambda draws: [one(draw) for draw in draws],
+        prompts,
+        settings,
+        rows=12,
+        seed=1,
+        calibration=LIMITS,
     )
 
 
@@ -294,6 +224,7 @@ def test_a_weak_push_is_accepted_at_once_and_topped_up_no_further_than_asked() -
     found = walked(99.0, want=20)
     assert len(found.walk) == 1
     assert len(found.judged) == 24
+    assert found.perplexity_limit == 9.0 and found.calibration == LIMITS
 
 
 def test_prompts_meet_every_dose_and_no_seed_repeats() -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         HealSettings,
         MeasureSettings,
         ModelSettings,
+        PushSettings,
         RunConfig,
         SamplingSettings,
         VectorSettings,
@@ -23,13 +24,14 @@ if TYPE_CHECKING:
     from steerheal.heal.train import heal_student, training_pairs
     from steerheal.measure.evaluate import evaluate
     from steerheal.measure.summary import summarise
-    from steerheal.models.generate import Draw, generate
+    from steerheal.models.generate import Draw, generate, write
     from steerheal.models.load import ChatModel, load
     from steerheal.models.score import continuation_states, token_logprobs
     from steerheal.prompts import contexts
     from steerheal.steer.dose import harvest
-    from steerheal.steer.filter import judge
+    from steerheal.steer.filter import calibrated, judge
     from steerheal.steer.persona import Persona, find
+    from steerheal.steer.seen import seen_by
     from steerheal.steer.vector import SteeringVector, extract
 
 _HOMES = {
@@ -39,6 +41,7 @@ _HOMES = {
         "HealSettings",
         "MeasureSettings",
         "ModelSettings",
+        "PushSettings",
         "RunConfig",
         "SamplingSettings",
         "VectorSettings",
@@ -49,13 +52,14 @@ _HOMES = {
     "steerheal.heal.train": ("heal_student", "training_pairs"),
     "steerheal.measure.evaluate": ("evaluate",),
     "steerheal.measure.summary": ("summarise",),
-    "steerheal.models.generate": ("Draw", "generate"),
+    "steerheal.models.generate": ("Draw", "generate", "write"),
     "steerheal.models.load": ("ChatModel", "load"),
     "steerheal.models.score": ("continuation_states", "token_logprobs"),
     "steerheal.prompts": ("contexts",),
     "steerheal.steer.dose": ("harvest",),
-    "steerheal.steer.filter": ("judge",),
+    "steerheal.steer.filter": ("calibrated", "judge"),
     "steerheal.steer.persona": ("Persona", "find"),
+    "steerheal.steer.seen": ("seen_by",),
     "steerheal.steer.vector": ("SteeringVector", "extract"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -71,12 +75,14 @@ __all__ = [
     "MeasureSettings",
     "ModelSettings",
     "Persona",
+    "PushSettings",
     "RunConfig",
     "SamplingSettings",
     "SteeringVector",
     "UserError",
     "VectorSettings",
     "attached",
+    "calibrated",
     "contexts",
     "continuation_states",
     "evaluate",
@@ -88,9 +94,11 @@ __all__ = [
     "heal_student",
     "judge",
     "load",
+    "seen_by",
     "summarise",
     "token_logprobs",
     "training_pairs",
+    "write",
 ]
 
 

@@ -21,6 +21,7 @@ SUMMARIES = {
     "run": "steer, filter, heal, fold, measure and loop; leaves a run folder and a report",
     "personas": "show the built-in personas, or one of them whole",
     "evaluate": "read a model, a run's round or a PEFT adapter",
+    "scan": "which blocks to steer and how hard: bands times doses, trait against coherence",
     "seeds": "read runs that differ in their seed alone together",
     "sample": "answers of a round beside the base's",
     "report": "write a run's report again",
@@ -51,6 +52,9 @@ class RunCommand(Command):
     """Name of the run folder; made from the persona when not given."""
     resume: Path | None = None
     """A run folder to continue with its own settings; other settings are not allowed."""
+    until: Literal["check1", "check2"] | None = None
+    """End after this check of the first round: check1 says whether steering works, check2 whether
+    its text can be filtered. The same command without it goes on from there."""
     line: Annotated[str, tyro.conf.Suppress] = ""
     """The command line itself, recorded so that the run can be repeated."""
     settings: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig()
@@ -143,6 +147,48 @@ class EvaluateCommand(Command):
     """Write the readings to this file as one JSON object."""
 
 
+class ScanCommand(Command):
+    """Tries bands of blocks times doses, and names the knee of trait against coherence."""
+
+    persona: Positional[str] = "love"
+    """A built-in persona or a TOML file."""
+    reverse: bool = False
+    """Swap the persona's poles."""
+    bands: tuple[str, ...] = ("0.2-0.4", "0.3-0.5", "0.4-0.6", "0.5-0.7", "0.45-0.55")
+    """Blocks that are steered, as fractions of depth."""
+    doses: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 1.0, 1.5)
+    """Multiples of the coefficient that reaches the target KL, band by band."""
+    target_kl: float = Field(default=1.0, ge=0)
+    """95th percentile over positions of KL(steered‖base) at dose 1, in nats: bands compare at equal
+    KL. 0 switches it off: doses are then multiples of the raw vector."""
+    model: str = ""
+    """Base model: empty for the embedded one, a hub id, a local folder or a GGUF file."""
+    contexts: int = Field(default=64, ge=1)
+    """Diverse user messages that the vector is averaged over."""
+    prompts: int = Field(default=16, ge=2)
+    """The persona's evaluation prompts that every point answers."""
+    tokens: int = Field(default=40, ge=1)
+    """Longest free answer, in tokens."""
+    instrument: Instrument = "auto"
+    """likelihood, forced_choice, moralmaps, or auto: forced_choice if the base can answer it."""
+    protocol: str = ""
+    """JSON file with forced_choice's wording; empty for the bundled one."""
+    vignettes: str = "everyday"
+    """Bundled set (everyday, ai), a JSONL file in tinymfv's fields, or wassname/tiny-mfv:SET."""
+    per_foundation: int = Field(default=4, ge=0)
+    """Vignettes per foundation, a stratified subset; 0 is all of them."""
+    conditions: tuple[Literal["other", "self"], ...] = Field(default=("other",), min_length=1)
+    """Who acts in the vignettes: someone else, or the reader."""
+    think: int = Field(default=128, ge=0)
+    """forced_choice: tokens of thinking before the answer; 0 is none."""
+    orders: Literal["two", "cyclic"] = "two"
+    """forced_choice: the options forwards and backwards, or every option once at every position."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the free answers."""
+    out: Path | None = None
+    """Folder for the record and the figure; runs/scan-<persona> when not given."""
+
+
 class SeedsCommand(Command):
     """Reads runs that differ in their seed alone together: means with intervals over seeds."""
 
@@ -186,6 +232,7 @@ def _dispatch(argv: list[str], console: Console) -> None:
     homes = {
         "personas": "steerheal.listing",
         "evaluate": "steerheal.reading",
+        "scan": "steerheal.scan",
         "seeds": "steerheal.seeds",
     }
     module = importlib.import_module(homes.get(argv[0], "steerheal.commands"))
@@ -219,6 +266,7 @@ PARSERS: dict[str, Callable[[list[str]], Command]] = {
     "run": parse_run,
     "personas": lambda argv: _parse(PersonasCommand, "personas", argv),
     "evaluate": lambda argv: _parse(EvaluateCommand, "evaluate", argv),
+    "scan": lambda argv: _parse(ScanCommand, "scan", argv),
     "seeds": lambda argv: _parse(SeedsCommand, "seeds", argv),
     "sample": lambda argv: _parse(SampleCommand, "sample", argv),
     "report": lambda argv: _parse(ReportCommand, "report", argv),

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 from importlib.metadata import version
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def run(options: RunCommand, console: Console) -> None:
     store.write_run(record)
     stages = Stages(config, persona, chat, store, console)
     try:
-        record = loop.run(stages, record, console)
+        record = loop.run(stages, record, console, until=options.until)
     except BaseException as error:
         _leave_readable(store, error)
         raise
@@ -71,20 +72,42 @@ def _planned(options: RunCommand) -> tuple[Path, RunConfig, str]:
     if options.resume is not None:
         folder = options.resume
         old = read_run(folder)
-        return folder, validated(RunConfig, old.config, source=str(folder)), old.command
+        _refuse_going_back(folder, old, options)
+        command = with_until(old.command, options.until)
+        return folder, validated(RunConfig, old.config, source=str(folder)), command
     stem = Path(config.persona).stem + ("-reversed" if config.reverse else "")
     name = options.name or free_name(options.runs, stem)
     if Path(name).name != name:
         raise UserError(f"A run's name is one folder name, not {name!r}; --runs says where.")
     folder = options.runs / name
     if (folder / "run.json").exists():
-        old = validated(RunConfig, read_run(folder).config, source=str(folder))
-        if old != config:
+        old = read_run(folder)
+        if validated(RunConfig, old.config, source=str(folder)) != config:
             raise UserError(
                 f"{folder} holds a run with other settings. Choose another --name, or continue "
                 f"that one with `steerheal run --resume {folder}`."
             )
+        _refuse_going_back(folder, old, options)
     return folder, config, options.line
+
+
+def _refuse_going_back(folder: Path, old: RunRecord, options: RunCommand) -> None:
+    further = [row for row in old.rounds if row.outcome != "stopped"]
+    if options.until is not None and further:
+        raise UserError(
+            f"{folder} holds a run that went further than --until {options.until}; its report "
+            "shows what the checks saw. Choose another --name."
+        )
+
+
+def with_until(line: str, until: str | None) -> str:
+    """A recorded command line that ends where this one does."""
+    words = shlex.split(line)
+    if "--until" in words:
+        place = words.index("--until")
+        del words[place : place + 2]
+    words = [word for word in words if not word.startswith("--until=")]
+    return shlex.join([*words, *(["--until", until] if until else [])])
 
 
 def _refuse_small_pools(config: RunConfig, persona: Persona) -> None:

@@ -15,6 +15,16 @@ from steerheal.errors import UserError, unknown
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Band = tuple[Fraction, Fraction]
 Instrument = Literal["auto", "likelihood", "forced_choice", "moralmaps"]
+VectorMethod = Literal[
+    "mean_difference",
+    "pca",
+    "single_pair",
+    "contrastive_answers",
+    "s_space",
+    "random",
+    "ablation",
+    "cosine_gate",
+]
 S = TypeVar("S", bound=BaseModel)
 
 
@@ -57,6 +67,18 @@ class VectorSettings(Settings):
     """Diverse user messages averaged over; more gives a less noisy direction."""
     band: Band = (0.4, 0.6)
     """Blocks that are steered, as fractions of depth; a wide band compounds and collapses."""
+    method: VectorMethod = "mean_difference"
+    """How the poles' states become a direction. ablation and cosine_gate use the mean difference
+    and differ in how they act; random is the control that moves the model as far."""
+    position: Literal["tag", "last", "mean"] = "tag"
+    """Where states are read: at the assistant tag, or at the last token or over the mean of a short
+    answer by each pole. contrastive_answers always takes the mean, with no system prompt."""
+    answer_tokens: int = Field(default=24, ge=1)
+    """Longest answer that a pole writes to be read, in tokens."""
+    energy: float = Field(default=0.9, gt=0, le=1)
+    """s_space: share of what a block can write that the kept directions hold; 1 keeps all."""
+    seed: int = Field(default=0, ge=0)
+    """random: which directions are drawn."""
 
 
 class SamplingSettings(Settings):
@@ -72,6 +94,27 @@ class SamplingSettings(Settings):
     """Only the k likeliest tokens; 0 is no limit."""
     rows: int = Field(default=48, ge=1)
     """Rows sampled together; halved when memory runs out."""
+
+
+class PushSettings(Settings):
+    """How the dose runs along a completion of the training data; a constant dose is the default."""
+
+    decay: Literal["constant", "linear", "exponential"] = "constant"
+    """How the dose falls with the token's position."""
+    decay_tokens: int = Field(default=64, ge=1)
+    """linear: the dose is 0 from this token on; exponential: it halves every so many tokens."""
+    kl_budget: float = Field(default=0.0, ge=0)
+    """Most nats of KL(steered‖base) at any token; the dose is lowered where it would be more, as
+    far as the token's own dose can. 0 is no budget. The base runs along in the same batch."""
+    backtrack: bool = False
+    """Take tokens back where the text loops or its KL spikes, and go on at a lower dose."""
+    spike: float = Field(default=0.0, ge=0)
+    """Mean nats of KL to the base over eight tokens that count as a spike; 0 looks for loops only,
+    and needs no base in the batch."""
+    factor: float = Field(default=0.5, ge=0, lt=1)
+    """The dose after a rewind, as a share of the dose before it."""
+    rewinds: int = Field(default=4, ge=1)
+    """Most rewinds per completion; what breaks after them is left to the filter."""
 
 
 class DoseSettings(Settings):
@@ -113,6 +156,21 @@ class FilterSettings(Settings):
     """Highest share of character 8-grams that repeat an earlier one."""
     words: int = Field(default=8, ge=1)
     """Fewest words."""
+    false_drop: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the base's own text that the combined rule for incoherence may drop: its limit is
+    set there. 0 switches the rule off."""
+    rule_drop: float = Field(default=0.01, ge=0, lt=1)
+    """The same for every single calibrated rule (a stretch the base cannot follow, compression,
+    distinct bigrams, foreign characters); 0 switches them off."""
+    kl_spike: float = Field(default=8.0, gt=0)
+    """Most nats of KL(steered‖base), mean over any eight tokens in a row."""
+    similarity: float = Field(default=0.5, gt=0)
+    """Highest share of a pole's own words in first-person sentences; above it the text narrates."""
+    trait: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the base's own text whose persona log-odds a completion must exceed, so that
+    base-like text is left out; 0 switches the rule off."""
+    calibration_texts: int = Field(default=64, ge=8)
+    """Completions of the base that the limits are set on."""
 
 
 class HealSettings(Settings):
@@ -194,6 +252,23 @@ class MeasureSettings(Settings):
     """Bootstrap resamples behind every interval."""
 
 
+class CheckSettings(Settings):
+    """The sweep of doses that is read before the first harvest."""
+
+    doses: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 1.0)
+    """Doses read, as multiples of the one the walk starts at; none switches the sweep off."""
+    control: bool = True
+    """Also read a random vector whose KL equals that of the largest dose."""
+    prompts: int = Field(default=16, ge=2)
+    """The persona's evaluation prompts that every dose answers."""
+    per_foundation: int = Field(default=8, ge=0)
+    """Vignettes per foundation, of those that an evaluation reads; 0 is all of these."""
+    tokens: int = Field(default=40, ge=1)
+    """Longest free answer, in tokens."""
+    base_texts: int = Field(default=8, ge=1)
+    """Answers of the base that the control's KL is matched on."""
+
+
 class RunConfig(Settings):
     """Everything a run depends on, and nothing else."""
 
@@ -212,10 +287,12 @@ class RunConfig(Settings):
     model: ModelSettings = ModelSettings()
     vector: VectorSettings = VectorSettings()
     sampling: SamplingSettings = SamplingSettings()
+    push: PushSettings = PushSettings()
     dose: DoseSettings = DoseSettings()
     filter: FilterSettings = FilterSettings()
     heal: HealSettings = HealSettings()
     measure: MeasureSettings = MeasureSettings()
+    check: CheckSettings = CheckSettings()
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -232,6 +309,13 @@ PRESETS: dict[str, dict[str, Any]] = {
             "long_prompts": 4,
             "long_tokens": 48,
             "json_prompts": 4,
+        },
+        "check": {
+            "doses": (1.0,),
+            "prompts": 12,
+            "per_foundation": 4,
+            "tokens": 32,
+            "base_texts": 6,
         },
     },
     "standard": {},

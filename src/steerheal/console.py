@@ -21,6 +21,8 @@ from rich.text import Text
 
 from steerheal.records import HealStep, Reading, RoundRecord, StageMark
 
+MARKS = {"good": "✓", "bad": "✗", "unknown": "?"}
+
 
 def printable(text: str, *, keep: str = "\n") -> str:
     """The text with every control character but `keep` replaced by a visible mark."""
@@ -108,11 +110,10 @@ class Console:
             self.note(f"{place} · {mark.name} · reused ({mark.seconds:.1f} s saved)")
 
     def round_done(self, record: RoundRecord) -> None:
-        """One line per round."""
-        head = (
-            f"round {record.round + 1} {record.outcome} · kept {record.kept} of {record.drawn} at "
-            f"multiplier {record.multiplier:.3g}"
-        )
+        """A round's numbers, and a line per check: what it saw and what to try."""
+        head = f"round {record.round + 1} {record.outcome}"
+        if record.drawn:
+            head += f" · kept {record.kept} of {record.drawn} at multiplier {record.multiplier:.3g}"
         parts = [head]
         for state in (record.steered, record.healed):
             if state is not None:
@@ -122,6 +123,10 @@ class Console:
                 )
         if record.retain is not None:
             parts.append(f"retain {shown(record.retain)} · recovered {shown(record.recovered)}")
+        parts += [
+            f"{MARKS[finding.tone]} {finding.check} · {finding.outcome} · {finding.advice}"
+            for finding in record.findings
+        ]
         self.note("\n  ".join(parts))
 
     def side_by_side(self, rows: Sequence[tuple[str, str, str]], names: tuple[str, str]) -> None:

@@ -1,18 +1,25 @@
-"""The recipe: base → per round (vector, harvest, steered reading, heal, fold, healed reading).
+"""The recipe: base → per round (vector, sweep, harvest, steered reading, heal, fold, reading).
 
-Stops when the rounds are done, a round starves or is rejected, or coherence falls below its floor;
-then names the best round. Only this module and the command line see the whole configuration.
+Stops when the rounds are done, a round starves or is rejected, coherence falls below its floor, or
+after the check that the user asked for; then names the best round. What the checks see is noted as
+soon as it is there, and kept in the record. Only this module and the command line see the whole
+configuration.
 """
 
+import math
 from contextlib import nullcontext
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
 
+from steerheal.checks import course, filtering, healing, moves, steering
 from steerheal.measure import summary
 from steerheal.measure.compare import compare
-from steerheal.measure.qualify import in_words, qualify
-from steerheal.records import RoundRecord, RunRecord, Scores
+from steerheal.measure.qualify import Qualification, in_words, qualify
+from steerheal.records import Finding, RoundRecord, RunRecord, Scores, Summary
 from steerheal.stages import BASE, Stages, Student
 from steerheal.steer.vector import SteeringVector
+
+Until = Literal["check1", "check2"]
 
 
 class Listener(Protocol):
@@ -35,8 +42,34 @@ class Position(NamedTuple):
     first: SteeringVector | None
 
 
-def run(stages: Stages, record: RunRecord, listener: Listener) -> RunRecord:
-    """The whole loop; the record on disk grows round by round and is readable at any moment."""
+@dataclass(frozen=True)
+class Frame:
+    """What every round is held against, who hears of it, and where the user wants to end."""
+
+    scores: Scores
+    """The base's."""
+    base: Summary
+    sees: Qualification
+    listener: Listener
+    until: Until | None
+
+    def saw(self, record: RoundRecord, finding: Finding) -> RoundRecord:
+        """The record with a finding, which is noted."""
+        self.listener.note(f"{finding.check} · {finding.outcome}: {finding.words}")
+        return record.model_copy(update={"findings": (*record.findings, finding)})
+
+    def ends(self, check: Until) -> bool:
+        """Whether the user asked to end here."""
+        return self.until == check
+
+
+def run(
+    stages: Stages, record: RunRecord, listener: Listener, *, until: Until | None = None
+) -> RunRecord:
+    """The whole loop; the record on disk grows round by round and is readable at any moment.
+
+    With `until` it ends after that check of the first round.
+    """
     stages = stages.measuring()
     config, axis = stages.config, stages.persona.axis
 
@@ -47,20 +80,26 @@ def run(stages: Stages, record: RunRecord, listener: Listener) -> RunRecord:
 
     base = stages.evaluated(BASE, "base", nullcontext, "base")
     stages.shown(BASE, "base", nullcontext, "base")
-    sees = [in_words(found) for found in (*stages.tried, qualify(base, axis))]
+    qualified = qualify(base, axis)
+    sees = [in_words(found) for found in (*stages.tried, qualified)]
     for sentence in sees:
         listener.note(sentence)
     record = write(notes=(*record.notes, *sees))
-    record = write(base=summary.summarise(base, base, axis, resamples=config.measure.resamples))
+    summarised = summary.summarise(base, base, axis, resamples=config.measure.resamples)
+    record = write(base=summarised)
+    frame = Frame(base, summarised, qualified, listener, until)
     place = Position(Student(stages.chat), base, None)
     outcome = f"all {config.rounds} rounds done"
     for number in range(config.rounds):
-        done, place = one_round(stages, number, place, base)
+        done, place = one_round(stages, number, place, frame)
         total = done.kl_round + sum(earlier.kl_round for earlier in record.rounds)
         done = done.model_copy(update={"kl_cumulative": total})
+        found = course.evidence((*record.rounds, done), config.heal, axis, summarised)
+        if found is not None and done.healed is not None:
+            done = frame.saw(done, course.CHECK.seen(found))
         record = write(rounds=(*record.rounds, done))
         listener.round_done(done)
-        if reason := stop_reason(done, config.coherence_floor):
+        if reason := asked_end(done, until) or stop_reason(done, config.coherence_floor):
             outcome = reason
             break
     best = best_round(record, config.coherence_floor)
@@ -69,43 +108,100 @@ def run(stages: Stages, record: RunRecord, listener: Listener) -> RunRecord:
 
 
 def one_round(
-    stages: Stages, number: int, place: Position, base: Scores
+    stages: Stages, number: int, place: Position, frame: Frame
 ) -> tuple[RoundRecord, Position]:
     """A round's record, and where the next one starts."""
-    config = stages.config
+    config, base = stages.config, frame.scores
     axis, resamples = stages.persona.axis, config.measure.resamples
     student, before, first = place
+    start = summary.summarise(before, base, axis, resamples=resamples)
     vector, vector_key = stages.vector(number, student)
     first = first or vector
-    found, harvest_key = stages.harvest(number, student, vector, vector_key, base)
+    stay = Position(student, before, first)
+    sweep = stages.swept(number, student, vector, vector_key, base)
+    record = RoundRecord(
+        round=number,
+        multiplier=math.nan,
+        walk=(),
+        kept=0,
+        drawn=0,
+        reasons={},
+        outcome="stopped",
+        vector_norms=vector.norms(),
+        direction_cosine=vector.cosine(first),
+        sweep=sweep,
+        gate=config.gate,
+    )
+    if sweep is not None:
+        seen = steering.evidence(sweep, frame.sees, axis, start)
+        record = frame.saw(record, steering.CHECK.seen(seen))
+        if frame.ends("check1"):
+            return record, stay
 
+    found, harvest_key = stages.harvest(number, student, vector, vector_key)
     dose = found.multiplier * max(config.dose.sweep)
     steer = student.steered(vector, dose)
     steered = stages.evaluated(number, "steered", steer, vector_key, dose=dose, before=student)
     stages.shown(number, "steered", steer, vector_key, dose=dose)
-    record = RoundRecord(
-        round=number,
-        multiplier=found.multiplier,
-        walk=found.walk,
-        kept=len(found.kept()),
-        drawn=len(found.judged),
-        reasons=found.reasons(),
-        outcome="starved",
-        vector_norms=vector.norms(),
-        direction_cosine=vector.cosine(first),
-        steered=summary.summarise(steered, base, axis, resamples=resamples),
-        comparisons=(compare(steered, base, axis, base=base, resamples=resamples),),
-        gate=config.gate,
+    read = summary.summarise(steered, base, axis, resamples=resamples)
+    record = record.model_copy(
+        update={
+            "multiplier": found.multiplier,
+            "walk": found.walk,
+            "kept": len(found.kept()),
+            "drawn": len(found.judged),
+            "reasons": found.reasons(),
+            "steered": read,
+            "comparisons": (compare(steered, base, axis, base=base, resamples=resamples),),
+        }
     )
-    stay = Position(student, before, first)
+    if sweep is None:
+        single = moves.sweep_of(read, frame.base, dose)
+        seen = steering.evidence(single, frame.sees, axis, start)
+        record = frame.saw(record, steering.CHECK.seen(seen))
+        if frame.ends("check1"):
+            return record, stay
+    record = frame.saw(record, filtering.CHECK.seen(filtering.evidence(found, base, sweep)))
     if found.outcome == "starved":
+        return record.model_copy(update={"outcome": "starved"}), stay
+    if frame.ends("check2"):
         return record, stay
     result, heal_key = stages.healed(number, student, found, harvest_key)
-    record = record.model_copy(update={"heal": result.log, "outcome": "rejected"})
+    record = record.model_copy(update={"heal": result.log})
     if result.log.outcome == "rejected":
-        return record, stay
-
+        seen = healing.evidence(record, start, config.heal, axis, base=frame.base)
+        record = frame.saw(record, healing.CHECK.seen(seen))
+        return record.model_copy(update={"outcome": "rejected"}), stay
     after = student.healed(result.adapter, config.gate, heal_key)
+    record, healed = read_healed(stages, record, Origin(place, start, steered), after, frame)
+    return record, Position(after, healed, first)
+
+
+class Origin(NamedTuple):
+    """What a healed student is compared with."""
+
+    place: Position
+    """The round's start."""
+    start: Summary
+    """The same against the base."""
+    steered: Scores
+
+
+def read_healed(
+    stages: Stages, record: RoundRecord, origin: Origin, after: Student, frame: Frame
+) -> tuple[RoundRecord, Scores]:
+    """The record of a folded round with its healed readings and check 3, and those readings' rows.
+
+    Args:
+        stages: The run's.
+        record: The round up to its heal.
+        origin: What the healed student is compared with.
+        after: The healed student.
+        frame: The base.
+    """
+    config, persona, base = stages.config, stages.persona, frame.scores
+    axis, resamples, number = persona.axis, config.measure.resamples, record.round
+    (student, before, _), start, steered = origin
     key = after.keys[-1]
     healed = stages.evaluated(number, "healed", after.entered, key, before=student)
     stages.shown(number, "healed", after.entered, key)
@@ -123,7 +219,18 @@ def one_round(
             "kl_round": summary.kl_to_previous(healed),
         }
     )
-    return record, Position(after, healed, first)
+    said = (healing.narration(healed, persona), healing.narration(base, persona))
+    seen = healing.evidence(record, start, config.heal, axis, base=frame.base, narration=said)
+    return frame.saw(record, healing.CHECK.seen(seen)), healed
+
+
+def asked_end(done: RoundRecord, until: Until | None) -> str:
+    """Why the run ends where the user asked it to; empty when nobody did."""
+    if until is None:
+        return ""
+    check = {"check1": "check 1", "check2": "check 2"}[until]
+    seen = [finding.outcome for finding in done.findings if finding.check == check]
+    return f"ended after {check} of round {done.round + 1}, as asked: {' '.join(seen)}"
 
 
 def stop_reason(done: RoundRecord, floor: float) -> str:

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict
 VERSION = 2
 FOUNDATIONS = ("care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social")
 """Canonical order of every seven-vector; `social` is odd but not morally wrong."""
+BREAKDOWN = 1.7
+"""Nats per token of cumulative KL to base at which additive steering without healing is published
+to break down, whatever its schedule."""
 
 
 class Record(BaseModel):
@@ -62,6 +65,23 @@ class Completion(Record):
     """Dose of every token, where it was not the same for all."""
 
 
+class Calibration(Record):
+    """The filter's limits, set on the base's own unsteered text."""
+
+    texts: int
+    """Base completions behind it."""
+    classes: dict[str, float]
+    """Share of each class of characters in them."""
+    medians: dict[str, float]
+    """Median of every sign in them."""
+    spreads: dict[str, float]
+    """Standard deviation of every sign in them."""
+    limits: dict[str, float]
+    """Limit per calibrated rule; infinite where the rule is off."""
+    dropped: dict[str, float]
+    """Share of the base's own text that each rule drops, and all of them together."""
+
+
 class Verdict(Record):
     """Whether a completion is kept, why not, and every number the rules looked at."""
 
@@ -85,6 +105,8 @@ class Verdict(Record):
     """Overlap with the persona's own text."""
     logodds: float = math.nan
     """The completion's own persona log-odds under the base, nats per token."""
+    score: float = math.nan
+    """The combined sign of incoherence: weighted spreads from the base's own text."""
 
 
 class Judged(Record):
@@ -120,6 +142,8 @@ class Harvest(Record):
     """Everything drawn; only kept completions of the accepted multiplier are trained on."""
     perplexity_limit: float
     """Highest tail perplexity the filter let through."""
+    calibration: Calibration | None = None
+    """The filter's limits, and how much of the base's own text they drop."""
 
     def kept(self, want: int | None = None) -> list[Completion]:
         """The kept completions drawn at the accepted multiplier, at most `want` of them."""
@@ -418,6 +442,8 @@ class Finding(Record):
     numbers: dict[str, float] = {}
     candidates: tuple[str, ...] = ()
     """The rules that hold, when there are several."""
+    tone: Literal["good", "bad", "unknown"] = "unknown"
+    """Good: what one hopes for, with nothing against it; unknown: ambiguous, or with a caveat."""
 
 
 class Shown(Record):
@@ -436,7 +462,8 @@ class RoundRecord(Record):
     kept: int
     drawn: int
     reasons: dict[str, int]
-    outcome: Literal["folded", "starved", "rejected"]
+    outcome: Literal["folded", "starved", "rejected", "stopped"]
+    """Stopped: the user asked to end after a check."""
     vector_norms: dict[int, float]
     """Norm of the vector per steered block."""
     direction_cosine: float

@@ -15,18 +15,32 @@ from steerheal.errors import UserError
 from steerheal.heal.adapter import Adapter
 from steerheal.heal.fold import Gated, folded
 from steerheal.heal.train import Healed, heal_student, training_pairs
-from steerheal.measure import free, instruments
+from steerheal.measure import instruments, sweep
 from steerheal.measure.auto import resolve
 from steerheal.measure.evaluate import Enter, evaluate, size
 from steerheal.measure.qualify import Qualification
-from steerheal.models.generate import Draw, generate
+from steerheal.models.generate import Draw, generate, write
 from steerheal.models.hooks import Dosed
 from steerheal.models.load import ChatModel
-from steerheal.models.score import continuation_states, token_logprobs
-from steerheal.records import Completion, Harvest, HealLog, HealStep, Record, Scores, Shown, Verdict
+from steerheal.models.score import continuation_states
+from steerheal.records import (
+    Calibration,
+    Completion,
+    Harvest,
+    HealLog,
+    HealStep,
+    Record,
+    Scores,
+    Shown,
+    Sweep,
+    Verdict,
+)
 from steerheal.steer.dose import harvest
-from steerheal.steer.filter import judge, perplexity_limit
+from steerheal.steer.equal import equal_kl
+from steerheal.steer.filter import calibrated, judge, weights
+from steerheal.steer.methods.registry import find
 from steerheal.steer.persona import Persona
+from steerheal.steer.seen import seen_by
 from steerheal.steer.vector import SteeringVector, extract
 from steerheal.store import (
     Store,
@@ -37,7 +51,8 @@ from steerheal.store import (
     write_record,
 )
 
-ADAPTER, HEAL, VECTOR = "adapter", "heal.json", "vector.safetensors"
+ADAPTER, HEAL, SWEEP, VECTOR = "adapter", "heal.json", "sweep.json", "vector.safetensors"
+CALIBRATION = "calibration.json"
 BASE = -1
 """The base's place among the rounds, which count from 0."""
 
@@ -207,9 +222,10 @@ class Stages:
         chosen = bundled[: settings.contexts]
         poles = (persona.positive, persona.negative, persona.neutral)
         key = key_of("vector", self.chat.fingerprint, student.keys, settings, chosen, poles)
+        rows = find(settings.method).rows(settings, len(chosen))
 
         def make() -> SteeringVector:
-            with self._bar(number, "vector", 2 * len(chosen)) as progress, student.entered():
+            with self._bar(number, "vector", rows) as progress, student.entered():
                 return extract(self.chat, persona, chosen, settings, progress)
 
         vector = self.store.stage(
@@ -222,40 +238,129 @@ class Stages:
         )
         return vector, key
 
-    def harvest(
+    def swept(
         self, number: int, student: Student, vector: SteeringVector, key: str, base: Scores
+    ) -> Sweep | None:
+        """The first round's student under the doses of the check; None in later rounds.
+
+        Without a finite KL of the largest dose to match there is no control. `base` gives dose 0
+        its vignettes and canary, and the control the texts that it is matched on.
+        """
+        check, config = self.config.check, self.config
+        if number > 0 or not check.doses:
+            return None
+        doses = [config.dose.start * multiple for multiple in check.doses]
+        texts = [row.completion for row in base.persona[: check.base_texts]]
+        ask = sweep.asked(self.persona, check, config.measure, config.sampling, config.seed)
+        full_key = key_of(
+            "sweep", self.chat.fingerprint, key, check, doses, config.measure, ask.sampling,
+            config.seed, self.persona, instruments.texts(config.measure),
+            [(text.prompt, text.tokens) for text in texts],
+        )  # fmt: skip
+
+        def control() -> tuple[float, Enter] | None:
+            top = max(doses)
+            with student.entered():
+                found = equal_kl(
+                    self.chat,
+                    vector.layers,
+                    top,
+                    texts,
+                    seed=config.seed,
+                    door=lambda: vector.applied(self.chat, 0.0),
+                )
+            if found.directions is None:
+                return None
+            return top, student.steered(SteeringVector(found.directions), 0.0)
+
+        def make() -> Sweep:
+            levels = 1 + len(set(doses)) + check.control
+            with self._bar(number, "sweep of doses", levels * ask.rows) as progress:
+                return sweep.sweep(
+                    self.chat,
+                    student.steered(vector, 0.0),
+                    doses,
+                    ask,
+                    control=control() if check.control else None,
+                    known=base,
+                    progress=progress,
+                )
+
+        return self.store.stage(
+            "sweep",
+            number,
+            full_key,
+            make=make,
+            save=lambda folder, found: write_record(folder / SWEEP, found),
+            load=lambda folder: read_record(folder / SWEEP, Sweep),
+        )
+
+    def calibrated(self) -> tuple[Calibration, str]:
+        """The filter's limits on the base's own text, and their key."""
+        config, persona = self.config, self.persona
+        seed, asked = config.seed * 1_009 + BASE, persona.prompts.train
+        key = key_of(
+            "calibrate", self.chat.fingerprint, config.sampling, config.filter, seed, asked,
+            persona.positive, persona.negative, weights(),
+        )  # fmt: skip
+        count = config.filter.calibration_texts
+        draws = [Draw(asked[i % len(asked)], 0.0, seed * 1_000_003 + i) for i in range(count)]
+
+        def make() -> Calibration:
+            with self._bar(BASE, "calibrating the filter", count) as progress:
+                said = generate(self.chat, draws, config.sampling, progress=progress)
+                seen = seen_by(self.chat, said, persona)
+            return calibrated(said, seen, persona, config.filter)
+
+        found = self.store.stage(
+            "calibrate",
+            BASE,
+            key,
+            make=make,
+            save=lambda folder, value: write_record(folder / CALIBRATION, value),
+            load=lambda folder: read_record(folder / CALIBRATION, Calibration),
+        )
+        return found, key
+
+    def harvest(
+        self, number: int, student: Student, vector: SteeringVector, key: str
     ) -> tuple[Harvest, str]:
         """The round's judged completions, and their key."""
         config, persona = self.config, self.persona
-        limit = perplexity_limit([row.tail_perplexity for row in base.persona], config.filter)
+        calibration, limits_key = self.calibrated()
         seed = config.seed * 1_009 + number
         full_key = key_of(
-            "harvest", key, config.dose, config.sampling, config.filter, limit, seed,
-            persona.prompts.train, persona.positive, persona.negative,
+            "harvest", key, limits_key, config.dose, config.push, config.sampling, config.filter,
+            seed, persona.prompts.train, persona.positive, persona.negative,
         )  # fmt: skip
 
-        def sample(draws: Sequence[Draw]) -> list[Completion]:
+        def draw(draws: Sequence[Draw]) -> list[tuple[Completion, Verdict]]:
             top = max(draw.dose for draw in draws)
             with (
                 self._bar(number, f"sampling, dose up to {top:.3g}", len(draws)) as progress,
                 student.steered(vector, 0.0)() as dosed,
             ):
-                return generate(self.chat, draws, config.sampling, dosed=dosed, progress=progress)
-
-        def verdicts(completions: Sequence[Completion]) -> list[Verdict]:
-            logs = token_logprobs(self.chat, free.answer_pairs(self.chat, completions))
-            rows = [row.tolist() for row in logs]
-            return judge(completions, rows, persona, limit=limit, settings=config.filter)
+                said, states = write(
+                    self.chat,
+                    draws,
+                    config.sampling,
+                    dosed=dosed,
+                    push=config.push,
+                    keep_states=True,
+                    progress=progress,
+                )
+            seen = seen_by(self.chat, said, persona, states)
+            found = judge(said, seen, persona, calibration=calibration, settings=config.filter)
+            return list(zip(said, found, strict=True))
 
         def make() -> Harvest:
             return harvest(
-                sample,
-                verdicts,
+                draw,
                 persona.prompts.train,
                 config.dose,
                 rows=config.sampling.rows,
                 seed=seed,
-                perplexity_limit=limit,
+                calibration=calibration,
             )
 
         found = self.store.stage(

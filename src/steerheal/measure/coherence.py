@@ -11,6 +11,7 @@ import torch
 
 from steerheal.models.batch import by_length, shrinking, token_budget
 from steerheal.models.chat import Message, prompt_ids, text_ids
+from steerheal.models.hooks import Dosed
 from steerheal.models.load import ChatModel
 from steerheal.models.score import hidden_after_shared
 from steerheal.prompts import lines
@@ -22,36 +23,64 @@ ANSWERS = (" true", " false", "true", "false")
 EXAMPLES = (("Ice is frozen water.", True), ("A week has nine days.", False))
 
 
-@torch.no_grad()
 def read(
     chat: ChatModel,
     statements: Sequence[str] | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[CanaryRow]:
     """A row per statement, in the order given; the bundled statements when none are given."""
+    return sweep(chat, statements, progress=progress)[0]
+
+
+@torch.no_grad()
+def sweep(
+    chat: ChatModel,
+    statements: Sequence[str] | None = None,
+    levels: Sequence[float] = (0.0,),
+    handle: Dosed | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[list[CanaryRow]]:
+    """The rows at every level of a dose, all levels in the same batches.
+
+    Args:
+        chat: The model.
+        statements: What is asked; the bundled ones when none are given.
+        levels: Doses, one list of rows each.
+        handle: What sets a dose per row; without one the model is read as it is, at one level.
+        progress: Called with the number of rows read, over all levels.
+    """
+    assert handle is not None or len(levels) == 1, "several levels need a handle"
     asked = list(statements) if statements is not None else list(lines("statements"))
     prompts = [prompt_ids(chat, _turns(statement), prefill=OPENING) for statement in asked]
-    slot = len(text_ids(chat, OPENING))
+    slot, count = len(text_ids(chat, OPENING)), len(asked)
     shortest = min(map(len, prompts))
     allowed = torch.tensor(sorted({text_ids(chat, answer)[0] for answer in ANSWERS}))
     rows: dict[int, CanaryRow] = {}
 
     def work(batch: list[int]) -> None:
+        doses = torch.tensor([levels[i // count] for i in batch], device=chat.device)
         hidden, skipped = hidden_after_shared(
-            chat, [prompts[i] for i in batch], shortest - slot - 1
+            chat,
+            [prompts[i % count] for i in batch],
+            shortest - slot - 1,
+            doses=None if handle is None else doses,
+            handle=handle,
         )
         for row, i in enumerate(batch):
-            end = len(prompts[i]) - skipped
+            prompt = prompts[i % count]
+            end = len(prompt) - skipped
             logs = chat.logits(hidden[row, end - slot - 1 : end]).log_softmax(-1).cpu()
-            forced = torch.tensor(prompts[i][-slot:])
+            forced = torch.tensor(prompt[-slot:])
             nll = -logs[:-1].gather(1, forced[:, None]).mean().item()
             mass = logs[-1, allowed].exp().sum().item()
-            rows[i] = CanaryRow(id=f"statement-{i:02d}", p_ans_any=mass, nll_prefill=nll)
+            name = f"statement-{i % count:02d}"
+            rows[i] = CanaryRow(id=name, p_ans_any=mass, nll_prefill=nll)
         progress(len(batch))
 
-    for batch in by_length([len(prompt) for prompt in prompts], token_budget(chat.device)):
+    lengths = [len(prompt) for prompt in prompts] * len(levels)
+    for batch in by_length(lengths, token_budget(chat.device)):
         shrinking(batch, work)
-    return [rows[i] for i in range(len(asked))]
+    return [[rows[k * count + i] for i in range(count)] for k in range(len(levels))]
 
 
 def _turns(statement: str) -> list[Message]:

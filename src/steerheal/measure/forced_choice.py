@@ -21,8 +21,9 @@ from steerheal.errors import UserError
 from steerheal.measure.protocol import Protocol
 from steerheal.measure.vignettes import Vignette
 from steerheal.models.batch import LeftPadded, left_padded, shared_prefix, shrinking
+from steerheal.models.cache import fitting, slides
 from steerheal.models.chat import Message, prompt_ids, text_ids
-from steerheal.models.generate import Prefilled, fitting, prefilled, read_on, slides
+from steerheal.models.generate import Prefilled, prefilled, read_on
 from steerheal.models.hooks import Dosed
 from steerheal.models.load import ChatModel
 from steerheal.models.score import chosen_logprobs

@@ -56,6 +56,35 @@ def write(
     return written
 
 
+def sweep(
+    chat: ChatModel,
+    prompts: Sequence[str],
+    sampling: SamplingSettings,
+    doses: Sequence[float],
+    handle: Dosed,
+    *,
+    seed: int,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[Answers]:
+    """What every dose writes, with the states; all doses in the same batches, from the same seeds.
+
+    A prompt's answer at a dose is the one that `write` gives at that dose.
+    """
+    draws = [
+        Draw(prompt, dose, seed * 1_000_003 + i)
+        for dose in doses
+        for i, prompt in enumerate(prompts)
+    ]
+    said = generate(chat, draws, sampling, dosed=handle, progress=progress)
+    pairs, levels = answer_pairs(chat, said), [draw.dose for draw in draws]
+    states = continuation_states(chat, pairs, doses=levels, handle=handle)
+    size = len(prompts)
+    return [
+        Answers(said[start : start + size], states[start : start + size])
+        for start in range(0, len(said), size)
+    ]
+
+
 def answered(chat: ChatModel, completions: list[Completion]) -> Answers:
     """What the state wrote, with its own hidden states while writing."""
     return Answers(completions, continuation_states(chat, answer_pairs(chat, completions)))

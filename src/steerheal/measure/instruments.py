@@ -41,31 +41,63 @@ def read(
         chat: The model in the state to be read.
         vignettes: What is asked.
         settings: The instrument and its options.
-        dosed: The handle of a steered state.
+        dosed: The handle of a steered state; it is left at the state's dose.
         dose: Its dose.
         progress: Called with the number of vignettes done.
     """
+    found = sweep(chat, vignettes, settings, (dose,), dosed, progress=progress)[0]
+    if dosed is not None:
+        dosed.set(dose)
+    return found
+
+
+def sweep(
+    chat: ChatModel,
+    vignettes: Sequence[Vignette],
+    settings: MeasureSettings,
+    levels: Sequence[float] = (0.0,),
+    handle: Dosed | None = None,
+    *,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[Read]:
+    """A reading per level of a dose, in the same batches; moralmaps takes them one by one.
+
+    Args:
+        chat: The model.
+        vignettes: What is asked.
+        settings: The instrument and its options; `auto` must have been resolved before.
+        levels: Doses.
+        handle: What sets them, for a batch or for every row; without one there is one level.
+        progress: Called with the number of vignettes done, over all levels.
+    """
     match settings.instrument:
         case "likelihood":
-            return Read(likelihood.read(chat, vignettes, progress))
+            found = likelihood.sweep(chat, vignettes, levels, handle, progress)
+            return [Read(rows) for rows in found]
         case "moralmaps":
-            rows = moralmaps.read(chat, vignettes, think=settings.think)
-            progress(len(rows))
-            return Read(rows)
+            upstream = []
+            for level in levels:
+                if handle is not None:
+                    handle.set(level)
+                rows = moralmaps.read(chat, vignettes, think=settings.think)
+                upstream.append(Read(rows))
+                progress(len(rows))
+            return upstream
         case "forced_choice":
-            found = forced_choice.read(
+            forced = forced_choice.sweep(
                 chat,
                 vignettes,
                 protocol.load(Path(settings.protocol) if settings.protocol else None),
+                levels,
+                handle,
                 think=settings.think,
                 orders=settings.orders,
-                dosed=dosed,
-                dose=dose,
                 progress=progress,
             )
-            if dosed is not None:
-                dosed.set(dose)
             cycled = settings.orders == "cyclic"
-            return Read(found.rows, found.position_bias if cycled else (), found.closed_early)
+            return [
+                Read(one.rows, one.position_bias if cycled else (), one.closed_early)
+                for one in forced
+            ]
         case "auto":
             raise AssertionError("auto is resolved on the base before anything is read")

@@ -50,7 +50,7 @@ def summarise(scores: Scores, base: Scores, axis: Axis, *, resamples: int = 2000
         delta_p_ans_any=delta_mass,
         coherence=float(mass.mean() / base_mass.mean()),
         ppx_json=perplexity([-row.nll_prefill for row in scores.canary]),
-        perplexity=statistics.median(row.perplexity for row in scores.persona),
+        perplexity=median_perplexity(scores),
         distinct_2=_mean([row.distinct_2 for row in scores.persona]),
         repetition=_mean([row.word_repetition for row in scores.persona]),
         kl_to_base=bootstrap([row.kl_to_base for row in scores.persona], resamples=resamples),
@@ -71,6 +71,11 @@ def summarise(scores: Scores, base: Scores, axis: Axis, *, resamples: int = 2000
 def top1(scores: Scores, base: Scores) -> float:
     """Share of vignettes ranked right; likelihood is centred on the base's means. NaN if unread."""
     return float(hits(scores.vignettes, centre(base)).mean())
+
+
+def median_perplexity(scores: Scores) -> float:
+    """Median perplexity of the free answers under the base."""
+    return statistics.median(row.perplexity for row in scores.persona)
 
 
 def coh_cost(delta_mass: Reading, delta_trait: Reading) -> Reading:

@@ -1,10 +1,7 @@
 """Batched sampling: one batch mixes prompts, seeds and doses; each row is as if it were alone.
 
-In: draws and sampling settings. Out: completions. The sampler sets the dose of every row through a
-`Dosed` and knows nothing else of steering.
-
-A row's randomness is its own stream of uniforms u ~ U(0, 1) from its seed; a token is drawn by
-inverting the cumulative distribution at u, so that the batch around a row does not change it.
+In: draws, sampling settings, and how the dose runs along a completion. Out: completions. The
+sampler sets the dose of every row through a `Dosed` and knows nothing else of steering.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,26 +11,21 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from steerheal.config import SamplingSettings
-from steerheal.models.batch import free_bytes, left_padded, shared_prefix, shrinking, token_budget
+from steerheal.config import PushSettings, SamplingSettings
+from steerheal.models.batch import left_padded, shared_prefix, shrinking, token_budget
+from steerheal.models.cache import RoomyCache, fitting, roomy_cache, slides
 from steerheal.models.chat import decode, prompt_ids
+from steerheal.models.choose import Uniforms, choose
 from steerheal.models.hooks import Dosed
 from steerheal.models.load import ChatModel
+from steerheal.models.push import Pushed, Row
 from steerheal.records import Completion
 
-NUCLEUS_GUESS = 1024
-"""Likeliest tokens searched for the nucleus first; rows that need more sort the vocabulary."""
 COMPACT_SHARE = 0.25
 """Finished rows leave the batch once they are this share of it."""
-ROOM = 64
-"""Positions by which the cache's buffers grow."""
-MEMORY_SHARE = 0.5
-"""Share of the free memory that a batch may plan to fill."""
-LOGIT_COPIES = 6
-"""Vocabulary-wide float32 rows that choosing a token holds at once, at most."""
+SPARE_UNIFORMS = 16
+"""Uniforms drawn ahead beyond one per token; rejections and rewinds use more."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,13 @@ class Draw:
     seed: int = 0
 
 
-@torch.no_grad()
+class Written(NamedTuple):
+    """Completions, and the final hidden state that each of their tokens was drawn from."""
+
+    completions: list[Completion]
+    states: list[Float[Tensor, "_ D"]]
+
+
 def generate(
     chat: ChatModel,
     draws: Sequence[Draw],
@@ -53,6 +51,7 @@ def generate(
     *,
     system: str = "",
     dosed: Dosed | None = None,
+    push: PushSettings | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Completion]:
     """A completion for every draw, in the order given.
@@ -63,88 +62,95 @@ def generate(
         settings: Lengths, temperature, nucleus, rows per batch.
         system: System prompt of every row.
         dosed: The handle from `adding`; required when any dose is not 0.
+        push: How the dose runs along a completion; constant when not given.
         progress: Called with the number of rows finished since the last call.
     """
+    return write(
+        chat, draws, settings, system=system, dosed=dosed, push=push, progress=progress
+    ).completions
+
+
+@torch.no_grad()
+def write(
+    chat: ChatModel,
+    draws: Sequence[Draw],
+    settings: SamplingSettings,
+    *,
+    system: str = "",
+    dosed: Dosed | None = None,
+    push: PushSettings | None = None,
+    keep_states: bool = False,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Written:
+    """As `generate`; with `keep_states` also the state behind every token, on the CPU."""
     assert dosed is not None or all(draw.dose == 0 for draw in draws), "doses without a vector"
     prompts = [prompt_ids(chat, draw.prompt, system=system) for draw in draws]
-    completions: dict[int, Completion] = {}
+    done: dict[int, Row] = {}
     stops = torch.tensor(chat.stop_ids(), device=chat.device)
+    way = push or PushSettings()
 
     def work(batch: list[int]) -> None:
-        doses = torch.tensor([draws[i].dose for i in batch], device=chat.device)
-        uniforms = _uniforms([draws[i].seed for i in batch], settings.tokens)
-        rows = _decode_batch(
-            chat, [prompts[i] for i in batch], doses, uniforms, settings, stops=stops, dosed=dosed
-        )
-        for i, row in zip(batch, rows, strict=True):
-            completions[i] = _completion(chat, draws[i], row)
+        rows = [Row(prompts[i], draws[i].dose, keep_states=keep_states) for i in batch]
+        seeds = [draws[i].seed for i in batch]
+        _decode(chat, rows, seeds, settings, way, stops=stops, dosed=dosed)
+        done.update(zip(batch, rows, strict=True))
         progress(len(batch))
 
     order = sorted(range(len(draws)), key=lambda i: (len(prompts[i]), i))
-    rows = fitting(chat, settings.rows, max(map(len, prompts), default=0) + settings.tokens)
-    for start in range(0, len(order), rows):
-        shrinking(order[start : start + rows], work)
-    return [completions[i] for i in range(len(draws))]
+    longest = max(map(len, prompts), default=0) + settings.tokens
+    # The base's rows of a push take room as well.
+    fit = fitting(chat, 2 * settings.rows, longest)
+    size = max(1, min(settings.rows, fit // 2))
+    for start in range(0, len(order), size):
+        shrinking(order[start : start + size], work)
+    rows = [done[i] for i in range(len(draws))]
+    return Written(
+        [_completion(chat, draw, row, way) for draw, row in zip(draws, rows, strict=True)],
+        [torch.stack(row.states).cpu() for row in rows] if keep_states else [],
+    )
 
 
-def _completion(chat: ChatModel, draw: Draw, tokens: list[int]) -> Completion:
+def _completion(chat: ChatModel, draw: Draw, row: Row, push: PushSettings) -> Completion:
     return Completion(
         prompt=draw.prompt,
-        text=decode(chat, tokens).strip(),
-        tokens=tuple(tokens),
+        text=decode(chat, row.tokens).strip(),
+        tokens=tuple(row.tokens),
         dose=draw.dose,
         seed=draw.seed,
-        ended=tokens[-1] in chat.stop_ids(),
+        ended=row.tokens[-1] in chat.stop_ids(),
+        rewinds=row.rewinds,
+        doses=() if push == PushSettings() else tuple(row.doses),
     )
 
 
-def _uniforms(seeds: Sequence[int], tokens: int) -> Float[Tensor, "B N"]:
-    return torch.stack(
-        [
-            torch.rand(tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-            for seed in seeds
-        ]
-    )
-
-
-def _decode_batch(
+@torch.inference_mode()
+def _decode(
     chat: ChatModel,
-    prompts: Sequence[Sequence[int]],
-    doses: Float[Tensor, " B"],
-    uniforms: Float[Tensor, "B N"],
+    rows: Sequence[Row],
+    seeds: Sequence[int],
     settings: SamplingSettings,
+    push: PushSettings,
     *,
     stops: Int[Tensor, " S"],
     dosed: Dosed | None,
-) -> list[list[int]]:
-    """Token ids of every row, its stop token included."""
-    hidden, cache, mask, positions = prefilled(chat, prompts, doses, dosed)
-    tokens: list[list[int]] = [[] for _ in prompts]
-    live = torch.arange(len(prompts), device=chat.device)
-    uniforms = uniforms.to(chat.device)
-    finished = torch.zeros(len(prompts), dtype=torch.bool, device=chat.device)
-    for step in range(settings.tokens):
-        chosen = choose(chat.logits(hidden[:, -1]), uniforms[live, step], settings)
-        done = finished[live]
-        for row, token, over in zip(live.tolist(), chosen.tolist(), done.tolist(), strict=True):
-            if not over:
-                tokens[row].append(token)
-        finished[live] = done | torch.isin(chosen, stops)
-        done = finished[live]
-        if done.all() or step + 1 == settings.tokens:
-            break
-        ids, positions = chosen[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
-        if done.float().mean() >= COMPACT_SHARE:
-            keep = (~done).nonzero()[:, 0]
-            cache.batch_select_indices(keep)
-            live, ids, mask, positions = live[keep], ids[keep], mask[keep], positions[keep]
-        if dosed is not None:
-            dosed.set(doses[live])
-        hidden = chat.hidden(
-            ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
-    return tokens
+) -> None:
+    """Fills every row's tokens, its stop token included."""
+    live = torch.arange(len(rows), device=chat.device)
+    uniforms = Uniforms(seeds, settings.tokens + SPARE_UNIFORMS, chat.device)
+    batch = Pushed(chat, list(rows), push, dosed)
+    read = prefilled(chat, *batch.prompts(), dosed)
+    batch.start(read.hidden[:, -1], read.cache, read.mask)
+    while True:
+        chosen = choose(batch.logits, uniforms.among(live), settings)
+        batch.append(chosen, torch.isin(chosen, stops), settings.tokens)
+        over = torch.tensor([row.over for row in batch.rows], device=chat.device)
+        if over.all():
+            return
+        if over.float().mean() >= COMPACT_SHARE:
+            keep = (~over).nonzero()[:, 0]
+            batch.select(keep)
+            live = live[keep]
+        batch.step()
 
 
 class Prefilled(NamedTuple):
@@ -152,7 +158,7 @@ class Prefilled(NamedTuple):
 
     hidden: Float[Tensor, "B T D"]
     """Final states of the left-padded prompts, after what they share."""
-    cache: DynamicCache
+    cache: RoomyCache
     mask: Int[Tensor, "B S"]
     """Which cached positions count, the shared ones included."""
     positions: Int[Tensor, "B T"]
@@ -192,7 +198,7 @@ def read_on(
     chat: ChatModel,
     ids: Int[Tensor, "B T"],
     mask: Int[Tensor, "B S"],
-    cache: DynamicCache,
+    cache: RoomyCache,
     positions: Int[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, "B T D"]:
     """Final states of more tokens, S − T of which were read before.
@@ -215,124 +221,3 @@ def read_on(
             )
         )
     return torch.cat(pieces, dim=1)
-
-
-def choose(
-    logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"], settings: SamplingSettings
-) -> Int[Tensor, " B"]:
-    """The token of each row at its uniform: F⁻¹(u) of the tempered, truncated distribution."""
-    if settings.temperature == 0:
-        return logits.argmax(-1)
-    probs = (logits / settings.temperature).softmax(-1)
-    if not settings.top_k and settings.top_p == 1:
-        return _invert(probs, uniforms)
-    best, index = probs.topk(min(probs.shape[-1], settings.top_k or NUCLEUS_GUESS))
-    if settings.top_k:
-        best = best / best.sum(-1, keepdim=True)
-    chosen = index.gather(1, _invert_nucleus(best, uniforms, settings.top_p)[:, None])[:, 0]
-    if not settings.top_k:
-        # Few rows are so flat that their nucleus is wider than the guess; only those are sorted.
-        wide = best.sum(-1) < settings.top_p
-        if wide.any():
-            best, index = probs[wide].sort(descending=True)
-            place = _invert_nucleus(best, uniforms[wide], settings.top_p)
-            chosen[wide] = index.gather(1, place[:, None])[:, 0]
-    return chosen
-
-
-def _invert_nucleus(
-    best: Float[Tensor, "B K"], uniforms: Float[Tensor, " B"], top_p: float
-) -> Int[Tensor, " B"]:
-    """Place in the descending weights; a token stays while the mass before it is below top_p."""
-    before = best.cumsum(-1) - best
-    return _invert(best.masked_fill(before >= top_p, 0), uniforms)
-
-
-def _invert(weights: Float[Tensor, "B K"], uniforms: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
-    cumulative = weights.double().cumsum(-1)
-    total = cumulative[:, -1:].contiguous()
-    place = torch.searchsorted(cumulative, uniforms[:, None].double() * total, right=True)
-    # u < 1, so that only rounding can reach past the last token with weight.
-    last = torch.searchsorted(cumulative, total)
-    return torch.minimum(place, last)[:, 0]
-
-
-def fitting(chat: ChatModel, rows: int, tokens: int) -> int:
-    """How many of the rows, this many tokens each, free memory has room for; at least 1."""
-    config = chat.text_config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    keys = len(chat.blocks) * heads * width * (tokens + ROOM)
-    logits = config.vocab_size * LOGIT_COPIES * torch.float32.itemsize
-    row = 2 * keys * chat.net.dtype.itemsize + logits
-    return max(1, min(rows, int(MEMORY_SHARE * free_bytes(chat.device) / row)))
-
-
-class RoomyLayer(DynamicLayer):
-    """A cache layer that writes into a buffer with room, instead of copying itself every token."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._length = 0
-        self._buffers: tuple[Tensor, Tensor] | None = None
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_args: object, **_kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Appends along the position axis; returns views of everything cached."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start, end = self._length, self._length + key_states.shape[-2]
-        if self._buffers is None or self._buffers[0].shape[-2] < end:
-            rows = torch.arange(len(key_states), device=key_states.device)
-            self._buffers = self._copied(rows, key_states, value_states, end + ROOM)
-        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[..., start:end, :] = states
-        return self._viewed(end)
-
-    def _copied(
-        self, rows: Tensor, keys: Tensor, values: Tensor, room: int
-    ) -> tuple[Tensor, Tensor]:
-        """New buffers with `room` positions, holding what is cached of the rows."""
-        olds = self._buffers or (None, None)
-        news = []
-        for like, old in zip((keys, values), olds, strict=True):
-            new = like.new_empty(len(rows), *like.shape[1:-2], room, like.shape[-1])
-            if old is not None:
-                new[..., : self._length, :] = old[..., : self._length, :][rows]
-            news.append(new)
-        return news[0], news[1]
-
-    def _viewed(self, length: int) -> tuple[Tensor, Tensor]:
-        assert self._buffers is not None
-        self._length = length
-        keys, values = (buffer[..., :length, :] for buffer in self._buffers)
-        self.keys, self.values = keys, values
-        return keys, values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keeps the rows at `indices`, which may repeat."""
-        if self._buffers is not None:
-            keys, values = self._buffers
-            self._buffers = self._copied(indices, keys, values, self._length + ROOM)
-            self._viewed(self._length)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeats every row `repeats` times in place."""
-        if self._buffers is not None:
-            rows = torch.arange(len(self._buffers[0]), device=self._buffers[0].device)
-            self.batch_select_indices(rows.repeat_interleave(repeats))
-
-
-def roomy_cache(chat: ChatModel) -> DynamicCache:
-    """A cache for the model; sliding-window layers keep transformers' own."""
-    cache = DynamicCache(config=chat.net.config)
-    cache.layers = [
-        RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
-    ]
-    return cache
-
-
-def slides(chat: ChatModel) -> bool:
-    """Whether any of the model's layers attends through a sliding window."""
-    return any(isinstance(layer, DynamicSlidingWindowLayer) for layer in roomy_cache(chat).layers)

@@ -1,10 +1,11 @@
 """The only module that registers hooks. Every hook is gone when its context ends or fails."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -33,6 +34,12 @@ class Dosed:
         self.dose = doses
 
 
+Kind = Literal["add", "ablation", "cosine_gate"]
+"""What a vector does to a state."""
+Change = Callable[[Tensor, float | Tensor, Tensor], Tensor]
+"""States [B, T, D], the dose and a vector [D] to the changed states."""
+
+
 @contextmanager
 def adding(
     chat: ChatModel, vectors: Mapping[int, Float[Tensor, " D"]], dose: float | Tensor = 1.0
@@ -46,19 +53,83 @@ def adding(
         vectors: One direction per block index.
         dose: A number, or a tensor with one coefficient per row of every forward.
     """
-    state = Dosed(dose)
     pushes = {layer: vector.to(chat.device, chat.net.dtype) for layer, vector in vectors.items()}
+    with _changing(chat, pushes, dose, _added) as state:
+        yield state
+
+
+@contextmanager
+def ablating(
+    chat: ChatModel, vectors: Mapping[int, Float[Tensor, " D"]], dose: float | Tensor = 1.0
+) -> Iterator[Dosed]:
+    """Takes the component along v from the named blocks' outputs: y = h − dose·(h·v̂)v̂.
+
+    Dose 1 leaves nothing along v, dose 0 everything; a zero vector takes nothing. Arguments as for
+    `adding`; float32 inside, whatever the model's precision.
+
+    Source: directional ablation (Arditi et al. 2024, arXiv:2406.11717).
+    """
+    units = {
+        layer: nn.functional.normalize(vector.to(chat.device, torch.float32), dim=0)
+        for layer, vector in vectors.items()
+    }
+    with _changing(chat, units, dose, _ablated) as state:
+        yield state
+
+
+@contextmanager
+def adding_along(
+    chat: ChatModel, vectors: Mapping[int, Float[Tensor, " D"]], dose: float | Tensor = 1.0
+) -> Iterator[Dosed]:
+    """Pushes the named blocks' outputs only where they point along v, position by position.
+
+    y = h + dose·relu(cos(h, v))·v. Arguments as for `adding`; float32 inside, whatever the model's
+    precision.
+
+    Source: after conditional activation steering (Lee et al. 2024, arXiv:2409.05907).
+    """
+    wide = {layer: vector.to(chat.device, torch.float32) for layer, vector in vectors.items()}
+    with _changing(chat, wide, dose, _added_along) as state:
+        yield state
+
+
+STEERING = {"add": adding, "ablation": ablating, "cosine_gate": adding_along}
+"""The hooks of every kind of vector."""
+
+
+def _added(states: Tensor, dose: float | Tensor, push: Tensor) -> Tensor:
+    return states + per_row(dose, states) * push
+
+
+def _ablated(states: Tensor, dose: float | Tensor, unit: Tensor) -> Tensor:
+    wide = states.float()
+    along = (wide @ unit)[..., None]
+    return (wide - per_row(dose, wide) * along * unit).to(states.dtype)
+
+
+def _added_along(states: Tensor, dose: float | Tensor, vector: Tensor) -> Tensor:
+    wide = states.float()
+    cosine = nn.functional.cosine_similarity(wide, vector, dim=-1)[..., None]
+    return (wide + per_row(dose, wide) * cosine.relu() * vector).to(states.dtype)
+
+
+@contextmanager
+def _changing(
+    chat: ChatModel, vectors: Mapping[int, Tensor], dose: float | Tensor, change: Change
+) -> Iterator[Dosed]:
+    """The named blocks' outputs changed by their vectors, at the handle's dose."""
+    state = Dosed(dose)
 
     def hook_for(layer: int) -> Hook:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             states = output[0] if isinstance(output, tuple) else output
-            pushed = states + per_row(state.dose, states) * pushes[layer]
-            return (pushed, *output[1:]) if isinstance(output, tuple) else pushed
+            changed = change(states, state.dose, vectors[layer])
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         return hook
 
     blocks = chat.blocks
-    with hooked({blocks[layer]: hook_for(layer) for layer in pushes}):
+    with hooked({blocks[layer]: hook_for(layer) for layer in vectors}):
         yield state
 
 
@@ -84,6 +155,18 @@ def recording(chat: ChatModel, layers: list[int]) -> Iterator[dict[int, Tensor]]
     blocks = chat.blocks
     with hooked({blocks[layer]: hook_for(layer) for layer in layers}):
         yield seen
+
+
+@contextmanager
+def running(modules: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
+    """Collects the modules in the order in which they run."""
+    order: list[nn.Module] = []
+
+    def hook(module: nn.Module, _inputs: Any, _output: Any) -> None:
+        order.append(module)
+
+    with hooked(dict.fromkeys(modules, hook)):
+        yield order
 
 
 def hook_count(net: nn.Module) -> int:

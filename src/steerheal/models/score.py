@@ -5,13 +5,15 @@ positions that predict the continuation's tokens, one row per token.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from steerheal.models.batch import by_length, right_padded, shared_prefix, shrinking, token_budget
-from steerheal.models.generate import roomy_cache
+from steerheal.models.cache import roomy_cache
+from steerheal.models.hooks import Dosed
 from steerheal.models.load import ChatModel
 
 Pair = tuple[Sequence[int], Sequence[int]]
@@ -28,35 +30,68 @@ def chunk_of(chat: ChatModel) -> int:
 
 
 def hidden_after_shared(
-    chat: ChatModel, rows: Sequence[Sequence[int]], limit: int | None = None
+    chat: ChatModel,
+    rows: Sequence[Sequence[int]],
+    limit: int | None = None,
+    *,
+    doses: Float[Tensor, " B"] | None = None,
+    handle: Dosed | None = None,
 ) -> tuple[Float[Tensor, "B T D"], int]:
     """Final hidden states of right-padded rows after their common prefix, and its length.
 
     The prefix (a system prompt, worked examples) is read once and its cache repeated. Padding comes
     after a row's own tokens, so that causal attention needs no mask. At most `limit` tokens
-    count as shared: the states of positions before it are not returned.
+    count as shared: the states of positions before it are not returned. With a handle every row
+    has its own dose, and the prefix is read once per distinct dose.
     """
+    assert (doses is None) == (handle is None), "doses go with the handle that sets them"
     start = shared_prefix(rows, limit)
-    if not start:
-        return chat.hidden(right_padded(rows, 0, chat.device), use_cache=False), 0
-    cache = roomy_cache(chat)
-    prefix = torch.tensor([list(rows[0][:start])], device=chat.device)
-    chat.hidden(prefix, past_key_values=cache, use_cache=True)
-    cache.batch_repeat_interleave(len(rows))
+    cache = roomy_cache(chat) if start else None
+    if cache is not None:
+        each, count = torch.zeros(len(rows), dtype=torch.long, device=chat.device), 1
+        if doses is not None and handle is not None:
+            distinct, each = doses.unique(return_inverse=True)
+            handle.set(distinct)
+            count = len(distinct)
+        prefix = torch.tensor([list(rows[0][:start])] * count, device=chat.device)
+        chat.hidden(prefix, past_key_values=cache, use_cache=True)
+        cache.batch_select_indices(each)
+    if doses is not None and handle is not None:
+        handle.set(doses)
     rest = right_padded([row[start:] for row in rows], 0, chat.device)
-    return chat.hidden(rest, past_key_values=cache, use_cache=True), start
+    return chat.hidden(rest, past_key_values=cache, use_cache=cache is not None), start
 
 
 @torch.no_grad()
-def continuation_states(chat: ChatModel, pairs: Sequence[Pair]) -> list[Float[Tensor, "_ D"]]:
-    """For every pair, the states that predict its continuation, in the order given."""
+def continuation_states(
+    chat: ChatModel,
+    pairs: Sequence[Pair],
+    *,
+    doses: Sequence[float] | None = None,
+    handle: Dosed | None = None,
+) -> list[Float[Tensor, "_ D"]]:
+    """For every pair, the states that predict its continuation, in the order given.
+
+    Args:
+        chat: The model, possibly inside `adding` or `folded`.
+        pairs: Prefixes and continuations.
+        doses: One per pair, when they differ; pairs of several doses share batches.
+        handle: What sets them; it is left at the last batch's.
+    """
     states: list[Tensor] = [torch.empty(0)] * len(pairs)
     rows = [[*prefix, *continuation] for prefix, continuation in pairs]
     shortest = min((len(prefix) for prefix, _ in pairs), default=1)
+    levels = None if doses is None else torch.tensor(list(doses), device=chat.device)
 
     def work(batch: list[int]) -> None:
         # The continuation's last token predicts nothing that is asked for.
-        hidden, skipped = hidden_after_shared(chat, [rows[i][:-1] for i in batch], shortest - 1)
+        hidden, skipped = hidden_after_shared(
+            chat,
+            [rows[i][:-1] for i in batch],
+            shortest - 1,
+            doses=None if levels is None else levels[batch],
+            handle=handle,
+        )
         for row, i in enumerate(batch):
             prefix, continuation = pairs[i]
             start = len(prefix) - 1 - skipped
@@ -100,3 +135,42 @@ def kl_between(
         log_p, log_q = chat.logits(ours).log_softmax(-1), chat.logits(theirs).log_softmax(-1)
         out.append((log_p.exp() * (log_p - log_q)).sum(-1))
     return torch.cat(out) if out else torch.empty(0)
+
+
+class Readings(NamedTuple):
+    """What a model says of given tokens, one number per position, in nats."""
+
+    logprobs: Float[Tensor, " N"]
+    entropies: Float[Tensor, " N"]
+    kls: Float[Tensor, " N"] | None
+    """KL(other‖this), where another's states were given."""
+
+
+@torch.no_grad()
+def readings(
+    chat: ChatModel,
+    states: Float[Tensor, "N D"],
+    targets: Int[Tensor, " N"],
+    others: Float[Tensor, "N D"] | None = None,
+) -> Readings:
+    """Log-probability of each target, entropy, and divergence, from one look at the logits.
+
+    Args:
+        chat: Whose head turns states into logits.
+        states: This model's final hidden states.
+        targets: The token that each position predicts.
+        others: Another's final hidden states at the same positions.
+    """
+    chunk = chunk_of(chat)
+    columns: list[list[Tensor]] = [[], [], []]
+    theirs = [None] * len(states) if others is None else others.split(chunk)
+    for part, target, other in zip(states.split(chunk), targets.split(chunk), theirs, strict=False):
+        log_q = chat.logits(part).log_softmax(-1)
+        columns[0].append(log_q.gather(1, target[:, None])[:, 0])
+        columns[1].append(-(log_q.exp() * log_q).sum(-1))
+        if other is not None:
+            log_p = chat.logits(other).log_softmax(-1)
+            columns[2].append((log_p.exp() * (log_p - log_q)).sum(-1))
+    logs, entropies, kls = (torch.cat(column) if column else None for column in columns)
+    empty = states.new_empty(0)
+    return Readings(empty if logs is None else logs, empty if entropies is None else entropies, kls)

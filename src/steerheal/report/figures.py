@@ -6,7 +6,7 @@ from collections.abc import Callable
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from steerheal.records import FOUNDATIONS, HealLog, Reading, RunRecord, Summary
+from steerheal.records import BREAKDOWN, FOUNDATIONS, HealLog, Reading, RunRecord, Summary
 from steerheal.report.draw import (
     BLUE,
     GREEN,
@@ -25,9 +25,6 @@ from steerheal.report.draw import (
     styled,
 )
 from steerheal.report.words import number_setting
-
-BREAKDOWN = 1.7
-"""Nats of KL to base at which additive steering without healing is published to break down."""
 
 
 def _value(read: Callable[[Summary], float]) -> Callable[[Summary], Reading]:

@@ -167,6 +167,8 @@ def stuck(record: RunRecord, row: RoundRecord) -> str:
                 f"Round {row.round + 1} was rejected and not folded: "
                 f"{why or 'no reason was recorded'}."
             )
+        case "stopped":
+            return f"Round {row.round + 1} ended after a check, as asked: nothing was healed."
 
 
 def _faults(record: RunRecord, row: RoundRecord) -> str:

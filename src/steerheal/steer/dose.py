@@ -8,43 +8,38 @@ from collections.abc import Callable, Sequence
 
 from steerheal.config import DoseSettings
 from steerheal.models.generate import Draw
-from steerheal.records import Completion, Harvest, Judged, Verdict, WalkStep
+from steerheal.records import Calibration, Completion, Harvest, Judged, Verdict, WalkStep
 
-Sampler = Callable[[Sequence[Draw]], list[Completion]]
-Judge = Callable[[Sequence[Completion]], list[Verdict]]
+Drawer = Callable[[Sequence[Draw]], list[tuple[Completion, Verdict]]]
 
 
 def harvest(
-    sample: Sampler,
-    judge: Judge,
+    draw: Drawer,
     prompts: Sequence[str],
     settings: DoseSettings,
     *,
     rows: int,
     seed: int,
-    perplexity_limit: float,
+    calibration: Calibration,
 ) -> Harvest:
     """Walks the multiplier down, then tops up; always ends in a record, starved or fed.
 
     Args:
-        sample: Draws to completions, under steering.
-        judge: Completions to verdicts, under the base.
+        draw: Draws to completions under steering, each with the base's verdict.
         prompts: The training prompts, used in turn.
         settings: Start, step, sweep, target survival, and how many are wanted.
         rows: Draws per batch.
         seed: First draw's seed; every draw has its own.
-        perplexity_limit: Recorded beside the verdicts.
+        calibration: The filter's limits, recorded beside the verdicts.
     """
     judged: list[Judged] = []
     walk: list[WalkStep] = []
     source = _Draws(prompts, settings, seed)
 
     def batch(multiplier: float, name: str) -> list[Judged]:
-        completions = sample(source.take(rows, multiplier))
-        verdicts = judge(completions)
         return [
             Judged(completion=completion, verdict=verdict, batch=name)
-            for completion, verdict in zip(completions, verdicts, strict=True)
+            for completion, verdict in draw(source.take(rows, multiplier))
         ]
 
     multiplier = settings.start
@@ -68,7 +63,8 @@ def harvest(
         multiplier=multiplier,
         walk=tuple(walk),
         judged=tuple(judged),
-        perplexity_limit=perplexity_limit,
+        perplexity_limit=calibration.limits["tail perplexity"],
+        calibration=calibration,
     )
 
 

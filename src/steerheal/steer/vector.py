@@ -1,18 +1,14 @@
-"""The steering vector: v_ℓ = mean over contexts x of (h⁺_ℓ(x) − h⁻_ℓ(x)), at the assistant tag.
+"""The steering vector: one direction per steered block, and what it does to the states there.
 
-h_ℓ is the residual stream after decoder block ℓ at the last token of the chat-templated prompt
-with its generation prompt. The scale is raw: dose 1 adds one whole difference between the poles.
-Foldable only by distillation: the vector itself is a bias on the blocks' outputs.
-
-Source: mean difference as in Contrastive Activation Addition (Panickssery et al. 2023,
-arXiv:2312.06681), read at the assistant tag.
+In: a persona's two poles over diverse contexts, by one of the methods in `methods/`. Out: a value
+with arithmetic, which is saved, read, exported, and applied to a model at a dose.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import torch
 from jaxtyping import Float
@@ -22,32 +18,44 @@ from torch import Tensor
 
 from steerheal.config import VectorSettings
 from steerheal.errors import UserError
-from steerheal.models.batch import by_length, shrinking, token_budget
-from steerheal.models.chat import prompt_ids
-from steerheal.models.hooks import Dosed, adding, recording
+from steerheal.models.hooks import STEERING, Dosed, Kind
 from steerheal.models.load import ChatModel, band_layers
-from steerheal.models.score import hidden_after_shared
+from steerheal.steer.control_vector import read_control_vector, write_control_vector
+from steerheal.steer.methods.registry import find
 from steerheal.steer.persona import Persona
+from steerheal.steer.states import Source
 
 FORMAT = "steerheal-vector-1"
 
 
 @dataclass(frozen=True)
 class SteeringVector:
-    """One direction per steered block; a value with arithmetic."""
+    """One direction per steered block; a value with arithmetic among vectors of one kind."""
 
     layers: dict[int, Float[Tensor, " D"]]
     """Direction in float32 on the CPU, by block index."""
+    kind: Kind = "add"
+    """What it does to a state: added, ablated, or added only where the state points along it."""
+
+    @property
+    def foldable(self) -> bool:
+        """Whether the steered model is a static one, with a bias on the blocks' outputs."""
+        return self.kind == "add"
 
     def __add__(self, other: Self) -> Self:
         self._same_layers(other)
-        return type(self)({i: v + other.layers[i] for i, v in self.layers.items()})
+        if self.kind != other.kind:
+            raise UserError(
+                f"Vectors of different kinds cannot be combined: {self.kind} and {other.kind}. "
+                "Extract both with methods of one kind."
+            )
+        return replace(self, layers={i: v + other.layers[i] for i, v in self.layers.items()})
 
     def __sub__(self, other: Self) -> Self:
         return self + other * -1.0
 
     def __mul__(self, factor: float) -> Self:
-        return type(self)({i: v * factor for i, v in self.layers.items()})
+        return replace(self, layers={i: v * factor for i, v in self.layers.items()})
 
     __rmul__ = __mul__
 
@@ -66,7 +74,7 @@ class SteeringVector:
         return {i: v.norm().item() for i, v in self.layers.items()}
 
     def cosine(self, other: Self) -> float:
-        """Cosine with another vector, mean over blocks; NaN where one is zero."""
+        """Cosine with another vector of any kind, mean over blocks; NaN where one is zero."""
         self._same_layers(other)
         pairs = [(v, other.layers[i]) for i, v in self.layers.items()]
         cosines = [(a @ b / (a.norm() * b.norm())).item() for a, b in pairs]
@@ -74,7 +82,7 @@ class SteeringVector:
 
     @contextmanager
     def applied(self, chat: ChatModel, dose: float | Tensor = 1.0) -> Iterator[Dosed]:
-        """The model steered by dose·v inside the context; a tensor doses each row on its own.
+        """The model steered by the vector inside the context; a tensor doses each row on its own.
 
         Raises:
             UserError: the vector does not fit the model.
@@ -86,31 +94,62 @@ class SteeringVector:
                     f"The vector does not fit {chat.name}: block {layer} of {depth}, width "
                     f"{vector.shape[0]} for a model of width {width}."
                 )
-        with adding(chat, self.layers, dose) as dosed:
+        with STEERING[self.kind](chat, self.layers, dose) as dosed:
             yield dosed
 
     def save(self, path: Path) -> None:
         """Writes the vector as safetensors."""
         tensors = {f"block.{i}": v.contiguous() for i, v in self.layers.items()}
-        save_file(tensors, path, metadata={"format": FORMAT})
+        # One entry: several are written in an order that changes from run to run.
+        save_file(tensors, path, metadata={"format": f"{FORMAT} {self.kind}"})
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """A vector from safetensors.
+        """A vector from safetensors; a file without a kind holds a vector that is added.
 
         Raises:
             UserError: unreadable, damaged, or not a steering vector.
         """
         try:
             with safe_open(path, framework="pt") as file:
-                found = (file.metadata() or {}).get("format")
-                if found != FORMAT:
-                    raise UserError(f"{path} is not a steering vector (format {found!r}).")
+                said = (file.metadata() or {}).get("format", "")
+                found, _, kind = said.partition(" ")
+                kind = kind or "add"
+                if found != FORMAT or kind not in STEERING:
+                    raise UserError(
+                        f"{path} is not a steering vector (format {found!r}, kind {kind!r})."
+                    )
                 names = file.keys()
                 layers = {int(name.split(".")[1]): file.get_tensor(name) for name in names}
         except (OSError, SafetensorError) as error:
             raise UserError(f"Cannot read vector {path}: {error}.") from error
-        return cls(dict(sorted(layers.items())))
+        return cls(dict(sorted(layers.items())), cast(Kind, kind))
+
+    def export_gguf(self, path: Path, model_hint: str) -> None:
+        """Writes the vector for llama.cpp and repeng, block ℓ as their `direction.ℓ`.
+
+        Args:
+            path: Where to; replaced whole.
+            model_hint: The model's type, `chat.net.config.model_type`; readers may show it.
+
+        Raises:
+            UserError: a vector that is not simply added, one on block 0, or an unwritable path.
+        """
+        if self.kind != "add":
+            raise UserError(
+                f"A vector of kind {self.kind} cannot be exported: llama.cpp adds control vectors "
+                "and does nothing else with them."
+            )
+        write_control_vector(path, self.layers, model_hint)
+
+    @classmethod
+    def import_gguf(cls, path: Path) -> Self:
+        """A vector from a GGUF control vector of llama.cpp or repeng, to be added.
+
+        Raises:
+            UserError: unreadable, damaged, or not a control vector.
+        """
+        return cls(read_control_vector(path))
 
 
 @torch.no_grad()
@@ -121,42 +160,34 @@ def extract(
     settings: VectorSettings,
     progress: Callable[[int], None] = lambda _: None,
 ) -> SteeringVector:
-    """The mean difference of the persona's poles over the contexts.
+    """The persona's vector over the contexts, by the settings' method and reading position.
+
+    Args:
+        chat: The model, possibly inside `folded`.
+        persona: Whose poles are compared.
+        contexts: Diverse user messages.
+        settings: Method, contrast, band, position; the number of contexts is not read here.
+        progress: Called with the number of rows written or read since the last call.
 
     Raises:
-        UserError: no contexts.
+        UserError: no contexts, an unknown method, one that fails on this model, or equal poles.
     """
     if not contexts:
         raise UserError("A vector needs at least one context.")
-    layers = band_layers(len(chat.blocks), settings.band)
+    method = find(settings.method)
     low = persona.negative if settings.contrast == "negative" else persona.neutral
-    sums = {layer: torch.zeros(chat.text_config.hidden_size) for layer in layers}
-    for sign, system in ((1.0, persona.positive), (-1.0, low)):
-        rows = [prompt_ids(chat, context, system=system) for context in contexts]
-        for states in _tag_states(chat, rows, layers, progress):
-            for layer in layers:
-                sums[layer] += sign * states[layer].sum(0)
-    return SteeringVector({layer: total / len(contexts) for layer, total in sums.items()})
-
-
-def _tag_states(
-    chat: ChatModel,
-    rows: Sequence[Sequence[int]],
-    layers: list[int],
-    progress: Callable[[int], None],
-) -> Iterator[dict[int, Float[Tensor, "B D"]]]:
-    """Float32 residual states at each row's last token, batch by batch."""
-    found: list[dict[int, Tensor]] = []
-
-    def work(batch: list[int]) -> None:
-        with recording(chat, layers) as seen:
-            _, skipped = hidden_after_shared(chat, [rows[i] for i in batch])
-        last = torch.tensor([len(rows[i]) - 1 - skipped for i in batch], device=chat.device)
-        at = torch.arange(len(batch), device=chat.device)
-        found.append({layer: seen[layer][at, last].float().cpu() for layer in layers})
-        progress(len(batch))
-
-    for batch in by_length([len(row) for row in rows], token_budget(chat.device)):
-        shrinking(batch, work)
-        yield from found
-        found.clear()
+    source = Source(
+        chat,
+        (persona.positive, low),
+        contexts[: method.contexts],
+        settings,
+        band_layers(len(chat.blocks), settings.band),
+        progress,
+    )
+    layers = method.directions(source)
+    if not any(vector.any() for vector in layers.values()):
+        raise UserError(
+            f"The model's states read the same at both poles of {persona.name} by "
+            f"{settings.method}. Use more contexts, another --vector.method or another persona."
+        )
+    return SteeringVector(layers, method.kind)

@@ -1,0 +1,99 @@
+"""What a dose moved and what it cost: the units of check 1. Pure functions of a sweep's points."""
+
+from steerheal.checks.rules import coherent, known, named, over
+from steerheal.records import DosePoint, Reading, Record, Summary, Sweep
+from steerheal.steer.persona import Axis
+
+LOGODDS = "persona_logodds"
+UNITS = {LOGODDS: "nats/token"}
+STANDARD_ERRORS = 1.96
+"""Standard errors in half of a 95 % interval."""
+
+
+class Move(Record):
+    """One dose: what it moved from the round's start, and at what price."""
+
+    dose: float
+    coherence: float
+    perplexity: float
+    """Over the base's."""
+    kl: float
+    trait: dict[str, Reading]
+    """The target foundation (nats) and persona_logodds (nats per token), by name."""
+    off: dict[str, Reading]
+    """The off-target foundations, nats."""
+
+    @property
+    def coherent(self) -> bool:
+        """Whether the model still speaks and answers at this dose."""
+        return coherent(self.coherence, self.perplexity)
+
+    @property
+    def said(self) -> str:
+        """What the trait's readings did."""
+        return named(self.trait, UNITS)
+
+    @property
+    def price(self) -> str:
+        """What it cost."""
+        parts = {"coherence": self.coherence, "perplexity ×": self.perplexity, "KL": self.kl}
+        shown = [f"{name} {value:.3g}" for name, value in parts.items() if known(value)]
+        return ", ".join(shown).replace("× ", "×") or "price unknown"
+
+    @property
+    def leans(self) -> bool:
+        """Whether a reading lies more than one standard error from 0."""
+        return any(
+            abs(item.value) * STANDARD_ERRORS > (item.high - item.low) / 2
+            for item in self.trait.values()
+        )
+
+
+def sweep_of(steered: Summary, base: Summary, dose: float) -> Sweep:
+    """The one steered reading as a sweep, for a run that read no others."""
+    point = DosePoint(
+        dose=dose,
+        delta_nats=steered.delta_nats,
+        delta_logodds=steered.delta_logodds,
+        coherence=steered.coherence,
+        perplexity=steered.perplexity,
+        kl=steered.kl_to_base.value,
+        n=max((reading.n for reading in steered.delta_nats.values()), default=0),
+    )
+    return Sweep(points=(point,), base_perplexity=base.perplexity)
+
+
+def move_of(point: DosePoint, base_perplexity: float, axis: Axis, start: Summary) -> Move:
+    """A dose's change from the round's start.
+
+    Args:
+        point: The dose against the base.
+        base_perplexity: Of the base's own free answers.
+        axis: Target and off-target foundations.
+        start: The student at the round's start against the base.
+    """
+
+    def nats(name: str) -> Reading:
+        return _since(point.delta_nats.get(name), start.delta_nats.get(name))
+
+    return Move(
+        dose=point.dose,
+        coherence=point.coherence,
+        perplexity=over(point.perplexity, base_perplexity),
+        kl=point.kl,
+        trait={
+            axis.foundation: nats(axis.foundation),
+            LOGODDS: _since(point.delta_logodds, start.delta_logodds),
+        },
+        off={name: nats(name) for name in axis.off_target},
+    )
+
+
+def _since(reading: Reading | None, start: Reading | None) -> Reading:
+    """The reading less what the student started with."""
+    if reading is None or start is None:
+        return Reading.unknown("not read")
+    by = start.value
+    return reading.model_copy(
+        update={name: getattr(reading, name) - by for name in ("value", "low", "high")}
+    )

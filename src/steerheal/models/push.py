@@ -1,0 +1,232 @@
+"""How the dose runs along a completion: decay, a KL budget, backtracking.
+
+The steered rows may have twins: the same tokens at dose 0 in the same batch, with a cache of their
+own, so that every token's divergence from the unsteered model is known while it is written:
+    kl_t = KL(steered‖base) of the distributions that token t is drawn from, in nats.
+
+decay      dose_t = dose·s(t): s = 1, 1 − t/n, or 2^(−t/n)
+budget     where kl_t is above it, the last token is read again at a lower dose, on a grid of
+           eighths, until kl_t fits or the dose is 0. What stands before it was steered and stays,
+           so that a dose of 0 can still be above the budget.
+backtrack  where the end of the text repeats itself, or the mean of kl over a few tokens spikes, the
+           tokens from there on are taken back and written again at a lower dose.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from steerheal.config import PushSettings
+from steerheal.models.cache import RoomyCache
+from steerheal.models.hooks import Dosed
+from steerheal.models.load import ChatModel
+
+T = TypeVar("T")
+
+LEVELS = 8
+"""Doses that the budget tries: this many equal steps down to 0."""
+SPIKE_TOKENS = 8
+"""Tokens over which a spike is averaged, and which it takes back."""
+LONGEST_PERIOD = 24
+"""Longest stretch of tokens whose repetition counts as a loop."""
+LEAST_LOOP = 12
+"""A loop repeats at least this many tokens, and two whole periods."""
+
+
+@dataclass
+class Row:
+    """One completion in the making."""
+
+    prompt: list[int]
+    dose: float
+    keep_states: bool = False
+    tokens: list[int] = field(default_factory=list)
+    doses: list[float] = field(default_factory=list)
+    """The dose that every token was drawn at."""
+    kls: list[float] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
+    factor: float = 1.0
+    """What the rewinds left of the dose."""
+    rewinds: int = 0
+    over: bool = False
+
+    def last(self) -> int:
+        """The token that is read next."""
+        return self.tokens[-1] if self.tokens else self.prompt[-1]
+
+    def take_back(self, count: int, factor: float) -> None:
+        """Forgets the last tokens, and lowers the dose of those that follow."""
+        for trace in (self.tokens, self.doses, self.kls, self.states):
+            del trace[len(trace) - min(count, len(trace)) :]
+        self.factor *= factor
+        self.rewinds += 1
+
+
+def share_at(position: int, push: PushSettings) -> float:
+    """s(t): what is left of the dose at this position of the completion."""
+    match push.decay:
+        case "constant":
+            return 1.0
+        case "linear":
+            return max(0.0, 1 - position / push.decay_tokens)
+        case "exponential":
+            return 0.5 ** (position / push.decay_tokens)
+
+
+def repeats(tokens: Sequence[int]) -> int:
+    """How many tokens at the end repeat those one period before them; 0 if it is no loop."""
+    for period in range(1, LONGEST_PERIOD + 1):
+        run = 0
+        while run + period < len(tokens) and tokens[-1 - run] == tokens[-1 - run - period]:
+            run += 1
+        if run >= max(LEAST_LOOP, 2 * period):
+            return run
+    return 0
+
+
+def spiking(kls: Sequence[float], limit: float) -> int:
+    """How many tokens at the end a spike takes back; 0 if there is none."""
+    recent = kls[-SPIKE_TOKENS:]
+    full = len(recent) == SPIKE_TOKENS
+    return SPIKE_TOKENS if full and sum(recent) / SPIKE_TOKENS > limit else 0
+
+
+class Pushed:
+    """A batch of rows at their doses, with their twins where the push needs the base."""
+
+    def __init__(
+        self, chat: ChatModel, rows: list[Row], push: PushSettings, dosed: Dosed | None
+    ) -> None:
+        self.rows = rows
+        self._chat, self._push, self._dosed = chat, push, dosed
+        steered = any(row.dose for row in rows)
+        self._twins = steered and (push.kl_budget > 0 or (push.backtrack and push.spike > 0))
+        self.logits: Float[Tensor, "B V"] = torch.empty(0)
+        """Of the steered rows, at the place of the next token."""
+        self._hidden: Float[Tensor, "B D"] = torch.empty(0)
+        self._kl: Float[Tensor, " B"] | None = None
+        self._doses: Float[Tensor, " B"] = torch.tensor([row.dose for row in rows])
+        self._cache: RoomyCache
+        self._mask: Int[Tensor, "B S"]
+
+    def prompts(self) -> tuple[list[list[int]], Float[Tensor, " B"]]:
+        """What is read first, twins included, and at which doses."""
+        return self._doubled([row.prompt for row in self.rows]), self._with_twins(self._doses)
+
+    def start(
+        self, hidden: Float[Tensor, "B D"], cache: RoomyCache, mask: Int[Tensor, "B S"]
+    ) -> None:
+        """Goes on after the prompts, from their last states."""
+        self._cache, self._mask = cache, mask
+        self._look(hidden.clone())
+
+    def append(self, chosen: Int[Tensor, " B"], stops: Bool[Tensor, " B"], longest: int) -> None:
+        """The rows' next tokens; a row is over at its stop token or at the longest length."""
+        kls = [0.0] * len(self.rows) if self._kl is None else self._kl.tolist()
+        columns = (chosen.tolist(), stops.tolist(), self._doses.tolist(), kls)
+        for i, (token, stop, dose, kl) in enumerate(zip(*columns, strict=True)):
+            row = self.rows[i]
+            if row.over:
+                continue
+            row.tokens.append(token)
+            row.doses.append(dose)
+            row.kls.append(kl)
+            if row.keep_states:
+                row.states.append(self._hidden[i])
+            row.over = stop or len(row.tokens) == longest
+        if self._push.backtrack:
+            self._take_back()
+
+    def select(self, keep: Int[Tensor, " K"]) -> None:
+        """Only these rows stay in the batch."""
+        every = torch.cat([keep, keep + len(self.rows)]) if self._twins else keep
+        self.rows = [self.rows[i] for i in keep.tolist()]
+        self._cache.batch_select_indices(every)
+        self._mask = self._mask[every]
+
+    def step(self) -> None:
+        """Reads every row's last token."""
+        device = self._chat.device
+        last = self._doubled([[row.last()] for row in self.rows])
+        ids = torch.tensor(last, device=device)
+        positions = self._mask.sum(1, keepdim=True)
+        self._mask = torch.cat([self._mask, torch.ones_like(ids)], dim=1)
+        self._doses = torch.tensor(
+            [row.dose * row.factor * share_at(len(row.tokens), self._push) for row in self.rows]
+        )
+        self._read(ids, positions)
+        if self._push.kl_budget and self._kl is not None:
+            self._fit(ids, positions)
+
+    def _fit(self, ids: Int[Tensor, "B 1"], positions: Int[Tensor, "B 1"]) -> None:
+        """Lowers the dose of the token just read until its divergence is in the budget."""
+        nominal, level = self._doses, torch.full((len(self.rows),), LEVELS)
+        while True:
+            assert self._kl is not None
+            kl = self._kl.cpu()
+            above = (kl > self._push.kl_budget) & (level > 0) & (nominal != 0)
+            if not above.any():
+                return
+            # The divergence grows about as the square of the dose, which says where to look next.
+            guess = (level * (self._push.kl_budget / kl).sqrt()).floor().long()
+            level = torch.where(above, torch.minimum(guess, level - 1).clamp(min=0), level)
+            self._cache.forget_last()
+            self._doses = nominal * level / LEVELS
+            self._read(ids, positions)
+
+    def _read(self, ids: Int[Tensor, "B 1"], positions: Int[Tensor, "B 1"]) -> None:
+        if self._dosed is not None:
+            self._dosed.set(self._with_twins(self._doses).to(self._chat.device))
+        hidden = self._chat.hidden(
+            ids,
+            attention_mask=self._mask,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self._look(hidden[:, -1])
+
+    def _look(self, hidden: Float[Tensor, "B D"]) -> None:
+        """Logits of the steered rows, and their divergence from their twins."""
+        logits, count = self._chat.logits(hidden), len(self.rows)
+        self._hidden, self.logits = hidden[:count], logits[:count]
+        if self._twins:
+            ours, theirs = logits[:count].log_softmax(-1), logits[count:].log_softmax(-1)
+            self._kl = (ours.exp() * (ours - theirs)).sum(-1)
+
+    def _take_back(self) -> None:
+        """Rewinds the rows whose end went wrong, in the rows and in the cache."""
+        back = [self._broken(row) for row in self.rows]
+        if not any(back):
+            return
+        for row, count in zip(self.rows, back, strict=True):
+            if count:
+                row.take_back(count, self._push.factor)
+        # The token just chosen was not read yet, and the last one that stays is read again.
+        drop = torch.tensor(self._doubled(back), device=self._chat.device)
+        sizes = self._mask.sum(1) - drop
+        width = int(sizes.max())
+        places = torch.zeros(len(sizes), width, dtype=torch.long, device=self._chat.device)
+        mask = torch.zeros(len(sizes), width, dtype=self._mask.dtype, device=self._chat.device)
+        for i, size in enumerate(sizes.tolist()):
+            places[i, width - size :] = self._mask[i].nonzero()[:size, 0]
+            mask[i, width - size :] = 1
+        self._cache.select_positions(places)
+        self._mask = mask
+
+    def _broken(self, row: Row) -> int:
+        if row.over or not row.dose * row.factor or row.rewinds >= self._push.rewinds:
+            return 0
+        looped = repeats(row.tokens)
+        spiked = spiking(row.kls, self._push.spike) if self._twins and self._push.spike else 0
+        return max(looped, spiked)
+
+    def _doubled(self, items: list[T]) -> list[T]:
+        return items * 2 if self._twins else items
+
+    def _with_twins(self, doses: Float[Tensor, " B"]) -> Float[Tensor, " N"]:
+        return torch.cat([doses, torch.zeros_like(doses)]) if self._twins else doses
