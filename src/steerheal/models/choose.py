@@ -63,11 +63,15 @@ def choose(
         probs = torch.zeros_like(probs).scatter_(1, index, best)
     rows = torch.arange(len(probs), device=probs.device)
     chosen = inverted(probs, draws(rows))
-    outside = rows[~in_nucleus(probs, chosen, settings.top_p)]
-    while len(outside):
-        some = probs[outside]
-        chosen[outside] = inverted(some, draws(outside))
-        outside = outside[~in_nucleus(some, chosen[outside], settings.top_p)]
+    if settings.top_p == 1:
+        return chosen
+    # What lies outside the nucleus has at most 1 − top_p between them: likelier tokens are inside.
+    doubtful = rows[probs.gather(1, chosen[:, None])[:, 0] <= 1 - settings.top_p]
+    while len(doubtful):
+        some = probs[doubtful]
+        outside = ~in_nucleus(some, chosen[doubtful], settings.top_p)
+        doubtful = doubtful[outside]
+        chosen[doubtful] = inverted(some[outside], draws(doubtful))
     return chosen
 
 
@@ -75,8 +79,6 @@ def in_nucleus(
     probs: Float[Tensor, "B V"], chosen: Int[Tensor, " B"], top_p: float
 ) -> Bool[Tensor, " B"]:
     """Whether the mass of the tokens likelier than the chosen one is below top_p."""
-    if top_p == 1:
-        return torch.ones_like(chosen, dtype=torch.bool)
     likelier = probs > probs.gather(1, chosen[:, None])
     return (probs * likelier).sum(-1) < top_p
 
