@@ -12,6 +12,8 @@ SHAPED = (
     "measure.likelihood",
     "measure.forced_choice",
     "heal.barrier",
+    "heal.batches",
+    "heal.spectral",
     "heal.train",
     "heal.fold",
     "steer.control_vector",

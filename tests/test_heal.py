@@ -130,9 +130,9 @@ def test_chunked_losses_and_gradients_equal_the_plain_computation(
     monkeypatch.setattr("steerheal.heal.barrier.chunk_of", lambda _: 4)
     ours = position_losses(chat, states, targets, reference, kind)
     for mine, plain in (
-        (ours.ce, ce),
+        (ours.fit, ce),
         (ours.divergence, d),
-        (ours.ce_grad, ce_grad),
+        (ours.fit_grad, ce_grad),
         (ours.divergence_grad, d_grad),
     ):
         torch.testing.assert_close(mine, plain.detach(), atol=1e-5, rtol=1e-4)

@@ -27,7 +27,7 @@ from steerheal.records import (
     Verdict,
     WalkStep,
 )
-from steerheal.report import figures, page, plates, words
+from steerheal.report import page, plates, words
 
 PROMPTS = tuple(f"Show prompt {number}: what do you do?" for number in range(1, 9))
 HOSTILE = (
@@ -403,11 +403,6 @@ def test_states_on_one_spot_are_drawn_without_a_warning() -> None:
         warnings.simplefilter("error")
         for plate in plates.PLATES:
             page.draw.svg(plate.draw(record), plate.name)
-
-
-def test_the_front_holds_what_no_other_state_beats() -> None:
-    points = [(1.0, 0.0), (0.9, 0.5), (0.8, 0.4), (0.7, 0.6), (0.9, 0.5)]
-    assert figures.pareto(points) == [(0.7, 0.6), (0.9, 0.5), (1.0, 0.0)]
 
 
 def test_a_text_that_equals_the_base_is_counted(tmp_path: Path) -> None:

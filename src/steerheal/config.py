@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from steerheal.errors import UserError, unknown
 
@@ -173,9 +180,20 @@ class FilterSettings(Settings):
     """Completions of the base that the limits are set on."""
 
 
-class HealSettings(Settings):
-    """How the adapter is trained: L = CE + λ·relu(D − τ)."""
+NO_DORA = (
+    "DoRA scales every row of a weight anew, so that its difference to the weight has full rank: "
+    "no small adapter holds it, and a dense copy per round would need as much memory as the "
+    "adapted layers. Use lora, rslora or pissa"
+)
 
+
+class HealSettings(Settings):
+    """How the adapter is trained: L = fit + λ·relu(D − τ) + spectral·Σ‖ΔW‖."""
+
+    objective: Literal["sft", "distill"] = "sft"
+    """The fit: cross-entropy of the completions' tokens, or KL(teacher‖student) to the steered
+    teacher's whole distribution at each of them, under the dose that the completion was drawn at.
+    distill reads a per-token dose trace as its nominal dose."""
     barrier: Literal["nll", "kl_fwd", "kl_rev"] = "kl_rev"
     """D: none, KL(reference‖student), or KL(student‖reference), in nats per position."""
     aggregate: Literal["mean", "rmse", "p95", "max"] = "rmse"
@@ -188,10 +206,19 @@ class HealSettings(Settings):
     """τ in nats: D below it costs nothing. Above the operating divergence it never fires."""
     lam_power: float = 0.0
     """λ in round r is λ·(1+r)^power; below 0 it loosens as the history grows."""
+    spectral: float = Field(default=0.0, ge=0)
+    """Weight of the operator norm of every adapted layer's ΔW, summed over the layers, so that a
+    layer pays the same however many others there are; 0 is no penalty. Goes with any barrier."""
     rank: int = Field(default=16, ge=1)
     """Rank of the adapter."""
     alpha: float = Field(default=32.0, gt=0)
-    """The adapter's output is scaled by alpha / rank."""
+    """The adapter's output is scaled by alpha / rank, rslora's by alpha / √rank."""
+    adapter: Literal["lora", "rslora", "dora", "pissa"] = "lora"
+    """Kind: lora; rslora keeps its size as the rank grows; pissa starts from the weights' leading
+    singular part and is stored at twice the rank. dora cannot be folded and is refused."""
+    targets: tuple[str, ...] = Field(default=("all",), min_length=1)
+    """Linear layers of the band's blocks that get an adapter: all, attention, mlp (the others of
+    a block), or names such as q_proj."""
     band: Band = (0.2, 0.8)
     """Blocks that get an adapter, as fractions of depth."""
     epochs: int = Field(default=2, ge=1)
@@ -199,13 +226,14 @@ class HealSettings(Settings):
     rows: int = Field(default=8, ge=1)
     """Completions per optimiser step."""
     accumulate: int = Field(default=1, ge=1)
-    """Micro-batches a step's rows are split into; more needs less memory, and changes nothing."""
+    """Micro-batches a step's rows are split into; more needs less memory and more time, and changes
+    nothing else. Each is split further by length where that saves padding."""
     lr: float = Field(default=5e-4, gt=0)
     """Peak learning rate: linear warm-up, then a cosine to 0."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps that warm up."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay on the adapter."""
+    """Decoupled weight decay on the adapter; goes with any barrier."""
     beta2: float = Field(default=0.95, gt=0, lt=1)
     """Adam's second-moment decay; 0.95 warms up within a round."""
     clip: float = Field(default=1.0, gt=0)
@@ -213,10 +241,27 @@ class HealSettings(Settings):
     held_out: float = Field(default=0.1, ge=0, lt=1)
     """Share of the kept completions that only measures the held-out CE."""
 
+    @field_validator("adapter")
+    @classmethod
+    def _can_be_folded(cls, adapter: str) -> str:
+        if adapter == "dora":
+            raise ValueError(f"dora cannot be folded. {NO_DORA}")
+        return adapter
+
     @model_validator(mode="after")
     def _splits_evenly(self) -> Self:
         if self.rows % self.accumulate:
             raise ValueError(f"rows ({self.rows}) must be a multiple of accumulate")
+        return self
+
+    @model_validator(mode="after")
+    def _starts_from_nothing(self) -> Self:
+        # Decay pulls the factors to 0, which for PiSSA is not the base but the base less a part.
+        if self.adapter == "pissa" and self.weight_decay:
+            raise ValueError(
+                "adapter pissa starts from a part of the weights, which weight_decay would shrink; "
+                "set weight_decay to 0, or use lora or rslora"
+            )
         return self
 
 

@@ -166,7 +166,7 @@ def one_round(
         return record.model_copy(update={"outcome": "starved"}), stay
     if frame.ends("check2"):
         return record, stay
-    result, heal_key = stages.healed(number, student, found, harvest_key)
+    result, heal_key = stages.healed(number, student, vector, found, harvest_key)
     record = record.model_copy(update={"heal": result.log})
     if result.log.outcome == "rejected":
         seen = healing.evidence(record, start, config.heal, axis, base=frame.base)

@@ -170,7 +170,7 @@ class HealStep(Record):
     step: int
     epoch: int
     ce: float
-    """Cross-entropy per completion token."""
+    """Cross-entropy per completion token; KL(teacher‖student) where a teacher is distilled."""
     divergence: float
     """Aggregated D before the hinge; NaN without a barrier."""
     barrier: float
@@ -182,6 +182,8 @@ class HealStep(Record):
     """Completion tokens in the step."""
     pressure: float = math.nan
     """‖∇barrier‖ / ‖∇CE‖ in the final hidden states; NaN without a barrier."""
+    spectral: float = math.nan
+    """Mean operator norm of the adapted layers' ΔW; NaN without its penalty."""
 
 
 class HealLog(Record):
@@ -189,7 +191,7 @@ class HealLog(Record):
 
     steps: tuple[HealStep, ...]
     held_out: tuple[float, ...]
-    """Cross-entropy per token on the held-out completions, before training and after each epoch."""
+    """What a step's `ce` is, on the held-out completions, before training and after each epoch."""
     trained_on: int
     held_out_completions: int
     lam: float
@@ -197,6 +199,8 @@ class HealLog(Record):
     outcome: Literal["trained", "rejected"]
     """Rejected: a step was not finite, and nothing is folded."""
     reason: str = ""
+    padding: float = math.nan
+    """Share of the positions that training read which were padding."""
 
     @property
     def barrier_fired(self) -> float:

@@ -13,7 +13,8 @@ from steerheal import prompts
 from steerheal.config import Instrument, RunConfig
 from steerheal.errors import UserError
 from steerheal.heal.adapter import Adapter
-from steerheal.heal.fold import Gated, folded
+from steerheal.heal.checkpoint import Checkpoint
+from steerheal.heal.fold import Gated, assert_alive, folded
 from steerheal.heal.train import Healed, heal_student, training_pairs
 from steerheal.measure import instruments, sweep
 from steerheal.measure.auto import resolve
@@ -66,6 +67,10 @@ class Watcher(Protocol):
 
     def heal_step(self, number: int, step: HealStep, of: int) -> None:
         """One optimiser step of round `number` is done."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something the user must know."""
         ...
 
 
@@ -368,27 +373,47 @@ class Stages:
         )
         return found, full_key
 
-    def healed(self, number: int, student: Student, found: Harvest, key: str) -> tuple[Healed, str]:
-        """The round's adapter and how it was trained, and its key."""
+    def healed(
+        self, number: int, student: Student, vector: SteeringVector, found: Harvest, key: str
+    ) -> tuple[Healed, str]:
+        """The round's adapter and how it was trained, and its key.
+
+        A heal that was cut off goes on from its last epoch.
+        """
         config, settings = self.config, self.config.heal
         kept = found.kept(config.dose.want)
         full_key = key_of("heal", key, student.keys, settings, config.seed, number, len(kept))
 
+        checkpoint = Checkpoint(self.store.scratch("heal", full_key), self.watcher.note)
+
         def make() -> Healed:
             pairs = training_pairs(self.chat, kept)
             origin = student if settings.reference == "prev" else Student(self.chat)
-            with origin.entered():
-                reference = continuation_states(self.chat, pairs)
+            reference = teacher = None
+            if settings.barrier != "nll":
+                with origin.entered():
+                    reference = continuation_states(self.chat, pairs)
+            if settings.objective == "distill":
+                # A per-token trace is read as the completion's nominal dose.
+                doses = [item.dose for item in kept]
+                with student.steered(vector, 0.0)() as dosed:
+                    teacher = continuation_states(self.chat, pairs, doses=doses, handle=dosed)
             with student.entered():
-                return heal_student(
+                healed = heal_student(
                     self.chat,
                     pairs,
                     reference,
                     settings,
+                    teacher=teacher,
                     round_number=number,
                     seed=config.seed,
+                    checkpoint=checkpoint,
                     progress=lambda step, of: self.watcher.heal_step(number, step, of),
                 )
+                if healed.log.outcome == "trained":
+                    prefix, rest = pairs[0]
+                    assert_alive(self.chat, healed.adapter, [*prefix, *rest])
+            return healed
 
         def save(folder: Path, healed: Healed) -> None:
             healed.adapter.save(folder / ADAPTER, base=self.chat.name)
@@ -404,6 +429,7 @@ class Stages:
                 Adapter.load(folder / ADAPTER), read_record(folder / HEAL, HealLog)
             ),
         )
+        checkpoint.remove()
         return result, full_key
 
     def _bar(

@@ -243,6 +243,10 @@ class Store:
         self._notify(mark)
         return result
 
+    def scratch(self, name: str, key: str) -> Path:
+        """Where an unfinished stage may keep what it needs to go on, until its maker removes it."""
+        return self.runs / STAGES / f".unfinished-{name}-{key}"
+
     def _make(self, home: Path, make: Callable[[], T], save: Callable[[Path, T], None]) -> None:
         start = time.perf_counter()
         value = make()

@@ -1,7 +1,14 @@
 """A round's LoRA adapter: attached through PEFT for training, saved and read in PEFT's own format.
 
-y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ with s = alpha / rank; B starts at 0: a fresh adapter changes nothing.
-Source: Hu et al. 2021, arXiv:2106.09685.
+y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ. Kinds differ in how they train, and all end as such a sum on W:
+`lora`, s = alpha/rank and B starts at 0, so that a fresh adapter changes nothing;
+`rslora`, the same with s = alpha/√rank;
+`pissa`, s·B₀A₀ starts as W's leading singular part, and W − s·B₀A₀ takes W's place while it trains;
+afterwards its difference s·(BA − B₀A₀) is one adapter of twice the rank on W itself.
+`dora` is refused by the settings: its difference to W has full rank.
+
+Sources: Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732;
+Meng et al. 2024, arXiv:2404.02948; Liu et al. 2024, arXiv:2402.09353.
 """
 
 import warnings
@@ -9,29 +16,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import torch
 from jaxtyping import Float
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from steerheal.config import HealSettings
-from steerheal.errors import UserError
+from steerheal.config import NO_DORA, HealSettings
+from steerheal.errors import UserError, unknown
+from steerheal.heal.factors import DOWN, PREFIX, UP, Pair, pairs_of, read_factors, scale_of
 from steerheal.models.load import ChatModel, band_layers
 
-PREFIX, DOWN, UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The two factors on one linear layer."""
-
-    down: Float[Tensor, "R I"]
-    up: Float[Tensor, "O R"]
+START = "steerheal_start"
+"""Where a model in training keeps the factors it started from, if they are not nothing."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,17 @@ class Adapter:
         """s·B·A in float32: what the adapter adds to the layer's weight at gate 1."""
         pair = self.pairs[name]
         return self.scale * (pair.up.float() @ pair.down.float())
+
+    def share(self, name: str) -> float:
+        """‖B·A‖ / (‖B‖·‖A‖) in Frobenius norms: 0 is a layer that the adapter leaves alone.
+
+        Factors that cancel, as an untrained PiSSA's do, leave only what rounding leaves.
+        """
+        up, down = self.pairs[name].up.double(), self.pairs[name].down.double()
+        sizes = (up.norm() * down.norm()).item()
+        # ‖BA‖² = tr(BᵀB·AAᵀ) needs R × R numbers instead of the whole difference.
+        inner = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt().item()
+        return inner / sizes if sizes else 0.0
 
     def save(self, folder: Path, *, base: str) -> None:
         """Writes adapter_config.json and adapter_model.safetensors, as PEFT does.
@@ -79,62 +91,51 @@ class Adapter:
         Raises:
             UserError: unreadable, damaged, or of a kind that cannot be folded.
         """
-        try:
-            config = cast(LoraConfig, PeftConfig.from_pretrained(str(folder)))
-            tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
-        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-            first = str(error).splitlines()[0]
-            raise UserError(f"Cannot read the adapter in {folder}: {first}") from error
-        _refuse_unfoldable(config, folder)
-        pairs = _pairs_of(tensors, folder)
-        root = config.r**0.5 if config.use_rslora else config.r
-        return cls(pairs, config.lora_alpha / root, config.r)
-
-
-def _refuse_unfoldable(config: Any, folder: Path) -> None:
-    kind = getattr(config, "peft_type", None)
-    if kind != "LORA":
-        raise UserError(f"{folder} holds a {kind} adapter; only LoRA adapters can be folded.")
-    if config.use_dora:
-        raise UserError(f"{folder} is a DoRA adapter, which is not a sum on the weights.")
-    if config.rank_pattern or config.alpha_pattern:
-        raise UserError(f"{folder} mixes ranks or alphas by layer, which is not supported.")
-
-
-def _pairs_of(tensors: dict[str, Tensor], folder: Path) -> dict[str, Pair]:
-    pairs = {}
-    rest = set(tensors)
-    for key in sorted(tensors):
-        if not key.endswith(DOWN):
-            continue
-        stem = key.removesuffix(DOWN)
-        if stem + UP not in tensors:
-            raise UserError(f"The adapter in {folder} lacks {stem + UP}.")
-        pairs[stem.removeprefix(PREFIX)] = Pair(tensors[key], tensors[stem + UP])
-        rest -= {key, stem + UP}
-    if rest or not pairs:
-        raise UserError(f"The adapter in {folder} holds what is not LoRA: {sorted(rest)[:3]}.")
-    return pairs
+        return cls(*read_factors(folder))
 
 
 def target_names(chat: ChatModel, settings: HealSettings) -> list[str]:
-    """Full names of every linear layer inside the band's decoder blocks."""
+    """Full names of the linear layers in the band's decoder blocks that `targets` asks for.
+
+    Raises:
+        UserError: the band has no linear layers, or a target names none of them.
+    """
     blocks = chat.blocks
     inside = {id(blocks[i]) for i in band_layers(len(blocks), settings.band)}
     roots = [name for name, module in chat.net.named_modules() if id(module) in inside]
-    return [
-        name
-        for name, module in chat.net.named_modules()
-        if isinstance(module, nn.Linear) and any(name.startswith(root + ".") for root in roots)
-    ]
+    labels = {
+        f"{root}.{name}": {"all", _group(name), name.rpartition(".")[2]}
+        for root in roots
+        for name, module in chat.net.get_submodule(root).named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    if not labels:
+        raise UserError(f"{chat.name} has no linear layers in blocks {settings.band} of its depth.")
+    for target in settings.targets:
+        if not any(target in known for known in labels.values()):
+            fix = f"These are the linear layers of {chat.name} in heal.band."
+            raise unknown("heal.targets", target, set().union(*labels.values()), fix=fix)
+    return [name for name, known in labels.items() if known & set(settings.targets)]
+
+
+def _group(name: str) -> str:
+    """Which part of its block a layer belongs to, by the path to it."""
+    path = name.lower().split(".")[:-1]
+    return "attention" if any("attn" in part or "attention" in part for part in path) else "mlp"
 
 
 @contextmanager
 def training(chat: ChatModel, settings: HealSettings, *, seed: int) -> Iterator[PeftModel]:
-    """The model with a fresh trainable adapter; its modules and flags are put back at the end."""
+    """The model with a fresh trainable adapter; its weights, modules and flags are put back.
+
+    Raises:
+        UserError: DoRA, no layer is targeted, or one is smaller than PiSSA's rank.
+    """
+    if settings.adapter == "dora":  # settings copied with changes are not validated again
+        raise UserError(f"heal.adapter dora cannot be folded. {NO_DORA}.")
     names = target_names(chat, settings)
-    if not names:
-        raise UserError(f"{chat.name} has no linear layers in blocks {settings.band} of its depth.")
+    if settings.adapter == "pissa":
+        _refuse_small(chat, names, settings.rank)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=cast(int, settings.alpha),
@@ -142,51 +143,83 @@ def training(chat: ChatModel, settings: HealSettings, *, seed: int) -> Iterator[
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
+        use_rslora=settings.adapter == "rslora",
+        init_lora_weights="pissa" if settings.adapter == "pissa" else True,
     )
     with untouched(chat, names):
         devices = [chat.device] if chat.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT remarks on tied heads, which stay untouched
             torch.manual_seed(seed)
-            model = get_peft_model(chat.net, config)
+            model = cast(PeftModel, get_peft_model(chat.net, config))
+        wrapped = {name for name, part in chat.net.named_modules() if isinstance(part, LoraLayer)}
+        assert wrapped == set(names), f"PEFT chose other layers: {sorted(wrapped ^ set(names))[:3]}"
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-        yield cast(PeftModel, model)
+        vars(model)[START] = _factors(model) if settings.adapter == "pissa" else {}
+        yield model
 
 
 @contextmanager
 def untouched(chat: ChatModel, names: Sequence[str]) -> Iterator[None]:
-    """Whatever PEFT does inside, the model leaves with its own modules, frozen, in evaluation mode.
+    """Whatever PEFT does inside, the model leaves as it came: modules, weights, frozen, evaluating.
 
     Args:
         chat: The model.
         names: Full names of the layers that PEFT may replace.
     """
     children = _children(chat, names)
+    # PEFT gives a layer another tensor for its weight and never writes into the one it had, so
+    # that holding on to that one is enough, and costs no copy.
+    weights = [(module.weight, module.weight.data) for _, _, module in children]
     try:
         yield
     finally:
         for parent, name, module in children:
             setattr(parent, name, module)
+        for weight, data in weights:
+            weight.data = data
         for trace in ("peft_config", "_hf_peft_config_loaded"):
             chat.net.__dict__.pop(trace, None)
         chat.net.eval().requires_grad_(False)
 
 
 def trained(model: PeftModel, settings: HealSettings) -> Adapter:
-    """The trained factors, copied to the CPU."""
+    """The trained difference to the original weights, as factors on the CPU.
+
+    With start factors A₀, B₀ it is s·(BA − B₀A₀) = s·[B, −B₀]·[A; A₀], of twice the rank.
+    """
+    pairs, start = _factors(model), vars(model)[START]
+    for name, first in start.items():
+        last = pairs[name]
+        pairs[name] = Pair(
+            torch.cat([last.down, first.down]), torch.cat([last.up, -first.up], dim=1)
+        )
+    scale = scale_of(settings.alpha, settings.rank, rslora=settings.adapter == "rslora")
+    return Adapter(pairs, scale, settings.rank * (2 if start else 1))
+
+
+def _factors(model: PeftModel) -> dict[str, Pair]:
     state = get_peft_model_state_dict(model)
     tensors = {key: value.detach().float().cpu().clone() for key, value in state.items()}
-    return Adapter(
-        _pairs_of(tensors, Path("memory")), settings.alpha / settings.rank, settings.rank
-    )
+    return pairs_of(tensors, Path("memory"))
 
 
-def _children(chat: ChatModel, names: Sequence[str]) -> list[tuple[nn.Module, str, nn.Module]]:
+def _refuse_small(chat: ChatModel, names: Sequence[str], rank: int) -> None:
+    for name in names:
+        least = min(cast(nn.Linear, chat.net.get_submodule(name)).weight.shape)
+        if rank > least:
+            raise UserError(
+                f"heal.rank {rank} is more than PiSSA finds in {name}, whose weight has {least} "
+                f"singular values. Give at most {least}, or use heal.adapter lora."
+            )
+
+
+def _children(chat: ChatModel, names: Sequence[str]) -> list[tuple[nn.Module, str, nn.Linear]]:
     found = []
     for name in names:
         parent, _, child = name.rpartition(".")
         module = chat.net.get_submodule(parent)
-        found.append((module, child, module.get_submodule(child)))
+        found.append((module, child, cast(nn.Linear, module.get_submodule(child))))
     return found

@@ -1,15 +1,22 @@
-"""The objective, per position and without [B, T, vocabulary]: L = CE + λ·relu(agg(D) − τ).
+"""The objective, per position and without [B, T, vocabulary]: L = fit + λ·relu(agg(D) − τ).
 
-D_i at completion position i, from full-vocabulary distributions in float32:
+fit_i at completion position i, token y_i, from full-vocabulary distributions in float32, p the
+student's, q the reference's, t the steered teacher's:
+    sft      CE = −ln p_{y_i}
+    distill  KL(teacher‖student) = Σ_v t_v (ln t_v − ln p_v)
+D_i:
     kl_fwd   KL(reference‖student) = Σ_v q_v (ln q_v − ln p_v)     mass-covering
     kl_rev   KL(student‖reference) = Σ_v p_v (ln p_v − ln q_v)     mode-seeking
 agg over a step's positions: mean, rmse = √mean(D²), p95, max. Incoherence is driven by outliers,
 which a mean hides.
 
-The output head is not trained, so that gradients stop at the final hidden states: logits exist for
-one chunk of positions at a time, and only ∂CE/∂h and ∂D/∂h, as wide as the hidden states, remain.
+With z the student's logits: ∂CE/∂z = p − onehot(y), ∂KL(t‖p)/∂z = p − t, ∂kl_fwd/∂z = p − q,
+∂kl_rev/∂z_v = p_v (ln p_v − ln q_v − D). The output head is not trained, so that gradients stop at
+the final hidden states: logits exist for one chunk of positions at a time, and only ∂fit/∂h and
+∂D/∂h, as wide as the hidden states, remain.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,10 +35,11 @@ Aggregate = Literal["mean", "rmse", "p95", "max"]
 class PositionLosses:
     """Losses of N positions and their gradients in the final hidden states."""
 
-    ce: Float[Tensor, " N"]
+    fit: Float[Tensor, " N"]
+    """Cross-entropy of the targets; KL(teacher‖student) where a teacher was given."""
     divergence: Float[Tensor, " N"]
     """Zeros without a barrier."""
-    ce_grad: Float[Tensor, "N D"]
+    fit_grad: Float[Tensor, "N D"]
     divergence_grad: Float[Tensor, "N D"]
 
 
@@ -86,8 +94,10 @@ def position_losses(
     targets: Int[Tensor, " N"],
     reference: Float[Tensor, "N D"] | None,
     kind: Barrier,
+    *,
+    teacher: Float[Tensor, "N D"] | None = None,
 ) -> PositionLosses:
-    """CE and D of every position with their gradients in the states, chunk by chunk.
+    """The fit and D of every position with their gradients in the states, chunk by chunk.
 
     Args:
         chat: Whose head turns states into logits.
@@ -95,34 +105,77 @@ def position_losses(
         targets: The token that each position predicts.
         reference: The reference's final hidden states at the same positions; None for `nll`.
         kind: Which divergence.
+        teacher: The steered teacher's final hidden states; None fits the targets instead.
     """
     parts, chunk = [], chunk_of(chat)
-    references = [None] * len(states) if reference is None else reference.split(chunk)
-    for ours, target, theirs in zip(
-        states.detach().split(chunk), targets.split(chunk), references, strict=False
-    ):
-        parts.append(_chunk(chat, ours, target, theirs, kind))
+    for start in range(0, len(states), chunk):
+        here = slice(start, start + chunk)
+        aim = targets[here] if teacher is None else teacher[here]
+        theirs = None if reference is None or kind == "nll" else reference[here]
+        parts.append(_chunk(chat, states.detach()[here], aim, theirs, kind))
     return PositionLosses(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _chunk(
     chat: ChatModel,
     states: Float[Tensor, "N D"],
-    targets: Int[Tensor, " N"],
+    aim: Int[Tensor, " N"] | Float[Tensor, "N D"],
     reference: Float[Tensor, "N D"] | None,
     kind: Barrier,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Only the head itself is differentiated by autograd, whatever its kind.
+
+    The gradients in the logits are written out and computed in place: a pass over a chunk of
+    logits costs memory traffic, and autograd would make more than twice as many.
+    """
     leaf = states.clone().requires_grad_(True)
     with torch.enable_grad():
-        log_p = chat.logits(leaf).log_softmax(-1)
-        ce = -log_p.gather(1, targets[:, None])[:, 0]
-        if reference is None or kind == "nll":
-            (grad,) = torch.autograd.grad(ce.sum(), leaf)
-            zeros = torch.zeros_like(ce)
-            return ce.detach(), zeros.detach(), grad, torch.zeros_like(grad)
-        with torch.no_grad():
-            log_q = chat.logits(reference).log_softmax(-1)
-        d = divergence(kind, log_p, log_q)
-        (ce_grad,) = torch.autograd.grad(ce.sum(), leaf, retain_graph=True)
-        (d_grad,) = torch.autograd.grad(d.sum(), leaf)
-    return ce.detach(), d.detach(), ce_grad, d_grad
+        logits = chat.logits(leaf)
+
+    def pulled_back(slope: Float[Tensor, "N V"]) -> Float[Tensor, "N D"]:
+        (grad,) = torch.autograd.grad(logits, leaf, slope, retain_graph=True)
+        return grad
+
+    with torch.no_grad():
+        log_p = logits.log_softmax(-1)
+        p = log_p.exp()
+        fit, fit_grad = _fit(chat, log_p, p, aim, pulled_back)
+        if reference is None:
+            return fit, torch.zeros_like(fit), fit_grad, torch.zeros_like(fit_grad)
+        log_q = chat.logits(reference).log_softmax(-1)
+        if kind == "kl_fwd":
+            d, slope = _towards(log_q, log_p, p)
+        else:
+            slope = log_p.sub_(log_q).mul_(p)
+            d = slope.sum(-1)
+            slope.addcmul_(p, d[:, None], value=-1)
+        return fit, d, fit_grad, pulled_back(slope)
+
+
+def _fit(
+    chat: ChatModel,
+    log_p: Float[Tensor, "N V"],
+    p: Float[Tensor, "N V"],
+    aim: Int[Tensor, " N"] | Float[Tensor, "N D"],
+    pulled_back: Callable[[Tensor], Tensor],
+) -> tuple[Float[Tensor, " N"], Float[Tensor, "N D"]]:
+    """The fit to tokens, or to a teacher's states, and its gradient; p is left as it is."""
+    if aim.is_floating_point():
+        fit, slope = _towards(chat.logits(aim).log_softmax(-1), log_p, p)
+        return fit, pulled_back(slope)
+    fit = -log_p.gather(1, aim[:, None])[:, 0]
+    chosen = (torch.arange(len(aim), device=aim.device), aim)
+    before = p[chosen]
+    p[chosen] = before - 1
+    grad = pulled_back(p)
+    p[chosen] = before
+    return fit, grad
+
+
+def _towards(
+    log_t: Float[Tensor, "N V"], log_p: Float[Tensor, "N V"], p: Float[Tensor, "N V"]
+) -> tuple[Float[Tensor, " N"], Float[Tensor, "N V"]]:
+    """KL(t‖p) per row and its slope in p's logits, p − t; overwrites log_t."""
+    t = log_t.exp()
+    value = log_t.sub_(log_p).mul_(t).sum(-1)
+    return value, torch.sub(p, t, out=log_t)

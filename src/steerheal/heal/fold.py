@@ -8,7 +8,7 @@ that are all 0 touch nothing.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,9 @@ from steerheal.heal.adapter import Adapter, Pair
 from steerheal.models.hooks import Dosed, Hook, hooked, per_row
 from steerheal.models.load import ChatModel
 
+ROUNDING = 1e-6
+"""Share of the factors' sizes below which their product is rounding: see `Adapter.share`."""
+
 
 @dataclass(frozen=True)
 class Gated:
@@ -26,6 +29,18 @@ class Gated:
 
     adapter: Adapter
     gate: float = 1.0
+
+
+class Alive(NamedTuple):
+    """What a trained adapter does to the logits at one text."""
+
+    change: float
+    """Largest absolute logit change at gate 1, over all positions; not finite where it breaks."""
+    scale: float
+    """Largest absolute logit at gate 0."""
+    layers: int
+    """Layers whose weight it changes, of `of`."""
+    of: int
 
 
 @contextmanager
@@ -49,6 +64,51 @@ def folded(chat: ChatModel, history: Sequence[Gated]) -> Iterator[None]:
         with torch.no_grad():
             for name, weight in originals.items():
                 layers[name].weight.copy_(weight)
+
+
+def assert_alive(chat: ChatModel, adapter: Adapter, ids: Sequence[int]) -> Alive:
+    """Checks that an adapter changes the logits at gate 1, and that gate 0 gives the model back.
+
+    Args:
+        chat: The student that the adapter was trained on.
+        adapter: What training returned.
+        ids: A text that it was trained on, token ids.
+
+    Raises:
+        RuntimeError: it does nothing, or it does not go away; both are faults of the program or of
+            the training, which no later stage would notice.
+    """
+    living = [name for name in adapter.pairs if not adapter.share(name) <= ROUNDING]
+    if not living:
+        raise RuntimeError(
+            f"The trained adapter does nothing: its difference is 0 on all {len(adapter.pairs)} "
+            "layers, as if no step of the optimiser had reached it."
+        )
+    before = _logits(chat, ids)
+    with folded(chat, [Gated(adapter)]):
+        inside = _logits(chat, ids)
+    with folded(chat, [Gated(adapter, 0.0)]):
+        after = _logits(chat, ids)
+    if _equal(inside, before):
+        raise RuntimeError(
+            f"The trained adapter does nothing: it differs from 0 on {len(living)} layers, but in "
+            f"{chat.net.dtype} the logits at gate 1 are those at gate 0."
+        )
+    if not _equal(after, before):
+        gap = (after - before).abs().max().item()
+        raise RuntimeError(f"Gate 0 does not restore the model: its logits moved by {gap:.3g}.")
+    change, scale = (inside - before).abs().max().item(), before.abs().max().item()
+    return Alive(change, scale, len(living), len(adapter.pairs))
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Bit for bit; what is not a number in both is equal, so that a broken student is no fault."""
+    return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+@torch.no_grad()
+def _logits(chat: ChatModel, ids: Sequence[int]) -> Float[Tensor, "T V"]:
+    return chat.logits(chat.hidden(torch.tensor([list(ids)], device=chat.device)))[0]
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from steerheal.report.draw import (
     states,
     styled,
 )
+from steerheal.report.front import front
 from steerheal.report.words import number_setting
 
 
@@ -59,19 +60,10 @@ def trajectory(record: RunRecord) -> Figure:
     return figure
 
 
-def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other beats on both axes, from the left to the right."""
-    front: list[tuple[float, float]] = []
-    for point in sorted(set(points), reverse=True):
-        if not front or point[1] > front[-1][1]:
-            front.append(point)
-    return front[::-1]
-
-
 def _draw_front(axes: Axes, record: RunRecord) -> None:
     pairs = [(row.summary.coherence, row.summary.persona_logodds.value) for row in states(record)]
-    front = pareto([pair for pair in pairs if all(map(math.isfinite, pair))])
-    xs, ys = [x for x, _ in front], [y for _, y in front]
+    best = [pairs[i] for i in front(pairs)]
+    xs, ys = [x for x, _ in best], [y for _, y in best]
     axes.plot(xs, ys, drawstyle="steps-pre", color=BLUE, lw=1, zorder=1)
 
 

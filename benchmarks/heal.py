@@ -1,0 +1,207 @@
+"""Healing on the embedded model: completion tokens per second, against a plain training loop.
+
+One run, ratios on the same machine and data: a heal with a reverse-KL barrier, its reference
+included; a loop at batch 1 that runs the reference anew and takes full log-softmaxes at every
+step. The bound is the time that the heal's own products take with nothing between them: every
+forward's, the backward of the blocks from the band's start on, the adapters', and the head's.
+`--memory` instead heals a tiny body under a very wide head and prints the peak above its weights.
+Usage: python benchmarks/heal.py [--steps N] [--tokens N] | --memory
+"""
+
+import argparse
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import psutil
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from steerheal.config import HealSettings, ModelSettings, SamplingSettings
+from steerheal.heal.adapter import target_names, training
+from steerheal.heal.barrier import aggregated, kl
+from steerheal.heal.train import heal_student, training_pairs
+from steerheal.models.generate import Draw, generate
+from steerheal.models.hooks import hooked
+from steerheal.models.load import ChatModel, band_layers, load
+from steerheal.models.score import Pair, continuation_states
+from steerheal.steer.persona import find
+
+SETTINGS = HealSettings(epochs=1, held_out=0.0, tau=0.0)
+WIDE, COMPLETIONS, LENGTH, LIMIT = 262_144, 48, 512, 2 << 30
+
+
+def ours(chat: ChatModel, pairs: list[Pair]) -> float:
+    """A heal with its reference; the share of padding."""
+    reference = continuation_states(chat, pairs)
+    return heal_student(chat, pairs, reference, SETTINGS).log.padding
+
+
+def plain(chat: ChatModel, pairs: list[Pair]) -> None:
+    """The same objective one completion at a time, aggregated over each alone."""
+    with training(chat, SETTINGS, seed=0) as model:
+        free = [item for item in model.parameters() if item.requires_grad]
+        adam = torch.optim.AdamW(free, lr=SETTINGS.lr, betas=(0.9, SETTINGS.beta2))
+        for number, (prefix, rest) in enumerate(pairs, start=1):
+            ids = torch.tensor([[*prefix, *rest]])
+            here, targets = slice(len(prefix) - 1, -1), torch.tensor(list(rest))
+            with torch.no_grad(), cast(Any, model).disable_adapter():
+                log_q = chat.net(input_ids=ids).logits[0].log_softmax(-1)[here]
+            with torch.enable_grad():
+                log_p = chat.net(input_ids=ids).logits[0].log_softmax(-1)[here]
+                ce = -log_p.gather(1, targets[:, None]).mean()
+                barrier = aggregated(SETTINGS.aggregate, kl(log_p, log_q))
+                ((ce + SETTINGS.lam * barrier) / SETTINGS.rows).backward()
+            if number % SETTINGS.rows == 0 or number == len(pairs):
+                nn.utils.clip_grad_norm_(free, SETTINGS.clip)
+                adam.step()
+                adam.zero_grad()
+
+
+@contextmanager
+def shapes(chat: ChatModel) -> Iterator[tuple[list[tuple[int, bool]], list[int]]]:
+    """Collects every forward's positions, whether it trains, and how many positions get logits."""
+    forwards: list[tuple[int, bool]] = []
+    heads: list[int] = []
+    width = chat.text_config.hidden_size
+
+    def read(_module: nn.Module, inputs: Any, _output: Any) -> None:
+        forwards.append((inputs[0].numel(), torch.is_grad_enabled()))
+
+    def headed(_module: nn.Module, inputs: Any, _output: Any) -> None:
+        heads.append(inputs[0].numel() // width)
+
+    head = cast(nn.Module, chat.net.get_output_embeddings())
+    with hooked({chat.net.get_input_embeddings(): read, head: headed}):
+        yield forwards, heads
+
+
+class Products:
+    """The heal's matrix products on random numbers."""
+
+    def __init__(self, chat: ChatModel) -> None:
+        self.adapted = set(target_names(chat, SETTINGS))
+        start = band_layers(len(chat.blocks), SETTINGS.band)[0]
+        named = {id(module): name for name, module in chat.net.named_modules()}
+        self.layers = [
+            (item, named[id(item)] in self.adapted, number >= start)
+            for number, block in enumerate(chat.blocks)
+            for item in block.modules()
+            if isinstance(item, nn.Linear)
+        ]
+        self.head = cast(nn.Linear, chat.net.get_output_embeddings())
+        self._made: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def some(self, *size: int) -> torch.Tensor:
+        """Numbers of this shape, the same ones every time."""
+        if size not in self._made:
+            self._made[size] = torch.randn(size)
+        return self._made[size]
+
+    def block_products(self, count: int, trains: bool) -> None:
+        """All blocks forward and, when training, backward to the band's start."""
+        rank = SETTINGS.rank
+        for layer, adapted, above in self.layers:
+            x, g = self.some(count, layer.in_features), self.some(count, layer.out_features)
+            down, up = self.some(rank, layer.in_features), self.some(layer.out_features, rank)
+            layer(x)
+            if trains and adapted:
+                low = x @ down.T
+                _ = low @ up.T
+                back = g @ up
+                _ = g.T @ low, back.T @ x, back @ down
+            if trains and above:
+                _ = g @ layer.weight
+
+    def head_products(self, count: int) -> None:
+        """Logits of some positions, and one gradient back: as many of the one as of the other."""
+        self.head(self.some(count, self.head.in_features))
+        _ = self.some(count, self.head.out_features) @ self.head.weight
+
+    @torch.inference_mode()
+    def seconds(self, forwards: list[tuple[int, bool]], heads: list[int]) -> float:
+        """Time of all of them, once everything has been allocated."""
+
+        def work() -> None:
+            for count, trains in forwards:
+                self.block_products(count, trains)
+            for count in heads:
+                self.head_products(count)
+
+        for item in {*forwards}:
+            self.block_products(*item)
+        for count in {*heads}:
+            self.head_products(count)
+        return timed(work)
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def speed(steps: int, tokens: int) -> None:
+    """Prints the rates, their ratio, and the share of the bound."""
+    chat, persona = load(ModelSettings(device="cpu")), find("love")
+    prompts = persona.prompts.train
+    draws = [Draw(prompts[i % len(prompts)], 0.0, i) for i in range(steps * SETTINGS.rows)]
+    pairs = training_pairs(chat, generate(chat, draws, SamplingSettings(tokens=tokens)))
+    count = sum(len(rest) for _, rest in pairs)
+    ours(chat, pairs[:2])
+    with shapes(chat) as (forwards, heads):
+        start = time.perf_counter()
+        padding = ours(chat, pairs)
+        mine = time.perf_counter() - start
+    theirs = timed(lambda: plain(chat, pairs))
+    bound = Products(chat).seconds(forwards, heads)
+    print(f"{steps} steps, {count} completion tokens, padding {padding:.3f} of what is read")
+    print(f"heal, reference included:       {mine:6.1f} s  {count / mine:7.1f} tokens/s")
+    print(f"plain loop, one row at a time:  {theirs:6.1f} s  {count / theirs:7.1f} tokens/s")
+    print(f"ratio: {theirs / mine:.2f}")
+    print(f"share of the bound, its own products: {bound / mine:.2f}")
+
+
+def memory() -> int:
+    """Prints the peak above the weights; 1 when it is above the limit."""
+    config = LlamaConfig(
+        vocab_size=WIDE, hidden_size=64, intermediate_size=128, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    net = LlamaForCausalLM(config).eval().requires_grad_(False)
+    chat = ChatModel(net, cast(Any, None), "wide", "wide", system_role=False)
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, WIDE, (COMPLETIONS, 16 + LENGTH), generator=random).tolist()
+    pairs: list[Pair] = [(row[:16], row[16:]) for row in ids]
+    before = psutil.Process().memory_info().rss
+    ours(chat, pairs)
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
+    whole = COMPLETIONS * LENGTH * WIDE * 4
+    print(
+        f"{COMPLETIONS} completions of {LENGTH} tokens, head of {WIDE}: peak {peak >> 20} MiB "
+        f"above the weights (limit {LIMIT >> 20}; all logits at once: {whole >> 20})"
+    )
+    return int(peak > LIMIT)
+
+
+def main() -> int:
+    """Speed, or memory."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--memory", action="store_true")
+    asked = parser.parse_args()
+    if asked.memory:
+        return memory()
+    speed(asked.steps, asked.tokens)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""AdamW on an adapter's parameters, with its schedule, as something that can be saved and put back.
+
+Rate at update i of n (from 0), with w = ⌈warmup·n⌉ and t = i + 1: lr·t/w while t < w, then
+lr·½(1 + cos(π(t − w)/(n + 1 − w))); neither end is 0, so that every step moves.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from steerheal.config import HealSettings
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+WEIGHT, ADAM = "weight:", "adam:"
+
+
+class Optimiser:
+    """One heal's updates: clipped gradients, AdamW, and where the schedule stands."""
+
+    def __init__(
+        self, named: Mapping[str, nn.Parameter], settings: HealSettings, rows: int
+    ) -> None:
+        """Over the named parameters, for `rows` training completions."""
+        self._named, self._settings = dict(named), settings
+        self.total = settings.epochs * math.ceil(rows / settings.rows)
+        self.done = 0
+        """Updates so far: the schedule's position."""
+        self._adam = torch.optim.AdamW(
+            list(self._named.values()),
+            lr=settings.lr,
+            betas=(0.9, settings.beta2),
+            weight_decay=settings.weight_decay,
+        )
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next update."""
+        place, warm = self.done + 1, math.ceil(self._settings.warmup * self.total)
+        if place < warm:
+            return self._settings.lr * place / warm
+        share = (place - warm) / (self.total + 1 - warm)
+        return self._settings.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+    def apply(self) -> float:
+        """One update; the gradient's norm before clipping."""
+        norm = nn.utils.clip_grad_norm_(self._named.values(), self._settings.clip).item()
+        if math.isfinite(norm):
+            for group in self._adam.param_groups:
+                group["lr"] = self.lr
+            self._adam.step()
+            self.done += 1
+        self._adam.zero_grad(set_to_none=True)
+        return norm
+
+    def state(self) -> dict[str, Tensor]:
+        """The parameters and Adam's moments, by name."""
+        tensors = {WEIGHT + name: weight.detach() for name, weight in self._named.items()}
+        for name, weight in self._named.items():
+            for moment in MOMENTS:
+                tensors[f"{ADAM}{moment}:{name}"] = self._adam.state[weight][moment]
+        return tensors
+
+    def fits(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether the tensors are a state of these parameters."""
+        return all(
+            (found := tensors.get(key + name)) is not None and found.shape == weight.shape
+            for name, weight in self._named.items()
+            for key in (WEIGHT, *(f"{ADAM}{moment}:" for moment in MOMENTS[1:]))
+        )
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], done: int) -> None:
+        """Goes back to a state that `fits`, `done` updates into the heal."""
+        for name, weight in self._named.items():
+            weight.copy_(tensors[WEIGHT + name])
+            step, *moments = (tensors[f"{ADAM}{moment}:{name}"] for moment in MOMENTS)
+            self._adam.state[weight] = {"step": step.clone()} | {
+                key: moment.to(weight.device).clone()
+                for key, moment in zip(MOMENTS[1:], moments, strict=True)
+            }
+        self.done = done

@@ -1,0 +1,171 @@
+"""A heal's steps and epochs: what is minimised, and what is measured by the way."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from steerheal.config import HealSettings
+from steerheal.heal.barrier import PositionLosses, hinge_weights, position_losses
+from steerheal.heal.batches import Data, Micro, micro_batches, states_by_length
+from steerheal.heal.checkpoint import Checkpoint, Place
+from steerheal.heal.optimiser import Optimiser
+from steerheal.heal.spectral import Spectral
+from steerheal.models.load import ChatModel
+from steerheal.models.score import chosen_logprobs, kl_between
+from steerheal.records import HealStep
+
+VECTORS = "spectral"
+"""Name of the spectral penalty's vectors among a checkpoint's tensors."""
+
+
+class Trainer:
+    """A training model, its optimiser, and what its steps minimise."""
+
+    def __init__(
+        self,
+        chat: ChatModel,
+        model: nn.Module,
+        data: Data,
+        settings: HealSettings,
+        *,
+        lam: float,
+        rows: int,
+        seed: int,
+    ) -> None:
+        """Around `model`, which is `chat` with its fresh adapter.
+
+        Args:
+            chat: The student.
+            model: The same with trainable parameters.
+            data: What is trained on.
+            settings: Objective, barrier and optimiser.
+            lam: λ of this round.
+            rows: Completions that are trained on.
+            seed: Of the spectral penalty's first vectors.
+        """
+        self._chat, self._data, self._settings, self._lam = chat, data, settings, lam
+        named = {name: item for name, item in model.named_parameters() if item.requires_grad}
+        self._loop = Optimiser(named, settings, rows)
+        self._spectral = Spectral(model, seed=seed) if settings.spectral else None
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next epoch hangs on."""
+        vectors = {} if self._spectral is None else {VECTORS: self._spectral.vectors}
+        return self._loop.state() | vectors
+
+    def resumed(self, checkpoint: Checkpoint, fresh: Place) -> Place:
+        """Where to go on: the saved place with its state put back, or the fresh one."""
+        saved = checkpoint.read(fresh.made_of)
+        if saved is None:
+            return fresh
+        if not self._loop.fits(saved.tensors):
+            checkpoint.note(f"heal · {checkpoint.path} fits another adapter: starting over")
+            return fresh
+        self._loop.restore(saved.tensors, len(saved.place.steps))
+        if self._spectral is not None:
+            self._spectral.vectors = saved.tensors[VECTORS].to(self._chat.device)
+        return saved.place.model_copy(update={"digest": ""})
+
+    def epoch(
+        self, place: Place, steps: list[list[int]], progress: Callable[[HealStep, int], None]
+    ) -> tuple[Place, str]:
+        """One pass; the place after it, and why it was broken off, if it was."""
+        for rows in steps:
+            micros = micro_batches(self._chat, self._data, rows, self._settings.accumulate)
+            step = self._step(micros, len(place.steps), place.epochs)
+            place = place.model_copy(
+                update={
+                    "steps": (*place.steps, step),
+                    "used": place.used + sum(micro.used for micro in micros),
+                    "read": place.read + sum(micro.read for micro in micros),
+                }
+            )
+            progress(step, self._loop.total)
+            if not math.isfinite(step.ce) or not math.isfinite(step.gradient):
+                return place, f"step {step.step + 1} of {self._loop.total} was not finite"
+        return place, ""
+
+    def _step(self, micros: list[Micro], number: int, epoch: int) -> HealStep:
+        """One optimiser step over its micro-batches.
+
+        The aggregate is over the whole step. With several micro-batches its derivative is known
+        only once all of them are read, so that they are run forward twice.
+        """
+        settings, chat = self._settings, self._chat
+        count = sum(len(micro.targets) for micro in micros)
+        barred = settings.barrier != "nll"
+        twice = barred and len(micros) > 1
+        divergences = [self._divergences(micro) for micro in micros] if twice else []
+        fit, operating, barrier, start = 0.0, math.nan, 0.0, 0
+        pulls = [0.0, 0.0]
+        for micro in micros:
+            with torch.enable_grad():
+                states = micro.states(chat)
+            losses = self._losses(micro, states)
+            everything = torch.cat(divergences) if twice else losses.divergence
+            operating, barrier, weights = hinge_weights(
+                settings.aggregate, everything, self._lam, settings.tau
+            )
+            mine = weights[start : start + len(micro.targets)] if twice else weights
+            start += len(micro.targets)
+            fit += losses.fit.sum().item() / count
+            # In place: these two and their sum are as wide as the hidden states.
+            gradient = losses.fit_grad.float().div_(count)
+            held = losses.divergence_grad.float().mul_(mine[:, None])
+            pulls[0] += gradient.square().sum().item()
+            pulls[1] += held.square().sum().item()
+            states.backward(gradient.add_(held).to(states.dtype))
+        spectral = self._penalised()
+        lr = self._loop.lr
+        return HealStep(
+            step=number,
+            epoch=epoch,
+            ce=fit,
+            divergence=operating if barred else math.nan,
+            barrier=barrier,
+            lr=lr,
+            gradient=self._loop.apply(),
+            tokens=count,
+            pressure=math.sqrt(pulls[1] / pulls[0]) if barred and pulls[0] else math.nan,
+            spectral=spectral,
+        )
+
+    def _penalised(self) -> float:
+        """The mean operator norm, its penalty's gradient added; NaN without the penalty."""
+        if self._spectral is None:
+            return math.nan
+        with torch.enable_grad():
+            norms = self._spectral.norms()
+            (self._settings.spectral * norms.sum()).backward()
+        return norms.mean().item()
+
+    @torch.no_grad()
+    def _divergences(self, micro: Micro) -> Float[Tensor, " N"]:
+        return self._losses(micro, micro.states(self._chat)).divergence
+
+    def _losses(self, micro: Micro, states: Float[Tensor, "N D"]) -> PositionLosses:
+        return position_losses(
+            self._chat,
+            states,
+            micro.targets,
+            micro.reference,
+            self._settings.barrier,
+            teacher=micro.teacher,
+        )
+
+    @torch.no_grad()
+    def held_out(self, rows: Sequence[int]) -> float:
+        """Mean fit per completion token of these rows; NaN when there are none."""
+        if not rows:
+            return math.nan
+        chat, data = self._chat, self._data
+        ordered, states = states_by_length(chat, data, rows)
+        if data.teacher is not None:
+            teacher = torch.cat([data.teacher[i] for i in ordered]).to(chat.device)
+            return kl_between(chat, teacher, states).mean().item()
+        targets = [token for i in ordered for token in data.pairs[i][1]]
+        chosen = torch.tensor(targets, device=chat.device)
+        return -chosen_logprobs(chat, states, chosen).mean().item()

@@ -1,0 +1,497 @@
+"""Objectives, penalties, gradient pressure, padding and resume of a heal."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from steerheal.config import HealSettings, RunConfig, merge
+from steerheal.errors import UserError
+from steerheal.heal.adapter import training
+from steerheal.heal.barrier import divergence, kl, position_losses
+from steerheal.heal.batches import WASTE, Data, grouped, micro_batches
+from steerheal.heal.checkpoint import Checkpoint
+from steerheal.heal.optimiser import Optimiser
+from steerheal.heal.spectral import Spectral
+from steerheal.heal.train import Healed, heal_student
+from steerheal.heal.trainer import Trainer
+from steerheal.models.chat import prompt_ids, text_ids
+from steerheal.models.hooks import adding
+from steerheal.models.load import ChatModel
+from steerheal.models.score import Pair, continuation_states
+from steerheal.records import HealStep
+from steerheal.stages import Stages, Student
+from steerheal.store import Store
+from test_loop import TINY, Silent
+
+import tiny
+from tiny import SIZES
+
+SETTINGS = HealSettings(
+    rank=4, alpha=8, rows=4, epochs=2, lr=5e-3, held_out=0.0, band=(0.2, 0.8), tau=0.0, lam=0.5
+)
+TEXTS = (
+    "warm tea",
+    "a blanket for a long and cold evening by the sea",
+    "sit",
+    "I am here with you",
+    "hold on",
+    "we go on, slowly, and then a little faster, hand in hand",
+    "yes",
+    "stay a bit",
+)
+
+
+def settings(**changes: Any) -> HealSettings:
+    return HealSettings(**{**SETTINGS.model_dump(), **changes})
+
+
+def pairs_of(chat: ChatModel) -> list[Pair]:
+    return [
+        (prompt_ids(chat, "say"), [*text_ids(chat, text), chat.end_of_turn()]) for text in TEXTS
+    ]
+
+
+def steered_states(chat: ChatModel, size: float = 1.0) -> list[torch.Tensor]:
+    push = torch.randn(SIZES["hidden_size"], generator=torch.Generator().manual_seed(5))
+    with adding(chat, {1: size * push}):
+        return continuation_states(chat, pairs_of(chat))
+
+
+def healed(chat: ChatModel, changed: HealSettings = SETTINGS, **more: Any) -> Healed:
+    pairs = pairs_of(chat)
+    return heal_student(chat, pairs, continuation_states(chat, pairs), changed, **more)
+
+
+def factors(done: Healed) -> dict[str, torch.Tensor]:
+    pairs = done.adapter.pairs
+    return {f"{name}.{side}": getattr(pair, side) for name, pair in pairs.items()
+            for side in ("down", "up")}  # fmt: skip
+
+
+def assert_equal(one: Healed, other: Healed) -> None:
+    # NaN is unequal to itself, but not as a string.
+    assert one.log.model_dump_json() == other.log.model_dump_json()
+    ours, theirs = factors(one), factors(other)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
+
+
+# ── objective ───────────────────────────────────────────────────────────────────────────────────
+
+
+def head_of(chat: ChatModel, kind: str) -> ChatModel:
+    """The model with a tied head, or with its own, or with one that is not a single product."""
+    net, random = chat.net, torch.Generator().manual_seed(7)
+    embedding: Any = net.get_input_embeddings().weight
+    if kind == "tied":
+        head: Any = net.get_output_embeddings()
+        head.weight = embedding
+    if kind == "two layers":
+        wide, width = embedding.shape
+        inner, outer = torch.nn.Linear(width, 8), torch.nn.Linear(8, wide)
+        for weight in (inner.weight, inner.bias, outer.weight, outer.bias):
+            weight.data = torch.randn(weight.shape, generator=random)
+        head = torch.nn.Sequential(inner, torch.nn.Tanh(), outer).requires_grad_(False)
+        net.set_output_embeddings(head)
+    return chat
+
+
+@pytest.mark.parametrize("kind", ["nll", "kl_fwd", "kl_rev"])
+@pytest.mark.parametrize("objective", ["sft", "distill"])
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [("llama", "tied"), ("llama", "own"), ("llama", "two layers"), ("gemma2", "own"),
+     ("phi", "own")],
+)  # fmt: skip
+def test_losses_and_gradients_equal_the_plain_computation(
+    family: str, head: str, objective: str, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = head_of(tiny.chat(family), head)
+    random = torch.Generator().manual_seed(0)
+    states = torch.randn(11, 32, generator=random, requires_grad=True)
+    reference, teacher = (torch.randn(11, 32, generator=random) for _ in range(2))
+    targets = torch.randint(0, 259, (11,), generator=random)
+    log_p = chat.logits(states).log_softmax(-1)
+    with torch.no_grad():
+        log_q, log_t = (chat.logits(other).log_softmax(-1) for other in (reference, teacher))
+    fit = kl(log_t, log_p) if objective == "distill" else -log_p[torch.arange(11), targets]
+    d = divergence(kind, log_p, log_q)
+    (fit_grad,) = torch.autograd.grad(fit.sum(), states, retain_graph=True)
+    d_grad = torch.zeros_like(states)
+    if kind != "nll":
+        (d_grad,) = torch.autograd.grad(d.sum(), states)
+    monkeypatch.setattr("steerheal.heal.barrier.chunk_of", lambda _: 4)
+    given = teacher if objective == "distill" else None
+    ours = position_losses(chat, states, targets, reference, kind, teacher=given)
+    for mine, plain in (
+        (ours.fit, fit),
+        (ours.divergence, d),
+        (ours.fit_grad, fit_grad),
+        (ours.divergence_grad, d_grad),
+    ):
+        torch.testing.assert_close(mine, plain.detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_distilling_falls_to_the_teacher_and_needs_one() -> None:
+    chat = tiny.chat()
+    changed = settings(objective="distill", barrier="nll", epochs=30, rows=8, held_out=0.25)
+    with pytest.raises(UserError, match="distill needs the steered teacher"):
+        healed(chat, changed)
+    with pytest.raises(UserError, match="kl_rev needs the reference"):
+        heal_student(chat, pairs_of(chat), None, SETTINGS)
+    log = heal_student(chat, pairs_of(chat), None, changed, teacher=steered_states(chat)).log
+    assert log.steps[0].ce > 0.01
+    assert log.steps[-1].ce < log.steps[0].ce / 2
+    assert log.held_out[-1] < log.held_out[0]
+
+
+def test_a_teacher_that_is_the_student_asks_for_nothing() -> None:
+    chat = tiny.chat()
+    log = healed(
+        chat, settings(objective="distill", epochs=1), teacher=steered_states(chat, 0.0)
+    ).log
+    assert log.steps[0].ce == pytest.approx(0, abs=1e-6)
+    assert log.steps[0].gradient == pytest.approx(0, abs=1e-5)
+
+
+# ── penalties ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_operator_norms_and_their_gradients_equal_the_dense_ones(fresh: bool) -> None:
+    chat, random = tiny.chat(), torch.Generator().manual_seed(3)
+    with training(chat, SETTINGS, seed=0) as model:
+        layers: list[Any] = [item for item in model.modules() if hasattr(item, "lora_A")]
+        if not fresh:  # a start that is not 0: what counts is the change from it
+            for layer in layers:
+                weight = layer.lora_B["default"].weight
+                weight.data = torch.randn(weight.shape, generator=random)
+        first = [layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+                 for layer in layers]  # fmt: skip
+        first = [item.detach() for item in first]
+        spectral = Spectral(model)
+        for layer in layers:
+            weight = layer.lora_B["default"].weight
+            weight.data = weight.data + torch.randn(weight.shape, generator=random)
+        both = [p for layer in layers for p in (layer.lora_A["default"].weight,
+                                                layer.lora_B["default"].weight)]  # fmt: skip
+        spectral.norms()
+        with torch.enable_grad():
+            ours = spectral.norms()
+            plain = torch.stack([
+                torch.linalg.matrix_norm(
+                    layer.scaling["default"]
+                    * (layer.lora_B["default"].weight @ layer.lora_A["default"].weight - start),
+                    ord=2,
+                )
+                for layer, start in zip(layers, first, strict=True)
+            ])  # fmt: skip
+            mine = torch.autograd.grad(ours.sum(), both)
+            theirs = torch.autograd.grad(plain.sum(), both)
+    torch.testing.assert_close(ours, plain, atol=0, rtol=1e-3)
+    for a, b in zip(mine, theirs, strict=True):
+        assert (a - b).norm() < 1e-2 * b.norm()
+
+
+def test_a_fresh_adapter_has_no_norm_and_no_slope() -> None:
+    with training(tiny.chat(), SETTINGS, seed=0) as model:
+        with torch.enable_grad():
+            norms = Spectral(model).norms()
+            norms.sum().backward()
+        grads = [p.grad for p in model.parameters() if p.requires_grad]
+    assert norms.abs().max() == 0
+    assert all(grad is not None and grad.abs().max() == 0 for grad in grads)
+
+
+@pytest.mark.parametrize("barrier", ["nll", "kl_fwd", "kl_rev"])
+def test_the_spectral_penalty_goes_with_any_barrier(barrier: str) -> None:
+    chat = tiny.chat()
+    low, high = (
+        healed(chat, settings(barrier=barrier, spectral=weight, epochs=4)) for weight in (1e-6, 1.0)
+    )
+    assert high.log.steps[-1].spectral < low.log.steps[-1].spectral / 2
+    assert high.log.steps[0].spectral == 0
+    assert math.isnan(healed(chat, settings(epochs=1)).log.steps[-1].spectral)
+
+
+def test_weight_decay_is_decoupled_and_goes_with_any_barrier() -> None:
+    chat = tiny.chat()
+    plain, decayed = (healed(chat, settings(weight_decay=value, epochs=4)) for value in (0.0, 20.0))
+    size = [
+        sum(item.square().sum() for item in factors(done).values()) for done in (plain, decayed)
+    ]
+    assert size[1] < size[0] / 2
+    # Decoupled: the first step's gradient does not see it.
+    assert plain.log.steps[0].gradient == decayed.log.steps[0].gradient
+
+
+def test_the_schedule_warms_up_falls_and_never_reaches_zero() -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    loop = Optimiser({"w": weight}, settings(epochs=5, rows=4, warmup=0.2, lr=1.0), 8)
+    rates = []
+    for _ in range(loop.total):
+        rates.append(loop.lr)
+        weight.grad = torch.ones(1)
+        loop.apply()
+    # w = 2, n = 10: t/2 once, then ½(1 + cos(π(t − 2)/9)).
+    assert rates[:2] == [0.5, 1.0]
+    assert rates[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 8 / 9)))
+    assert min(rates) > 0 and rates[1:] == sorted(rates[1:], reverse=True)
+
+
+# ── pressure ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_pressure_is_the_ratio_of_the_gradients_in_the_final_states() -> None:
+    chat = tiny.chat()
+    pairs, moved = pairs_of(chat), steered_states(chat)
+    changed = settings(rows=8, epochs=1, aggregate="mean", lam=0.7)
+    step = heal_student(chat, pairs, moved, changed).log.steps[0]
+    states = torch.cat(continuation_states(chat, pairs)).requires_grad_(True)
+    targets = torch.tensor([token for _, rest in pairs for token in rest])
+    log_p = chat.logits(states).log_softmax(-1)
+    with torch.no_grad():
+        log_q = chat.logits(torch.cat(moved)).log_softmax(-1)
+    ce = -log_p.gather(1, targets[:, None]).mean()
+    barrier = 0.7 * kl(log_p, log_q).mean()
+    (one,) = torch.autograd.grad(ce, states, retain_graph=True)
+    (two,) = torch.autograd.grad(barrier, states)
+    assert step.ce == pytest.approx(ce.item(), rel=1e-4)
+    assert step.barrier == pytest.approx(barrier.item(), rel=1e-4)
+    assert step.pressure == pytest.approx((two.norm() / one.norm()).item(), rel=1e-3)
+
+
+def test_pressure_is_unknown_without_a_barrier_and_zero_below_tau() -> None:
+    chat = tiny.chat()
+    assert math.isnan(healed(chat, settings(barrier="nll")).log.steps[-1].pressure)
+    assert healed(chat, settings(tau=1e6)).log.steps[-1].pressure == 0
+
+
+def test_pressure_does_not_hang_on_the_micro_batches() -> None:
+    chat = tiny.chat()
+    one, four = (healed(chat, settings(accumulate=n, lr=1e-4)).log.steps for n in (1, 4))
+    for a, b in zip(one[1:], four[1:], strict=True):
+        assert a.pressure == pytest.approx(b.pressure, rel=1e-2)
+
+
+# ── padding ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_groups_are_the_fewest_that_keep_padding_low() -> None:
+    assert grouped([10, 10, 10, 10]) == [4]
+    assert grouped([10, 10, 40, 40]) == [2, 2]
+    assert grouped([10, 30, 50]) == [1, 1, 1]
+    assert grouped([5, 10, 20, 40]) == [2, 1, 1]
+    assert grouped([5, 38, 39, 40]) == [1, 3]
+    assert grouped([10, 10, 10, 10], budget=20) == [2, 2]
+    assert grouped([30], budget=20) == [1]
+
+
+def test_rows_of_a_step_are_split_by_length_to_little_padding() -> None:
+    chat = tiny.chat()
+    data = Data(pairs_of(chat), None, None)
+    (whole,) = micro_batches(chat, data, range(len(TEXTS)))
+    assert len(whole.parts) > 1
+    assert 1 - whole.used / whole.read <= WASTE
+    saved = sum(part.opening * (len(part.rows) - 1) for part in whole.parts)
+    assert saved > 0 and whole.used == sum(data.lengths) - saved
+    assert sum(len(part.row) for part in whole.parts) == len(whole.targets)
+    assert [len(part.parts) > 0 for part in micro_batches(chat, data, range(8), 4)] == [True] * 4
+
+
+def step_gradients(chat: ChatModel, data: Data, changed: HealSettings) -> dict[str, torch.Tensor]:
+    """The gradient of one step over all rows, by parameter."""
+    grads: dict[str, torch.Tensor] = {}
+    with training(chat, changed, seed=0) as model, pytest.MonkeyPatch.context() as patch:
+        random = torch.Generator().manual_seed(1)
+        for weight in model.parameters():
+            if weight.requires_grad:  # a fresh adapter's own output is 0
+                weight.data += 0.1 * torch.randn(weight.shape, generator=random)
+        trainer = Trainer(chat, model, data, changed, lam=0.5, rows=8, seed=0)
+
+        def keep(_self: Optimiser) -> float:
+            for name, weight in model.named_parameters():
+                if weight.grad is not None:
+                    grads[name] = weight.grad.clone()
+            return 0.0
+
+        patch.setattr(Optimiser, "apply", keep)
+        trainer._step(micro_batches(chat, data, range(8)), 0, 0)
+    return grads
+
+
+def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys() and one
+    largest = max(grad.abs().max().item() for grad in other.values())
+    for name, grad in other.items():
+        torch.testing.assert_close(one[name], grad, atol=1e-6 * max(1, largest), rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_reading_a_shared_opening_once_gives_the_same_gradients(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = tiny.chat(family)
+    data = Data(pairs_of(chat), steered_states(chat), None)
+    changed = settings(band=(0.0, 1.0))
+    assert any(part.opening for part in micro_batches(chat, data, range(8))[0].parts)
+    shared = step_gradients(chat, data, changed)
+    monkeypatch.setattr("steerheal.models.batch.SHARED", 10_000)
+    assert not any(part.opening for part in micro_batches(chat, data, range(8))[0].parts)
+    assert_close(shared, step_gradients(chat, data, changed))
+
+
+@pytest.mark.parametrize("objective", ["sft", "distill"])
+def test_splitting_by_length_changes_nothing_but_the_padding(
+    objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = tiny.chat()
+    changed = settings(held_out=0.25, objective=objective)
+
+    def run() -> tuple[Healed, dict[str, torch.Tensor]]:
+        """A heal, and the gradient of a whole step."""
+        pairs = pairs_of(chat)
+        given, reference = steered_states(chat), steered_states(chat, 0.5)
+        data = Data(pairs, reference, given if objective == "distill" else None)
+        grads = step_gradients(chat, data, changed)
+        return heal_student(chat, pairs, reference, changed, teacher=given), grads
+
+    split, our_grads = run()
+    monkeypatch.setattr("steerheal.heal.batches.WASTE", 1.0)
+    whole, grads = run()
+    assert split.log.padding <= WASTE < whole.log.padding
+    assert_close(our_grads, grads)
+    a, b = split.log.steps[0], whole.log.steps[0]
+    for field in ("ce", "divergence", "barrier", "gradient", "pressure"):
+        assert getattr(a, field) == pytest.approx(getattr(b, field), rel=1e-5, abs=1e-6)
+    assert split.log.held_out[0] == pytest.approx(whole.log.held_out[0], rel=1e-6)
+    assert [step.tokens for step in split.log.steps] == [step.tokens for step in whole.log.steps]
+
+
+# ── resume ──────────────────────────────────────────────────────────────────────────────────────
+
+LONG = settings(epochs=3, held_out=0.25, spectral=0.01, weight_decay=0.1)
+
+
+class Cut(Exception):
+    """The process is killed."""
+
+
+def cut_in(epoch: int) -> Callable[[HealStep, int], None]:
+    def progress(step: HealStep, _of: int) -> None:
+        if step.epoch == epoch:
+            raise Cut
+
+    return progress
+
+
+@pytest.mark.parametrize(
+    ("objective", "adapter"), [("sft", "lora"), ("distill", "lora"), ("sft", "pissa")]
+)
+def test_a_heal_cut_off_after_an_epoch_ends_the_same_bit_for_bit(
+    tmp_path: Path, objective: str, adapter: str
+) -> None:
+    chat, said = tiny.chat(), []
+    decay = 0.0 if adapter == "pissa" else 0.1
+    changed = settings(
+        epochs=3, held_out=0.25, spectral=0.01, weight_decay=decay, objective=objective,
+        adapter=adapter,
+    )  # fmt: skip
+    teacher = steered_states(chat)
+    straight = healed(chat, changed, teacher=teacher, seed=2)
+    scratch = Checkpoint(tmp_path / "scratch", said.append)
+    seen: list[int] = []
+    for epoch in (0, 1, 2):
+        with pytest.raises(Cut):
+            healed(
+                chat, changed, teacher=teacher, seed=2, checkpoint=scratch, progress=cut_in(epoch)
+            )
+        assert scratch.path.exists() == (epoch > 0)
+    done = healed(
+        chat, changed, teacher=teacher, seed=2, checkpoint=scratch,
+        progress=lambda step, _of: seen.append(step.epoch),
+    )  # fmt: skip
+    assert_equal(done, straight)
+    assert set(seen) == {2}
+    assert said == ["heal · going on after epoch 1", "heal · going on after epoch 2"]
+    again = healed(chat, changed, teacher=teacher, seed=2, checkpoint=scratch)
+    assert_equal(again, straight)
+    scratch.remove()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["short", "empty", "text", "a bit", "another heal"])
+def test_a_damaged_or_foreign_scratch_file_is_told_of_and_ignored(
+    tmp_path: Path, damage: str
+) -> None:
+    chat, said = tiny.chat(), []
+    changed = LONG.model_copy(update={"epochs": 2})
+    scratch = Checkpoint(tmp_path / "scratch", said.append)
+    straight = healed(chat, changed, seed=1, checkpoint=scratch)
+    whole = bytearray(scratch.path.read_bytes())
+    match damage:
+        case "short":
+            scratch.path.write_bytes(whole[: len(whole) // 2])
+        case "empty":
+            scratch.path.write_bytes(b"")
+        case "text":
+            scratch.path.write_text("not tensors")
+        case "a bit":
+            whole[-100] ^= 1
+            scratch.path.write_bytes(whole)
+        case _:
+            healed(chat, changed, seed=3, checkpoint=scratch)
+            said.clear()
+    assert_equal(healed(chat, changed, seed=1, checkpoint=scratch), straight)
+    assert len(said) == 1 and said[0].endswith("starting over")
+
+
+def test_a_disk_that_refuses_costs_only_the_way_back(tmp_path: Path) -> None:
+    chat, said = tiny.chat(), []
+    (tmp_path / "file").write_text("")
+    scratch = Checkpoint(tmp_path / "file" / "scratch", said.append)
+    assert_equal(healed(chat, SETTINGS, checkpoint=scratch), healed(chat, SETTINGS))
+    assert len(said) == SETTINGS.epochs and "not saved after epoch 1" in said[0]
+
+
+class CutOnce(Silent):
+    """A watcher that is killed in the second epoch, and hears what is noted."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.cut = True
+
+    def heal_step(self, number: int, step: Any, of: int) -> None:  # noqa: ARG002
+        if self.cut and step.epoch == 1:
+            raise Cut
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize("objective", ["sft", "distill"])
+def test_a_run_s_heal_goes_on_and_leaves_no_scratch_file(tmp_path: Path, objective: str) -> None:
+    heal = {"objective": objective, "epochs": 3, "barrier": "nll", "rank": 2}
+    config = RunConfig.model_validate(merge(TINY, {"heal": heal}))
+
+    def result(folder: Path, watcher: Any) -> Healed:
+        store = Store(folder, "run", notify=lambda _: None)
+        stages = Stages(config, tiny.persona(), tiny.chat(), store, watcher)
+        student = Student(stages.chat)
+        vector, key = stages.vector(0, student)
+        found, key = stages.harvest(0, student, vector, key)
+        return stages.healed(0, student, vector, found, key)[0]
+
+    watcher = CutOnce()
+    with pytest.raises(Cut):
+        result(tmp_path / "cut", watcher)
+    assert len(list((tmp_path / "cut" / ".stages").glob(".unfinished-heal-*"))) == 1
+    watcher.cut = False
+    done = result(tmp_path / "cut", watcher)
+    assert watcher.said == ["heal · going on after epoch 1"]
+    assert not list((tmp_path / "cut" / ".stages").glob(".unfinished*"))
+    assert_equal(done, result(tmp_path / "straight", Silent()))
+    assert done.log.steps[0].ce > 1e-3  # a steered teacher is not the student
