@@ -357,11 +357,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "check": {
             "doses": (1.0,),
-            "prompts": 12,
-            "per_foundation": 4,
-            "tokens": 32,
-            "base_texts": 6,
+            "prompts": 10,
+            "per_foundation": 3,
+            "tokens": 24,
+            "base_texts": 4,
         },
+        "filter": {"calibration_texts": 32},
     },
     "standard": {},
     "full": {

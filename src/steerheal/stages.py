@@ -314,7 +314,8 @@ class Stages:
         def make() -> Calibration:
             with self._bar(BASE, "calibrating the filter", count) as progress:
                 said = generate(self.chat, draws, config.sampling, progress=progress)
-                seen = seen_by(self.chat, said, persona)
+                odds = config.filter.trait > 0
+                seen = seen_by(self.chat, said, persona, logodds=odds)
             return calibrated(said, seen, persona, config.filter)
 
         found = self.store.stage(

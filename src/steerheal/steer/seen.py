@@ -1,5 +1,6 @@
 """What the unsteered base says of completions, for the filter."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,8 @@ def seen_by(
     completions: Sequence[Completion],
     persona: Persona,
     states: Sequence[Float[Tensor, "_ D"]] = (),
+    *,
+    logodds: bool = True,
 ) -> list[Seen]:
     """The base's reading of every completion.
 
@@ -28,11 +31,11 @@ def seen_by(
         persona: Whose poles the log-odds compare.
         states: The final hidden states that the tokens were drawn from; without them the
             divergence from the base is unknown.
+        logodds: Whether the poles are read as well, which costs two thirds of the time; NaN if not.
     """
     pairs = answer_pairs(base, completions)
     own = continuation_states(base, pairs)
-    up = token_logprobs(base, answer_pairs(base, completions, persona.positive))
-    down = token_logprobs(base, answer_pairs(base, completions, persona.negative))
+    odds = _logodds(base, completions, persona) if logodds else [math.nan] * len(completions)
     found = []
     for i, completion in enumerate(completions):
         targets = torch.tensor(completion.tokens, device=base.device)
@@ -43,7 +46,17 @@ def seen_by(
                 logprobs=read.logprobs.tolist(),
                 entropies=read.entropies.tolist(),
                 kls=() if read.kls is None else read.kls.tolist(),
-                logodds=(up[i].sum() - down[i].sum()).item() / len(completion.tokens),
+                logodds=odds[i],
             )
         )
     return found
+
+
+def _logodds(base: ChatModel, completions: Sequence[Completion], persona: Persona) -> list[float]:
+    """[log p_base(y|positive, x) − log p_base(y|negative, x)] per token, nats."""
+    up = token_logprobs(base, answer_pairs(base, completions, persona.positive))
+    down = token_logprobs(base, answer_pairs(base, completions, persona.negative))
+    return [
+        (a.sum() - b.sum()).item() / len(item.tokens)
+        for a, b, item in zip(up, down, completions, strict=True)
+    ]
