@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeVar, cast
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
 
-from steerheal.config import Instrument, RunConfig, resolve
+from steerheal.config import Instrument, MeasureSettings, RunConfig, resolve
 from steerheal.console import Console
 from steerheal.errors import UserError, unknown
 from steerheal.steer.persona import find
@@ -110,21 +110,11 @@ class ExportCommand(Command):
     """Where to; `<run>/export-<format>` when not given."""
 
 
-class EvaluateCommand(Command):
-    """Reads a model, a run's round or a PEFT adapter; compares two readings with intervals."""
+class ReadCommand(Command):
+    """What every command that reads a model asks for."""
 
-    target: Positional[Path | None] = None
-    """A run folder, a PEFT adapter folder, or readings saved with --json; nothing is the model."""
-    against: Path | None = None
-    """Readings saved with --json, or a run folder's best round, to compare the target with."""
     model: str = ""
     """Base model: empty for the embedded one, a hub id, a local folder or a GGUF file."""
-    round: int = Field(default=0, ge=0)
-    """Round of the run, from 1; 0 is the run's best."""
-    gate: float = Field(default=1.0, ge=0)
-    """Dial on every adapter."""
-    persona: str = "love"
-    """Whose axis and prompts are read, when the target is not a run."""
     instrument: Instrument = "auto"
     """likelihood, forced_choice, moralmaps, or auto: forced_choice if the base can answer it."""
     protocol: str = ""
@@ -133,21 +123,42 @@ class EvaluateCommand(Command):
     """Bundled set (everyday, ai), a JSONL file in tinymfv's fields, or wassname/tiny-mfv:SET."""
     per_foundation: int = Field(default=0, ge=0)
     """Vignettes per foundation, a stratified subset; 0 is all of them."""
-    conditions: tuple[Literal["other", "self"], ...] = ("other",)
+    conditions: tuple[Literal["other", "self"], ...] = Field(default=("other",), min_length=1)
     """Who acts in the vignettes: someone else, or the reader."""
     think: int = Field(default=128, ge=0)
     """forced_choice: tokens of thinking before the answer; 0 is none."""
     orders: Literal["two", "cyclic"] = "two"
     """forced_choice: the options forwards and backwards, or every option once at every position."""
-    guard: tuple[str, ...] = ()
-    """Outside damage guards, as lm_eval:TASK."""
     seed: int = Field(default=0, ge=0)
     """Seed of the free answers."""
+
+    def measure(self, **others: int) -> MeasureSettings:
+        """The options as settings of an evaluation."""
+        named = ReadCommand.model_fields.keys() & MeasureSettings.model_fields.keys()
+        shared = self.model_dump(include=set(named))
+        return MeasureSettings.model_validate(shared | others)
+
+
+class EvaluateCommand(ReadCommand):
+    """Reads a model, a run's round or a PEFT adapter; compares two readings with intervals."""
+
+    target: Positional[Path | None] = None
+    """A run folder, a PEFT adapter folder, or readings saved with --json; nothing is the model."""
+    against: Path | None = None
+    """Readings saved with --json, or a run folder's best round, to compare the target with."""
+    round: int = Field(default=0, ge=0)
+    """Round of the run, from 1; 0 is the run's best."""
+    gate: float = Field(default=1.0, ge=0)
+    """Dial on every adapter."""
+    persona: str = "love"
+    """Whose axis and prompts are read, when the target is not a run."""
+    guard: tuple[str, ...] = ()
+    """Outside damage guards, as lm_eval:TASK."""
     json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None
     """Write the readings to this file as one JSON object."""
 
 
-class ScanCommand(Command):
+class ScanCommand(ReadCommand):
     """Tries bands of blocks times doses, and names the knee of trait against coherence."""
 
     persona: Positional[str] = "love"
@@ -161,30 +172,14 @@ class ScanCommand(Command):
     target_kl: float = Field(default=1.0, ge=0)
     """95th percentile over positions of KL(steered‖base) at dose 1, in nats: bands compare at equal
     KL. 0 switches it off: doses are then multiples of the raw vector."""
-    model: str = ""
-    """Base model: empty for the embedded one, a hub id, a local folder or a GGUF file."""
     contexts: int = Field(default=64, ge=1)
     """Diverse user messages that the vector is averaged over."""
     prompts: int = Field(default=16, ge=2)
     """The persona's evaluation prompts that every point answers."""
     tokens: int = Field(default=40, ge=1)
     """Longest free answer, in tokens."""
-    instrument: Instrument = "auto"
-    """likelihood, forced_choice, moralmaps, or auto: forced_choice if the base can answer it."""
-    protocol: str = ""
-    """JSON file with forced_choice's wording; empty for the bundled one."""
-    vignettes: str = "everyday"
-    """Bundled set (everyday, ai), a JSONL file in tinymfv's fields, or wassname/tiny-mfv:SET."""
     per_foundation: int = Field(default=4, ge=0)
     """Vignettes per foundation, a stratified subset; 0 is all of them."""
-    conditions: tuple[Literal["other", "self"], ...] = Field(default=("other",), min_length=1)
-    """Who acts in the vignettes: someone else, or the reader."""
-    think: int = Field(default=128, ge=0)
-    """forced_choice: tokens of thinking before the answer; 0 is none."""
-    orders: Literal["two", "cyclic"] = "two"
-    """forced_choice: the options forwards and backwards, or every option once at every position."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the free answers."""
     out: Path | None = None
     """Folder for the record and the figure; runs/scan-<persona> when not given."""
 

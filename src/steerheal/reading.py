@@ -55,7 +55,8 @@ def evaluate(options: EvaluateCommand, console: Console) -> None:
 def _read(options: EvaluateCommand, console: Console) -> Evaluation:
     target = _target(options)
     chat, history, persona, name = target
-    settings = _settings(options, persona)
+    most = min(MeasureSettings().prompts, len(persona.prompts.evaluate))
+    settings = options.measure(prompts=most)
     settings, tried = resolve(chat, settings, persona.axis)
     for attempt in tried:
         console.note(in_words(attempt))
@@ -91,19 +92,6 @@ def _read(options: EvaluateCommand, console: Console) -> Evaluation:
         guards=outside,
         rows=last.vignettes,
         others=last.model_copy(update={"vignettes": ()}),
-    )
-
-
-def _settings(options: EvaluateCommand, persona: Persona) -> MeasureSettings:
-    return MeasureSettings(
-        instrument=options.instrument,
-        protocol=options.protocol,
-        think=options.think,
-        orders=options.orders,
-        vignettes=options.vignettes,
-        per_foundation=options.per_foundation,
-        conditions=options.conditions,
-        prompts=min(MeasureSettings().prompts, len(persona.prompts.evaluate)),
     )
 
 

@@ -425,6 +425,20 @@ class DosePoint(Record):
     n: int
     """Vignettes behind the foundations."""
 
+    @classmethod
+    def of(cls, read: Summary, dose: float, *, control: bool = False) -> Self:
+        """A dose's summary as a point."""
+        return cls(
+            dose=dose,
+            control=control,
+            delta_nats=read.delta_nats,
+            delta_logodds=read.delta_logodds,
+            coherence=read.coherence,
+            perplexity=read.perplexity,
+            kl=read.kl_to_base.value,
+            n=max((reading.n for reading in read.delta_nats.values()), default=0),
+        )
+
 
 class Sweep(Record):
     """A student under several doses of its vector, and under a random one."""

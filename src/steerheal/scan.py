@@ -57,7 +57,7 @@ def scan(options: ScanCommand, console: Console) -> None:
     _refuse_other(out, settings)
     _refuse_pools(options, persona)
     chat = load(ModelSettings(name=options.model))
-    measure, tried = resolve(chat, _measure(options), persona.axis)
+    measure, tried = resolve(chat, options.measure(), persona.axis)
     for attempt in tried:
         console.note(in_words(attempt))
     record = read(chat, persona, bands, options, measure, console=console)
@@ -188,18 +188,6 @@ def _points(
     ]
 
 
-def _measure(options: ScanCommand) -> MeasureSettings:
-    return MeasureSettings(
-        instrument=options.instrument,
-        protocol=options.protocol,
-        think=options.think,
-        orders=options.orders,
-        vignettes=options.vignettes,
-        per_foundation=options.per_foundation,
-        conditions=options.conditions,
-    )
-
-
 def _refuse_other(out: Path, settings: dict[str, object]) -> None:
     if not (out / RECORD).exists():
         return
@@ -220,7 +208,7 @@ def _refuse_pools(options: ScanCommand, persona: Persona) -> None:
         raise UserError(
             f"--contexts is {options.contexts}; {len(prompts.contexts())} contexts are bundled."
         )
-    vignettes.chosen(_measure(options))
+    vignettes.chosen(options.measure())
 
 
 def _show(record: ScanRecord, console: Console) -> None:

@@ -51,16 +51,7 @@ class Move(Record):
 
 def sweep_of(steered: Summary, base: Summary, dose: float) -> Sweep:
     """The one steered reading as a sweep, for a run that read no others."""
-    point = DosePoint(
-        dose=dose,
-        delta_nats=steered.delta_nats,
-        delta_logodds=steered.delta_logodds,
-        coherence=steered.coherence,
-        perplexity=steered.perplexity,
-        kl=steered.kl_to_base.value,
-        n=max((reading.n for reading in steered.delta_nats.values()), default=0),
-    )
-    return Sweep(points=(point,), base_perplexity=base.perplexity)
+    return Sweep(points=(DosePoint.of(steered, dose),), base_perplexity=base.perplexity)
 
 
 def move_of(point: DosePoint, base_perplexity: float, axis: Axis, start: Summary) -> Move:

@@ -131,16 +131,7 @@ def point(
         resamples: Bootstrap resamples per interval.
     """
     found = summary.summarise(scores, zero, axis, resamples=resamples)
-    return DosePoint(
-        dose=dose,
-        control=control,
-        delta_nats=found.delta_nats,
-        delta_logodds=found.delta_logodds,
-        coherence=found.coherence,
-        perplexity=found.perplexity,
-        kl=found.kl_to_base.value,
-        n=len(scores.vignettes),
-    )
+    return DosePoint.of(found, dose, control=control)
 
 
 def sweep(
