@@ -14,7 +14,7 @@ import pytest
 from steerheal import loop
 from steerheal.config import RunConfig, merge
 from steerheal.errors import UserError
-from steerheal.records import RunRecord
+from steerheal.records import Reading, RoundRecord, RunRecord, Summary
 from steerheal.report.page import write_report
 from steerheal.stages import Stages
 from steerheal.store import Store, read_harvest, read_run, read_scores, read_shown
@@ -121,7 +121,7 @@ def test_runs_that_differ_only_in_the_barrier_share_everything_before_it(finishe
     start(finished.parent, "nll", heal={"barrier": "nll"}, rounds=1)
     marks = read_run(finished.parent / "nll").stages
     made = [mark.name for mark in marks if not mark.reused]
-    assert made == ["heal", "evaluate-healed", "show-healed"]
+    assert made == ["heal", "internalise", "evaluate-healed", "show-healed"]
 
 
 def test_a_starved_round_is_recorded_and_is_no_crash(tmp_path: Path) -> None:
@@ -140,6 +140,76 @@ def test_a_rejected_heal_is_recorded_and_not_folded(tmp_path: Path) -> None:
     assert record.rounds[0].outcome == "rejected"
     assert "not finite" in record.outcome
     assert record.rounds[0].healed is None
+
+
+def test_unread_steered_states_leave_their_readings_unknown_and_nothing_else(
+    finished: Path,
+) -> None:
+    record = start(finished.parent, "unread", read_steered=False)
+    whole = read_run(finished)
+    for ours, theirs in zip(record.rounds, whole.rounds, strict=True):
+        assert ours.steered is None
+        assert ours.retain is not None
+        assert "read_steered" in ours.retain.reason
+        assert ours.healed is not None
+        assert theirs.healed is not None
+        assert ours.healed.model_dump_json() == theirs.healed.model_dump_json()
+        assert [item.a for item in ours.comparisons] == ["base"]
+    assert "steered reading" not in write_report(finished.parent / "unread").read_text()
+
+
+def summary_with(whole: RunRecord, gain: float, coherence: float = 1.0) -> Summary:
+    healed = whole.rounds[0].healed
+    assert healed is not None
+    read = Reading(value=gain, low=gain - 0.01, high=gain + 0.01, n=3)
+    return healed.model_copy(update={"delta_logodds": read, "coherence": coherence})
+
+
+def course(whole: RunRecord, gains: list[float], **changes: Any) -> list[RoundRecord]:
+    """Folded rounds with these gains of trait, each 0.5 nats of KL further."""
+    return [
+        whole.rounds[0].model_copy(
+            update={
+                "round": i,
+                "healed": summary_with(whole, gain, **changes),
+                "kl_cumulative": 0.5 * (i + 1),
+            }
+        )
+        for i, gain in enumerate(gains)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gains", "changes", "said"),
+    [
+        ([0.1, 0.2, 0.15, 0.19], {}, "no further gain: +0.200"),
+        ([0.1, 0.2, 0.15, 0.21], {}, ""),
+        ([0.1, 0.2, 0.15], {}, ""),
+        ([0.3, 0.2], {"patience": 1}, "no further gain"),
+        ([0.3, 0.2, 0.1, 0.1], {"patience": 0}, ""),
+        ([0.1, 0.2, 0.3, 0.4], {"kl_budget": 1.7}, "KL budget is spent: 2.00"),
+        ([0.1, 0.2, 0.3], {"kl_budget": 1.7}, ""),
+    ],
+)
+def test_the_loop_stops_when_gain_or_budget_end(
+    finished: Path, gains: list[float], changes: dict[str, Any], said: str
+) -> None:
+    found = loop.stop_reason(course(read_run(finished), gains), RunConfig(**changes))
+    assert said in found
+    assert bool(said) == bool(found)
+
+
+def test_the_best_round_comes_with_its_reason(finished: Path) -> None:
+    whole = read_run(finished)
+    number, why = loop.best_round(course(whole, [0.1, 0.3, 0.2]), 0.95)
+    assert number == 1
+    assert "round 2 has the largest trait gain, +0.300" in why
+    assert loop.best_round(course(whole, [-0.1]), 0.95)[0] is None
+    assert "raised the trait" in loop.best_round(course(whole, [-0.1]), 0.95)[1]
+    below = loop.best_round(course(whole, [0.1], coherence=0.5), 0.95)
+    assert below[0] is None
+    assert "coherence floor" in below[1]
+    assert loop.best_round([], 0.95) == (None, "no round was folded")
 
 
 def test_the_coherence_floor_stops_the_loop_and_names_no_best(tmp_path: Path) -> None:

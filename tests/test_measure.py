@@ -209,8 +209,8 @@ def test_the_canary_reads_the_answer_mass_after_the_opening() -> None:
 
 def test_persona_logodds_is_the_difference_of_two_plain_scores() -> None:
     chat, persona = tiny.chat(), tiny.persona()
-    said = free.write(chat, ["evaluate 0", "evaluate 1"], SamplingSettings(tokens=8), seed=3)
-    answers = free.answered(chat, said)
+    asked = ["evaluate 0", "evaluate 1"]
+    answers = free.answers(chat, asked, SamplingSettings(tokens=8), seed=3)
     rows = free.judge(chat, answers, persona)
 
     def plain(system: str, item: Completion) -> float:

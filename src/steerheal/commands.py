@@ -140,6 +140,8 @@ def _closing(record: RunRecord, folder: Path, page: Path, console: Console) -> N
     for condition in conditions(record, shown_differs(folder, record)):
         mark = {True: "✓", False: "✗", None: "?"}[condition.holds]
         console.say(f"{mark} {condition.text}   {condition.numbers}")
+    if record.best_reason:
+        console.say(f"best    {record.best_reason}")
     if record.best is not None:
         before = read_shown(folder, -1, "base").completions[0]
         after = read_shown(folder, record.best, "healed").completions[0]

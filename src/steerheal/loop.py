@@ -1,25 +1,29 @@
 """The recipe: base → per round (vector, sweep, harvest, steered reading, heal, fold, reading).
 
-Stops when the rounds are done, a round starves or is rejected, coherence falls below its floor, or
-after the check that the user asked for; then names the best round. What the checks see is noted as
+Stops when the rounds are done, a round starves or is rejected, coherence falls below its floor, the
+KL budget is spent, the trait no longer grows, or after the check that the user asked for; then
+names the best round and why it is that one. What the checks see is noted as
 soon as it is there, and kept in the record. Only this module and the command line see the whole
 configuration.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from steerheal.checks import course, filtering, healing, moves, steering
+from steerheal.config import RunConfig
 from steerheal.measure import summary
 from steerheal.measure.compare import compare
 from steerheal.measure.qualify import Qualification, in_words, qualify
-from steerheal.records import Finding, RoundRecord, RunRecord, Scores, Summary
+from steerheal.records import Finding, Reading, RoundRecord, RunRecord, Scores, Summary
 from steerheal.stages import BASE, Stages, Student
 from steerheal.steer.vector import SteeringVector
 
 Until = Literal["check1", "check2"]
+UNREAD = Reading.unknown("the steered state was not read (read_steered is off)")
 
 
 class Listener(Protocol):
@@ -99,11 +103,12 @@ def run(
             done = frame.saw(done, course.CHECK.seen(found))
         record = write(rounds=(*record.rounds, done))
         listener.round_done(done)
-        if reason := asked_end(done, until) or stop_reason(done, config.coherence_floor):
+        if reason := asked_end(done, until) or stop_reason(record.rounds, config):
             outcome = reason
             break
-    best = best_round(record, config.coherence_floor)
-    record = record.model_copy(update={"status": "finished", "outcome": outcome, "best": best})
+    best, why = best_round(record.rounds, config.coherence_floor)
+    ended = {"status": "finished", "outcome": outcome, "best": best, "best_reason": why}
+    record = record.model_copy(update=ended)
     return write()
 
 
@@ -141,9 +146,6 @@ def one_round(
     found, harvest_key = stages.harvest(number, student, vector, vector_key)
     dose = found.multiplier * max(config.dose.sweep)
     steer = student.steered(vector, dose)
-    steered = stages.evaluated(number, "steered", steer, vector_key, dose=dose, before=student)
-    stages.shown(number, "steered", steer, vector_key, dose=dose)
-    read = summary.summarise(steered, base, axis, resamples=resamples)
     record = record.model_copy(
         update={
             "multiplier": found.multiplier,
@@ -151,16 +153,21 @@ def one_round(
             "kept": len(found.kept()),
             "drawn": len(found.judged),
             "reasons": found.reasons(),
-            "steered": read,
-            "comparisons": (compare(steered, base, axis, base=base, resamples=resamples),),
         }
     )
-    if sweep is None:
-        single = moves.sweep_of(read, frame.base, dose)
-        seen = steering.evidence(single, frame.sees, axis, start)
-        record = frame.saw(record, steering.CHECK.seen(seen))
-        if frame.ends("check1"):
-            return record, stay
+    stages.shown(number, "steered", steer, vector_key, dose=dose)
+    steered = None
+    if config.read_steered or (sweep is None and frame.ends("check1")):
+        steered = stages.evaluated(number, "steered", steer, vector_key, dose=dose, before=student)
+        read = summary.summarise(steered, base, axis, resamples=resamples)
+        compared = compare(steered, base, axis, base=base, resamples=resamples)
+        record = record.model_copy(update={"steered": read, "comparisons": (compared,)})
+        if sweep is None:
+            single = moves.sweep_of(read, frame.base, dose)
+            seen = steering.evidence(single, frame.sees, axis, start)
+            record = frame.saw(record, steering.CHECK.seen(seen))
+    if sweep is None and frame.ends("check1"):
+        return record, stay
     record = frame.saw(record, filtering.CHECK.seen(filtering.evidence(found, base, sweep)))
     if found.outcome == "starved":
         return record.model_copy(update={"outcome": "starved"}), stay
@@ -173,6 +180,8 @@ def one_round(
         record = frame.saw(record, healing.CHECK.seen(seen))
         return record.model_copy(update={"outcome": "rejected"}), stay
     after = student.healed(result.adapter, config.gate, heal_key)
+    shift = stages.internalised(number, student, after, vector, vector_key)
+    record = record.model_copy(update={"internalised": shift})
     record, healed = read_healed(stages, record, Origin(place, start, steered), after, frame)
     return record, Position(after, healed, first)
 
@@ -184,7 +193,8 @@ class Origin(NamedTuple):
     """The round's start."""
     start: Summary
     """The same against the base."""
-    steered: Scores
+    steered: Scores | None
+    """None: not read."""
 
 
 def read_healed(
@@ -205,17 +215,19 @@ def read_healed(
     key = after.keys[-1]
     healed = stages.evaluated(number, "healed", after.entered, key, before=student)
     stages.shown(number, "healed", after.entered, key)
+    others, retain, recovered = [base], UNREAD, UNREAD
+    if steered is not None:
+        others.append(steered)
+        retain = summary.retain(healed, steered, before, resamples=resamples)
+        recovered = summary.recovered(healed, steered, before, resamples=resamples)
+    compared = [compare(healed, one, axis, base=base, resamples=resamples) for one in others]
     record = record.model_copy(
         update={
             "outcome": "folded",
             "healed": summary.summarise(healed, base, axis, resamples=resamples),
-            "comparisons": (
-                *record.comparisons,
-                compare(healed, base, axis, base=base, resamples=resamples),
-                compare(healed, steered, axis, base=base, resamples=resamples),
-            ),
-            "retain": summary.retain(healed, steered, before, resamples=resamples),
-            "recovered": summary.recovered(healed, steered, before, resamples=resamples),
+            "comparisons": (*record.comparisons, *compared),
+            "retain": retain,
+            "recovered": recovered,
             "kl_round": summary.kl_to_previous(healed),
         }
     )
@@ -233,8 +245,9 @@ def asked_end(done: RoundRecord, until: Until | None) -> str:
     return f"ended after {check} of round {done.round + 1}, as asked: {' '.join(seen)}"
 
 
-def stop_reason(done: RoundRecord, floor: float) -> str:
-    """Why the loop ends after this round; empty when it goes on."""
+def stop_reason(rounds: Sequence[RoundRecord], config: RunConfig) -> str:
+    """Why the loop ends after the last of these rounds; empty when it goes on."""
+    done, floor = rounds[-1], config.coherence_floor
     name = f"round {done.round + 1}"
     if done.outcome == "starved":
         return (
@@ -245,14 +258,38 @@ def stop_reason(done: RoundRecord, floor: float) -> str:
         return f"{name} rejected: {done.heal.reason if done.heal else 'no heal'}"
     if done.healed is not None and not done.healed.coherence >= floor:
         return f"coherence fell to {done.healed.coherence:.3f} of the base in {name}, floor {floor}"
+    if config.kl_budget and done.kl_cumulative >= config.kl_budget:
+        return (
+            f"the KL budget is spent: {done.kl_cumulative:.2f} nats/token after {name}, "
+            f"kl_budget {config.kl_budget:g}"
+        )
+    gains = [row.healed.delta_logodds.value for row in rounds if row.healed is not None]
+    late = gains[-config.patience :] if config.patience else []
+    if late and len(gains) > len(late) and max(late) <= max(gains[: -len(late)]):
+        return (
+            f"no further gain: {max(gains[: -len(late)]):+.3f} nats/token was not exceeded in the "
+            f"{len(late)} rounds up to {name}, patience {config.patience}"
+        )
     return ""
 
 
-def best_round(record: RunRecord, floor: float) -> int | None:
-    """The folded round with the largest trait gain among those above the floor, if any gained."""
-    fit = [
-        done for done in record.rounds if done.healed is not None and done.healed.coherence >= floor
-    ]
-    gains = {done.round: done.healed.delta_logodds.value for done in fit if done.healed}
-    best = max(gains, key=lambda number: gains[number], default=None)
-    return best if best is not None and gains[best] > 0 else None
+def best_round(rounds: Sequence[RoundRecord], floor: float) -> tuple[int | None, str]:
+    """The folded round with the largest trait gain among those above the floor, if any gained.
+
+    With the reason, in words.
+    """
+    folded = [(done.round, done.healed) for done in rounds if done.healed is not None]
+    fit = [(number, read) for number, read in folded if read.coherence >= floor]
+    if not folded:
+        return None, "no round was folded"
+    if not fit:
+        return None, f"none of {len(folded)} folded rounds is at the coherence floor {floor:g}"
+    number, read = max(fit, key=lambda item: item[1].delta_logodds.value)
+    gain = read.delta_logodds
+    if not gain.value > 0:
+        return None, f"no round at the coherence floor raised the trait; at best {gain.value:+.3f}"
+    below = f"; {len(folded) - len(fit)} folded below it" if len(fit) < len(folded) else ""
+    return number, (
+        f"round {number + 1} has the largest trait gain, {gain.value:+.3f} [{gain.low:.3f}, "
+        f"{gain.high:.3f}] nats/token, of {len(fit)} rounds at the coherence floor {floor:g}{below}"
+    )

@@ -471,6 +471,27 @@ class Shown(Record):
     completions: tuple[Completion, ...]
 
 
+class Internalisation(Record):
+    """The student's shift over a round, without any hook, against the round's vector."""
+
+    contexts: int
+    """User messages averaged over, under the neutral prompt."""
+    cosine: dict[int, float]
+    """cos(shift, vector) per steered block; NaN where one of them is 0."""
+    share: dict[int, float]
+    """The shift along the vector over the vector's length; 1 is what dose 1 adds at that block."""
+
+    @property
+    def mean_cosine(self) -> float:
+        """Over the blocks."""
+        return math.fsum(self.cosine.values()) / len(self.cosine) if self.cosine else math.nan
+
+    @property
+    def mean_share(self) -> float:
+        """Over the blocks."""
+        return math.fsum(self.share.values()) / len(self.share) if self.share else math.nan
+
+
 class RoundRecord(Record):
     """One round of the loop."""
 
@@ -500,6 +521,8 @@ class RoundRecord(Record):
     findings: tuple[Finding, ...] = ()
     """What the checks saw."""
     gate: float = 1.0
+    internalised: Internalisation | None = None
+    """What the healed student does of the vector by itself."""
     kl_round: float = math.nan
     """KL(student‖student before this round) per token, on the healed student's own answers."""
     kl_cumulative: float = math.nan
@@ -534,5 +557,7 @@ class RunRecord(Record):
     rounds: tuple[RoundRecord, ...] = ()
     best: int | None = None
     """The round to use; None when no round was folded."""
+    best_reason: str = ""
+    """Why that round, or why none."""
     stages: tuple[StageMark, ...] = ()
     error: str = ""

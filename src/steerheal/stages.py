@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from steerheal import prompts
 from steerheal.config import Instrument, RunConfig
@@ -30,12 +30,14 @@ from steerheal.records import (
     Harvest,
     HealLog,
     HealStep,
+    Internalisation,
     Record,
     Scores,
     Shown,
     Sweep,
     Verdict,
 )
+from steerheal.steer import internalise
 from steerheal.steer.dose import harvest
 from steerheal.steer.equal import equal_kl
 from steerheal.steer.filter import calibrated, judge, weights
@@ -53,7 +55,7 @@ from steerheal.store import (
 )
 
 ADAPTER, HEAL, SWEEP, VECTOR = "adapter", "heal.json", "sweep.json", "vector.safetensors"
-CALIBRATION = "calibration.json"
+CALIBRATION, SHIFT = "calibration.json", "internalised.json"
 BASE = -1
 """The base's place among the rounds, which count from 0."""
 
@@ -103,6 +105,13 @@ class Student:
         return Student(
             self.chat, (*self.history, Gated(adapter, gate)), (*self.keys, key_of(key, gate))
         )
+
+
+def _origin(before: Student | None) -> Enter | Literal["base"] | None:
+    """How an evaluation gets at the student before the round; one without a history is the base."""
+    if before is None:
+        return None
+    return before.entered if before.history else "base"
 
 
 class Tried(Record):
@@ -180,7 +189,7 @@ class Stages:
                     sampling=self.config.sampling,
                     seed=seed,
                     dose=dose,
-                    previous=before.entered if before else None,
+                    previous=_origin(before),
                     progress=progress,
                 )
 
@@ -432,6 +441,40 @@ class Stages:
         )
         checkpoint.remove()
         return result, full_key
+
+    def internalised(
+        self, number: int, before: Student, after: Student, vector: SteeringVector, key: str
+    ) -> Internalisation:
+        """How much of the round's vector the healed student does by itself; `key` is its vector's.
+
+        Read on the first of the vector's own contexts.
+        """
+        chosen = prompts.contexts()[: min(self.config.vector.contexts, internalise.CONTEXTS)]
+        neutral = self.persona.neutral
+        full_key = key_of(
+            "internalise", self.chat.fingerprint, key, before.keys, after.keys, chosen, neutral
+        )
+
+        def make() -> Internalisation:
+            with self._bar(number, "shift against the vector", 2 * len(chosen)) as progress:
+                return internalise.internalised(
+                    self.chat,
+                    before.entered,
+                    after.entered,
+                    vector,
+                    contexts=chosen,
+                    neutral=neutral,
+                    progress=progress,
+                )
+
+        return self.store.stage(
+            "internalise",
+            number,
+            full_key,
+            make=make,
+            save=lambda folder, found: write_record(folder / SHIFT, found),
+            load=lambda folder: read_record(folder / SHIFT, Internalisation),
+        )
 
     def _bar(
         self, number: int, title: str, total: int

@@ -26,6 +26,10 @@ from steerheal.models.score import Pair
 from steerheal.records import Completion, HealLog, HealStep
 from steerheal.store import key_of
 
+DIVERGED = 0.5
+"""Nats per token that the fit must have risen over the heal to count as diverged. A heal that
+learns lowers it by tenths of a nat; steps of eight completions scatter by about a quarter."""
+
 
 class Healed(NamedTuple):
     """A trained adapter and how the training went."""
@@ -96,6 +100,7 @@ def heal_student(
             if checkpoint is not None:
                 checkpoint.write(place, trainer.state())
         adapter = trained(model, settings)
+    reason = reason or diverged(place.steps, place.held_out, settings.lr)
     log = HealLog(
         steps=place.steps,
         held_out=place.held_out,
@@ -107,6 +112,24 @@ def heal_student(
         padding=1 - place.used / place.read if place.read else math.nan,
     )
     return Healed(adapter, log)
+
+
+def diverged(steps: Sequence[HealStep], held_out: Sequence[float], lr: float) -> str:
+    """Why a heal that ran to its end is no use: it unlearned. Empty when it did not.
+
+    The training fit of the last quarter of the steps is held against the first step's, which is
+    read before anything is learned; where completions are held out, theirs must have risen too.
+    """
+    if not steps:
+        return ""
+    last = [step.ce for step in steps[-max(1, len(steps) // 4) :]]
+    ends = [(steps[0].ce, math.fsum(last) / len(last))]
+    if held_out and math.isfinite(held_out[0]):
+        ends.append((held_out[0], held_out[-1]))
+    if not all(end - start > DIVERGED for start, end in ends):
+        return ""
+    said = " and held-out ".join(f"{start:.2f} → {end:.2f}" for start, end in ends)
+    return f"training diverged: CE {said} nats/token; learning rate {lr:g} is too high"
 
 
 def _data(

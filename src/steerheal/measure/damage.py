@@ -13,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerheal.measure.fluency import char_repetition, distinct, tail_perplexity, word_repetition
+from steerheal.measure.free import answer_pairs
 from steerheal.models.chat import text_ids
 from steerheal.models.load import ChatModel
-from steerheal.models.score import Pair, token_logprobs
+from steerheal.models.score import token_logprobs
 from steerheal.prompts import data
 from steerheal.records import Completion, HealthRow, JsonRow
 
@@ -53,17 +54,9 @@ def holds_json(text: str) -> bool:
     return True
 
 
-def health_rows(
-    base: ChatModel, pairs: Sequence[Pair], answers: Sequence[Completion]
-) -> list[HealthRow]:
-    """How healthy long answers are; the unsteered base reads their tails.
-
-    Args:
-        base: The model unsteered and unfolded.
-        pairs: Prompt and completion token ids of every answer.
-        answers: The answers.
-    """
-    logs = token_logprobs(base, pairs) if answers else []
+def health_rows(base: ChatModel, answers: Sequence[Completion]) -> list[HealthRow]:
+    """How healthy long answers are; the base, unsteered and unfolded, reads their tails."""
+    logs = token_logprobs(base, answer_pairs(base, answers)) if answers else []
     return [
         HealthRow(
             completion=answer,

@@ -1,8 +1,11 @@
 """One evaluation of one state: vignettes, canary, free answers, judged by the unsteered base."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
 
 from steerheal.config import MeasureSettings, SamplingSettings
 from steerheal.measure import coherence, damage, free, instruments, vignettes
@@ -27,7 +30,7 @@ def evaluate(
     sampling: SamplingSettings,
     seed: int,
     dose: float = 0.0,
-    previous: Enter | None = None,
+    previous: Enter | Literal["base"] | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Scores:
     """Everything the settings ask to read of a state.
@@ -41,7 +44,7 @@ def evaluate(
         sampling: How free answers are sampled; their length is the evaluation's own.
         seed: Of the free answers; the same for every state.
         dose: Dose of the state, when it is steered.
-        previous: Opens the student before this round.
+        previous: Opens the student before this round, or says that it is the base.
         progress: Called with the number of rows done.
     """
     chosen = vignettes.chosen(settings)
@@ -52,12 +55,15 @@ def evaluate(
         canary = coherence.read(chat, progress=progress)
         plain = damage.plain_perplexity(chat)
         freely = {**seeded, "dosed": dosed}
-        said = free.write(chat, asked, _long(sampling, settings.tokens), **freely)
-        answers = free.answered(chat, said)
-        replies = free.write(chat, _json(settings), _long(sampling, damage.JSON_TOKENS), **freely)
-        essays = free.write(chat, _open(settings), _long(sampling, settings.long_tokens), **freely)
-    before = None
-    if previous is not None:
+        answers = free.answers(chat, asked, _long(sampling, settings.tokens), **freely)
+        replies = free.answers(chat, _json(settings), _long(sampling, damage.JSON_TOKENS), **freely)
+        essays = free.answers(
+            chat, _open(settings), _long(sampling, settings.long_tokens), **freely
+        )
+    before: Sequence[Float[Tensor, "_ D"]] | Literal["base"] | None = None
+    if isinstance(previous, str):
+        before = "base"
+    elif previous is not None:
         with previous():
             before = continuation_states(chat, free.answer_pairs(chat, answers.completions))
     return Scores(
@@ -66,8 +72,8 @@ def evaluate(
         vignettes=tuple(read.rows),
         canary=tuple(canary),
         persona=tuple(free.judge(chat, answers, persona, before)),
-        long=tuple(damage.health_rows(chat, free.answer_pairs(chat, essays), essays)),
-        json_replies=tuple(damage.json_rows(replies)),
+        long=tuple(damage.health_rows(chat, essays.completions)),
+        json_replies=tuple(damage.json_rows(replies.completions)),
         plain_perplexity=plain,
         position_bias=read.position_bias,
         think=settings.think if settings.instrument != "likelihood" else 0,

@@ -8,6 +8,7 @@ Two phases: the state writes and leaves its hidden states, then the base judges.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,7 @@ from torch import Tensor
 from steerheal.config import SamplingSettings
 from steerheal.measure.fluency import distinct, perplexity, tail_perplexity, word_repetition
 from steerheal.models.chat import prompt_ids
-from steerheal.models.generate import Draw, generate
+from steerheal.models.generate import Draw, write
 from steerheal.models.hooks import Dosed
 from steerheal.models.load import ChatModel
 from steerheal.models.score import (
@@ -32,13 +33,13 @@ from steerheal.steer.persona import Persona
 
 @dataclass(frozen=True)
 class Answers:
-    """What a state wrote, and its own final hidden states while writing."""
+    """What a state wrote, and the final hidden states that it drew the tokens from, on the CPU."""
 
     completions: list[Completion]
     states: list[Float[Tensor, "_ D"]]
 
 
-def write(
+def answers(
     chat: ChatModel,
     prompts: Sequence[str],
     sampling: SamplingSettings,
@@ -47,13 +48,12 @@ def write(
     dose: float = 0.0,
     dosed: Dosed | None = None,
     progress: Callable[[int], None] = lambda _: None,
-) -> list[Completion]:
+) -> Answers:
     """One answer per prompt in the model's present state, the same seeds for every state."""
-    draws = [Draw(prompt, dose, seed * 1_000_003 + i) for i, prompt in enumerate(prompts)]
-    written = generate(chat, draws, sampling, dosed=dosed, progress=progress)
+    (only,) = _written(chat, prompts, sampling, [dose], dosed, seed=seed, progress=progress)
     if dosed is not None:
         dosed.set(dose)
-    return written
+    return only
 
 
 def sweep(
@@ -66,28 +66,34 @@ def sweep(
     seed: int,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Answers]:
-    """What every dose writes, with the states; all doses in the same batches, from the same seeds.
+    """What every dose writes; all doses in the same batches, from the same seeds.
 
-    A prompt's answer at a dose is the one that `write` gives at that dose.
+    A prompt's answer at a dose is the one that `answers` gives at that dose.
     """
+    return _written(chat, prompts, sampling, doses, handle, seed=seed, progress=progress)
+
+
+def _written(
+    chat: ChatModel,
+    prompts: Sequence[str],
+    sampling: SamplingSettings,
+    doses: Sequence[float],
+    dosed: Dosed | None,
+    *,
+    seed: int,
+    progress: Callable[[int], None],
+) -> list[Answers]:
     draws = [
         Draw(prompt, dose, seed * 1_000_003 + i)
         for dose in doses
         for i, prompt in enumerate(prompts)
     ]
-    said = generate(chat, draws, sampling, dosed=handle, progress=progress)
-    pairs, levels = answer_pairs(chat, said), [draw.dose for draw in draws]
-    states = continuation_states(chat, pairs, doses=levels, handle=handle)
+    said, states = write(chat, draws, sampling, dosed=dosed, keep_states=True, progress=progress)
     size = len(prompts)
     return [
-        Answers(said[start : start + size], states[start : start + size])
-        for start in range(0, len(said), size)
+        Answers(said[k * size : (k + 1) * size], states[k * size : (k + 1) * size])
+        for k in range(len(doses))
     ]
-
-
-def answered(chat: ChatModel, completions: list[Completion]) -> Answers:
-    """What the state wrote, with its own hidden states while writing."""
-    return Answers(completions, continuation_states(chat, answer_pairs(chat, completions)))
 
 
 def answer_pairs(
@@ -101,7 +107,7 @@ def judge(
     base: ChatModel,
     answers: Answers,
     persona: Persona,
-    previous: Sequence[Float[Tensor, "_ D"]] | None = None,
+    previous: Sequence[Float[Tensor, "_ D"]] | Literal["base"] | None = None,
 ) -> list[PersonaRow]:
     """The base's reading of every answer.
 
@@ -109,26 +115,29 @@ def judge(
         base: The model unsteered and unfolded.
         answers: What the state wrote.
         persona: Whose poles are compared.
-        previous: Final hidden states of the student before this round on the same answers.
+        previous: Final hidden states of the student before this round on the same answers, or
+            that it is the base itself.
     """
     completions = answers.completions
     up = token_logprobs(base, answer_pairs(base, completions, persona.positive))
     down = token_logprobs(base, answer_pairs(base, completions, persona.negative))
     states = continuation_states(base, answer_pairs(base, completions))
     rows = []
+    before = states if previous == "base" else previous
     for i, completion in enumerate(completions):
         targets = torch.tensor(completion.tokens, device=base.device)
         own = chosen_logprobs(base, states[i], targets)
+        state = answers.states[i].to(states[i])
         rows.append(
             PersonaRow(
                 completion=completion,
                 logodds=(up[i].sum() - down[i].sum()).item() / len(completion.tokens),
                 perplexity=perplexity(own.tolist()),
                 tail_perplexity=tail_perplexity(own.tolist()),
-                kl_to_base=kl_between(base, answers.states[i], states[i]).mean().item(),
+                kl_to_base=kl_between(base, state, states[i]).mean().item(),
                 kl_to_previous=math.nan
-                if previous is None
-                else kl_between(base, answers.states[i], previous[i]).mean().item(),
+                if before is None
+                else kl_between(base, state, before[i]).mean().item(),
                 word_repetition=word_repetition(completion.text),
                 distinct_2=distinct(completion.text, 2),
             )

@@ -144,6 +144,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         ("persona", f"{persona_name(record)}: {record.persona.get('title', '')}".rstrip(": ")),
         ("contrast", f"positive against {setting(record, 'vector', 'contrast') or 'unknown'}"),
         ("rounds", f"{len(record.rounds)} of at most {setting(record, 'rounds') or '?'}"),
+        *([("best round", record.best_reason)] if record.best_reason else []),
         ("seed", str(setting(record, "seed"))),
         *environment,
     ]
@@ -160,7 +161,9 @@ def _missing(record: RunRecord) -> list[str]:
     said = [] if record.base else [f"The base was not evaluated: {why}."]
     for row in record.rounds:
         reason = stuck(record, row) or f"{why[:1].upper()}{why[1:]} before it was evaluated."
-        states = (("steered", row.steered), ("healed", row.healed))
+        states = [("steered", row.steered), ("healed", row.healed)]
+        if setting(record, "read_steered") is False:
+            states = states[1:]
         absent = " or ".join(name for name, summary in states if summary is None)
         if absent:
             said.append(f"Round {row.round + 1} has no {absent} reading. {reason}")

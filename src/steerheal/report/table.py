@@ -15,7 +15,7 @@ class Cell(NamedTuple):
     under: str = ""
     """Second, smaller line."""
     why: str = ""
-    """Shown on hover: why the value is unknown."""
+    """Shown on hover: why the value is unknown, or what it is made of."""
 
 
 class Column(NamedTuple):
@@ -106,6 +106,14 @@ def _healed_reading(row: RoundRecord, value: Reading | None) -> Cell:
     return reading(value, why=f"not measured: the round is {row.outcome}")
 
 
+def _internalised(row: RoundRecord) -> Cell:
+    found = row.internalised
+    if found is None:
+        return Cell(UNKNOWN, why="nothing was folded")
+    blocks = ", ".join(f"block {i}: {number(value)}" for i, value in found.cosine.items())
+    return Cell(number(found.mean_cosine), f"{number(found.mean_share)} doses", why=blocks)
+
+
 COURSE = (
     Column(
         "multiplier",
@@ -174,6 +182,13 @@ PRICE = (
         "",
         "direction of this round's vector against the first round's; below 0.5 it wanders",
         lambda row: plain(row.direction_cosine),
+    ),
+    Column(
+        "internalised",
+        "cos",
+        "cosine of the healed student's own shift under a neutral prompt with the round's vector, "
+        "mean over the steered blocks; under it the shift's length along the vector, in doses",
+        _internalised,
     ),
     Column(
         "KL round",
