@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from steerheal.config import FilterSettings, SamplingSettings
 from steerheal.models.chat import prompt_ids
@@ -190,6 +191,11 @@ def test_the_trait_limit_is_a_quantile_of_the_bases_own_log_odds() -> None:
     found = calibrated(texts, seen, LOVE, FilterSettings(trait=0.5))
     assert found.limits["base-like"] == pytest.approx(0.495)
     assert "base-like" not in found.dropped
+
+
+def test_the_trait_rule_is_refused_where_the_trait_is_not_read() -> None:
+    with pytest.raises(ValidationError, match="needs read_trait"):
+        FilterSettings(trait=0.5, read_trait=False)
 
 
 def test_drift_and_similarity() -> None:

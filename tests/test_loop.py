@@ -1,6 +1,7 @@
 """The loop end to end on a tiny model: same record twice, killed anywhere, every way it ends."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -156,6 +157,16 @@ def test_unread_steered_states_leave_their_readings_unknown_and_nothing_else(
         assert ours.healed.model_dump_json() == theirs.healed.model_dump_json()
         assert [item.a for item in ours.comparisons] == ["base"]
     assert "steered reading" not in write_report(finished.parent / "unread").read_text()
+
+
+def test_completions_whose_trait_is_not_read_are_kept_the_same(
+    finished: Path, tmp_path: Path
+) -> None:
+    start(tmp_path, filter={"read_trait": False}, rounds=1)
+    ours, theirs = read_harvest(tmp_path / "run", 0), read_harvest(finished, 0)
+    assert ours.kept() == theirs.kept()
+    assert all(math.isnan(item.verdict.logodds) for item in ours.judged)
+    assert not any(math.isnan(item.verdict.logodds) for item in theirs.judged)
 
 
 def summary_with(whole: RunRecord, gain: float, coherence: float = 1.0) -> Summary:

@@ -14,9 +14,10 @@ from steerheal.heal.adapter import training
 from steerheal.heal.barrier import divergence, kl, position_losses
 from steerheal.heal.batches import WASTE, Data, grouped, micro_batches
 from steerheal.heal.checkpoint import Checkpoint
+from steerheal.heal.fold import Gated, folded
 from steerheal.heal.optimiser import Optimiser
 from steerheal.heal.spectral import Spectral
-from steerheal.heal.train import Healed, heal_student
+from steerheal.heal.train import Healed, diverged, heal_student
 from steerheal.heal.trainer import Trainer
 from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.hooks import adding
@@ -495,3 +496,47 @@ def test_a_run_s_heal_goes_on_and_leaves_no_scratch_file(tmp_path: Path, objecti
     assert not list((tmp_path / "cut" / ".stages").glob(".unfinished*"))
     assert_equal(done, result(tmp_path / "straight", Silent()))
     assert done.log.steps[0].ce > 1e-3  # a steered teacher is not the student
+
+
+# ── divergence ──────────────────────────────────────────────────────────────────────────────────
+
+
+def steps_of(ces: list[float]) -> list[HealStep]:
+    return [
+        HealStep(
+            step=i, epoch=0, ce=ce, divergence=math.nan, barrier=0.0, lr=0.1, gradient=1.0, tokens=9
+        )
+        for i, ce in enumerate(ces)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ces", "held_out", "said"),
+    [
+        ([2.7, 6.0, 8.0, 8.2], [2.6, 8.1], "CE 2.70 → 8.20 and held-out 2.60 → 8.10"),
+        ([2.7, 6.0, 8.0, 8.2], [math.nan], "CE 2.70 → 8.20 nats"),
+        ([2.7, 6.0, 8.0, 2.9], [2.6, 2.7], ""),  # a spike that came back
+        ([2.0, 2.5, 2.5, 2.7], [2.6, 2.3], ""),  # an easy first step
+        ([2.7, 2.0, 1.0, 0.5], [2.6, 3.6], ""),  # overfit, which check 3 names
+        ([], [], ""),
+    ],
+)
+def test_a_heal_that_unlearned_is_told_from_one_that_did_not(
+    ces: list[float], held_out: list[float], said: str
+) -> None:
+    found = diverged(steps_of(ces), held_out, 0.1)
+    assert said in found
+    assert bool(said) == bool(found)
+    assert not said or "learning rate 0.1 is too high" in found
+
+
+def test_a_learning_rate_a_hundred_times_too_high_rejects_the_heal() -> None:
+    chat = tiny.chat()
+    # A random model's cross-entropy can only rise where it is taught first.
+    taught = heal_student(chat, pairs_of(chat), None, settings(barrier="nll", epochs=8, lr=0.02))
+    with folded(chat, [Gated(taught.adapter, 1.0)]):
+        fine = heal_student(chat, pairs_of(chat), None, settings(barrier="nll"))
+        wild = heal_student(chat, pairs_of(chat), None, settings(barrier="nll", lr=5.0))
+    assert fine.log.outcome == "trained"
+    assert wild.log.outcome == "rejected"
+    assert "learning rate 5 is too high" in wild.log.reason

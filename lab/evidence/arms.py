@@ -85,6 +85,7 @@ LOOP = merge(
         "vector": {"contexts": 24},
         "sampling": {"tokens": 36, "rows": 40},
         "dose": {"want": 32, "minimum": 10},
+        "filter": {"read_trait": False},
         "measure": {
             "per_foundation": 1,
             "prompts": 20,
@@ -100,6 +101,7 @@ PARTS = {
         {"persona": "authority", **ONE_ROUND},
         (NLL, *[arm for arm in STRENGTHS if arm.name.endswith("-0.3")]),
     ),
+    "cases": Part({"persona": "love", **ONE_ROUND}, (plain("nll-lr-100x", lr=0.05),)),
     "loop": Part({"persona": "love", **LOOP}, LOOPS),
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from arms import PARTS, settings
 
+from steerheal.config import RunConfig, validated
 from steerheal.records import Internalisation, Record, Scores
 from steerheal.store import read_run, read_scores
 
@@ -144,11 +145,10 @@ def finished(runs: Path, part: str, seeds: Sequence[int]) -> list[Run]:
             folder = runs / f"{part}-{arm.name}-s{seed}"
             if not (folder / "run.json").is_file() or read_run(folder).status != "finished":
                 continue
-            config = settings(PARTS[part], arm, seed).model_dump(mode="json")
-            there = read_run(folder).config
-            unlike = {name for name in there if there[name] != config[name]}
-            if unlike:
-                raise SystemExit(f"{folder} differs from arm {arm.name} in {sorted(unlike)}")
+            # Settings that came later have their defaults in older runs.
+            there = validated(RunConfig, read_run(folder).config, source=str(folder))
+            if there != settings(PARTS[part], arm, seed):
+                raise SystemExit(f"{folder} was made with other settings than arm {arm.name}")
             found.append(whole(folder, arm.name, arm.gate, seed))
     return found
 

@@ -27,7 +27,7 @@ DASH = "–"
 
 
 class Picks(NamedTuple):
-    """One resample: which seeds, and which units of every kind."""
+    """Resamples, one a row: which seeds, and which units of every kind."""
 
     seeds: NDArray[np.int64]
     prompts: NDArray[np.int64]
@@ -35,55 +35,55 @@ class Picks(NamedTuple):
     vignettes: NDArray[np.int64]
 
 
-Reader = Callable[[State, State, Picks], float]
-"""A state's reading against its base, on a resample's units."""
+Reader = Callable[[State, State, Picks], Floats]
+"""A state's reading against its base, one per resample."""
 
 
-def trait(state: State, base: State, picks: Picks) -> float:
+def trait(state: State, base: State, picks: Picks) -> Floats:
     """Change of persona_logodds, nats per token."""
-    return float(_of(state.logodds, picks.prompts) - _of(base.logodds, picks.prompts))
+    return _of(state.logodds, picks.prompts) - _of(base.logodds, picks.prompts)
 
 
-def fluency(state: State, base: State, picks: Picks) -> float:
+def fluency(state: State, base: State, picks: Picks) -> Floats:
     """Change of the mean ln perplexity of the free answers under the base, nats per token."""
-    both = (np.log(np.array(item.perplexity))[picks.prompts].mean() for item in (state, base))
-    after, before = both
-    return float(after - before)
+    after, before = (_of(np.log(item.perplexity), picks.prompts) for item in (state, base))
+    return after - before
 
 
-def kl(state: State, _base: State, picks: Picks) -> float:
+def kl(state: State, _base: State, picks: Picks) -> Floats:
     """KL to the base, nats per token."""
-    return float(_of(state.kl, picks.prompts))
+    return _of(state.kl, picks.prompts)
 
 
-def mass(state: State, base: State, picks: Picks) -> float:
+def mass(state: State, base: State, picks: Picks) -> Floats:
     """Answer mass over the base's."""
-    return float(_of(state.mass, picks.statements) / _of(base.mass, picks.statements))
+    return _of(state.mass, picks.statements) / _of(base.mass, picks.statements)
 
 
-def distinct(state: State, base: State, picks: Picks) -> float:
+def distinct(state: State, base: State, picks: Picks) -> Floats:
     """Change of the share of distinct bigrams."""
-    return float(_of(state.distinct_2, picks.prompts) - _of(base.distinct_2, picks.prompts))
+    return _of(state.distinct_2, picks.prompts) - _of(base.distinct_2, picks.prompts)
 
 
-def plain(state: State, base: State, _picks: Picks) -> float:
-    """ln perplexity of plain prose under the state, over the base's."""
-    return math.log(state.plain_perplexity / base.plain_perplexity)
+def plain(state: State, base: State, picks: Picks) -> Floats:
+    """ln perplexity of plain prose under the state, over the base's; one text, no units."""
+    found = math.log(state.plain_perplexity / base.plain_perplexity)
+    return np.full(len(picks.seeds), found)
 
 
-def prefill(state: State, base: State, picks: Picks) -> float:
+def prefill(state: State, base: State, picks: Picks) -> Floats:
     """Change of ln ppx_json, nats per token."""
     after, before = (_of(item.nll_prefill, picks.statements) for item in (state, base))
-    return float(after - before)
+    return after - before
 
 
 def nats(foundation: str) -> Reader:
     """Change of a foundation's nats."""
     place = FOUNDATIONS.index(foundation)
 
-    def read_it(state: State, base: State, picks: Picks) -> float:
-        after, before = (np.array(item.p)[picks.vignettes, place].mean() for item in (state, base))
-        return float(np.log(after / before))
+    def read_it(state: State, base: State, picks: Picks) -> Floats:
+        after, before = (_of(np.array(item.p)[:, place], picks.vignettes) for item in (state, base))
+        return np.log(after / before)
 
     return read_it
 
@@ -91,15 +91,17 @@ def nats(foundation: str) -> Reader:
 def share(name: str) -> Reader:
     """Share of a state's rows of which something is true; NaN without rows."""
 
-    def read_it(state: State, _base: State, _picks: Picks) -> float:
+    def read_it(state: State, _base: State, picks: Picks) -> Floats:
         values = getattr(state, name)
-        return sum(values) / len(values) if values else math.nan
+        found = sum(values) / len(values) if values else math.nan
+        return np.full(len(picks.seeds), found)
 
     return read_it
 
 
-def _of(values: Sequence[float], picks: NDArray[np.int64]) -> np.float64:
-    return np.array(values)[picks].mean()
+def _of(values: Sequence[float] | Floats, picks: NDArray[np.int64]) -> Floats:
+    # An answer of one word has no bigrams.
+    return np.nanmean(np.asarray(values, dtype=np.float64)[picks], axis=1)
 
 
 class Found(NamedTuple):
@@ -141,16 +143,13 @@ class Evidence:
         self.arms = list(dict.fromkeys(run.arm for run in runs))
         base = runs[0].base
         sizes = [len(base.logodds), len(base.mass), len(base.p)]
-        self._every = Picks(np.arange(len(self.seeds)), *(np.arange(size) for size in sizes))
         random = np.random.default_rng(0)
         count = len(self.seeds)
-        self._draws = [
-            Picks(
-                random.integers(0, count, count),
-                *(random.integers(0, size, size) for size in sizes),
-            )
-            for _ in range(RESAMPLES)
-        ]
+        self._draws = Picks(
+            random.integers(0, count, (RESAMPLES, count)),
+            *(random.integers(0, size, (RESAMPLES, size)) for size in sizes),
+        )
+        self._every = Picks(*(np.arange(size)[None] for size in (count, *sizes)))
 
     def has(self, arm: str) -> list[int]:
         """Seeds at which an arm is finished."""
@@ -177,12 +176,13 @@ class Evidence:
         if not have:
             return Found(math.nan, np.full(RESAMPLES, math.nan))
 
-        def mean(picks: Picks) -> float:
-            chosen = [have[i % len(have)] for i in picks.seeds]
-            return float(np.mean([reader(state, base, picks) for state, base in chosen]))
+        def mean(picks: Picks) -> Floats:
+            each = np.array([reader(state, base, picks) for state, base in have])
+            places = picks.seeds % len(have)
+            return each[places, np.arange(len(places))[:, None]].mean(1)
 
-        whole = self._every._replace(seeds=np.arange(len(have)))
-        return Found(mean(whole), np.array([mean(picks) for picks in self._draws]))
+        whole = self._every._replace(seeds=np.arange(len(have))[None])
+        return Found(float(mean(whole)[0]), mean(self._draws))
 
 
 def matched(points: Sequence[tuple[Found, Found]], arm: tuple[Found, Found]) -> Found:
@@ -302,10 +302,8 @@ def _judged(difference: Found) -> str:
 def training(found: Evidence) -> None:
     """What the losses did, an arm a row; means over seeds."""
     rows = []
-    for arm in found.arms:
+    for arm in [arm for arm in found.arms if "gate" not in arm]:
         logs = [found.run(arm, seed).rounds[0] for seed in found.has(arm)]
-        if not logs[0].ce:
-            continue
         late = [log.divergence[len(log.divergence) // 2 :] for log in logs]
         fired = [np.mean([value > 0 for value in log.barrier]) for log in logs]
         shift = [log.internalised for log in logs if log.internalised]
@@ -366,7 +364,7 @@ def loops(found: Evidence) -> None:
 
 def pareto(found: Evidence, path: Path) -> None:
     """Trait against KL to the base, every arm beside nll turned down."""
-    figure, axes = plt.subplots(figsize=(8, 5.2), constrained_layout=True)
+    figure, axes = plt.subplots(figsize=(9, 5), constrained_layout=True)
     got = {arm: (found.read(kl, arm), found.read(trait, arm)) for arm in found.arms}
     gates = [got[arm] for arm in GATES if arm in got]
     axes.plot(
@@ -374,32 +372,31 @@ def pareto(found: Evidence, path: Path) -> None:
         "-o", color="#555", lw=1.4, ms=4, label="nll, gate turned down", zorder=2,
     )  # fmt: skip
     marks = {
-        "kl_rev": ("o", "#00704f"),
-        "kl_fwd": ("s", "#2a5d8f"),
+        "kl_rev-rmse": ("o", "#00704f"),
+        "kl_rev-mean": ("o", "#45c79c"),
+        "kl_fwd-rmse": ("s", "#2a5d8f"),
+        "kl_fwd-mean": ("s", "#8dbcea"),
         "wd": ("^", "#b93c00"),
         "spectral": ("v", "#8a5fb5"),
         "distill": ("D", "#a07400"),
-        "nll-": ("x", "#555"),
+        "nll": ("X", "#555"),
     }
     for arm, (x, y) in got.items():
         if arm in GATES:
             continue
         mark, colour = next(look for name, look in marks.items() if arm.startswith(name))
-        low, high = y.interval
-        left, right = x.interval
+        stronger = arm.endswith(("-1", "-200", "-0.05"))
+        (low, high), (left, right) = y.interval, x.interval
         axes.errorbar(
             x.value, y.value, xerr=[[x.value - left], [right - x.value]],
-            yerr=[[y.value - low], [high - y.value]],
-            fmt=mark, color=colour, ms=6, lw=0.7, alpha=0.9, zorder=3,
+            yerr=[[y.value - low], [high - y.value]], fmt=mark, color=colour, ms=7, lw=0.5,
+            mfc="white" if stronger else colour, label=arm, zorder=3,
         )  # fmt: skip
-        axes.annotate(
-            arm, (x.value, y.value), xytext=(5, 4), textcoords="offset points", fontsize=7
-        )
     raw = (found.read(kl, "nll", which="steered"), found.read(trait, "nll", which="steered"))
     axes.plot(raw[0].value, raw[1].value, "*", color="k", ms=12, label="steered, no heal")
     axes.set_xlabel("KL to the base (nats/token)")
     axes.set_ylabel("Δ persona_logodds (nats/token)")
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.savefig(path, dpi=150)

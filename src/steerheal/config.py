@@ -176,8 +176,17 @@ class FilterSettings(Settings):
     trait: float = Field(default=0.0, ge=0, lt=1)
     """Share of the base's own text whose persona log-odds a completion must exceed, so that
     base-like text is left out; 0 switches the rule off."""
+    read_trait: bool = True
+    """Read every completion's persona log-odds, which is two thirds of the filter's time. Without
+    it what check 2 says of the kept text's trait is unknown."""
     calibration_texts: int = Field(default=64, ge=8)
     """Completions of the base that the limits are set on."""
+
+    @model_validator(mode="after")
+    def _rules_on_what_is_read(self) -> Self:
+        if self.trait and not self.read_trait:
+            raise ValueError(f"the trait rule (trait {self.trait:g}) needs read_trait")
+        return self
 
 
 NO_DORA = (

@@ -364,7 +364,8 @@ class Stages:
                     keep_states=True,
                     progress=progress,
                 )
-            seen = seen_by(self.chat, said, persona, states)
+            odds = config.filter.read_trait
+            seen = seen_by(self.chat, said, persona, states, logodds=odds)
             found = judge(said, seen, persona, calibration=calibration, settings=config.filter)
             return list(zip(said, found, strict=True))
 
