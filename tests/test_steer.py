@@ -212,6 +212,17 @@ def test_the_walk_stops_at_the_first_multiplier_that_survives() -> None:
     assert all(item.dose <= 0.75 for item in found.kept())
 
 
+def test_a_top_up_draws_what_is_likely_to_be_enough_and_no_more() -> None:
+    found = walked(0.8, want=14)
+    sizes = [
+        sum(row.batch == name for row in found.judged)
+        for name in dict.fromkeys(row.batch for row in found.judged)
+    ]
+    # Twelve at each multiplier of the walk; all twelve of the second survive, two are missing.
+    assert sizes == [12, 12, 3]
+    assert len(found.kept(14)) == 14
+
+
 def test_when_nothing_survives_the_round_ends_as_starved_with_its_walk() -> None:
     found = walked(0.0)
     assert found.outcome == "starved"

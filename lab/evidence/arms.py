@@ -47,6 +47,7 @@ ONE_ROUND = {
         "json_prompts": 4,
     },
     "check": {"doses": ()},
+    "heal": {"barrier": "kl_rev", "aggregate": "rmse", "lam": 0.3, "tau": 0.1, "epochs": 2},
 }
 STRENGTHS = [
     barrier(kind, aggregate, lam)

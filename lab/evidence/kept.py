@@ -154,10 +154,16 @@ def finished(runs: Path, part: str, seeds: Sequence[int]) -> list[Run]:
 
 
 def write(part: str, runs: Sequence[Run]) -> Path:
-    """Saves a part's records, the same bytes for the same records."""
+    """Saves a part's records beside those kept before, the same bytes for the same records.
+
+    Remove the file when the settings of its arms change.
+    """
     path = FOLDER / f"{part}.jsonl.gz"
     FOLDER.mkdir(exist_ok=True)
-    text = "".join(run.model_dump_json() + "\n" for run in runs)
+    merged = {(run.arm, run.seed): run for run in (*(read(part) if path.exists() else ()), *runs)}
+    order = [arm.name for arm in PARTS[part].arms]
+    ordered = sorted(merged.values(), key=lambda run: (order.index(run.arm), run.seed))
+    text = "".join(run.model_dump_json() + "\n" for run in ordered)
     path.write_bytes(gzip.compress(text.encode(), mtime=0))
     return path
 

@@ -24,6 +24,8 @@ import matplotlib.pyplot as plt
 Floats = NDArray[np.float64]
 RESAMPLES, LEVEL = 2000, (2.5, 97.5)
 DASH = "–"
+SLACK = 1.1
+"""How far beyond a control's points an arm may lie to be compared with it."""
 
 
 class Picks(NamedTuple):
@@ -186,9 +188,10 @@ class Evidence:
 
 
 def matched(points: Sequence[tuple[Found, Found]], arm: tuple[Found, Found]) -> Found:
-    """An arm's y less a control's at the arm's x, on the line through the origin and the points.
+    """An arm's y less a control's at the arm's x, on straight lines between the control's points.
 
-    Beyond the control's last point the line through the last two goes on.
+    Unknown where the arm's x is not between them: the front is bent, so that a line to the origin,
+    or far beyond the last point, would flatter the arm. Resamples may leave the range.
     """
 
     def below(at: float, xs: Sequence[float], ys: Sequence[float]) -> float:
@@ -196,21 +199,17 @@ def matched(points: Sequence[tuple[Found, Found]], arm: tuple[Found, Found]) -> 
         x, y = np.array(xs)[order], np.array(ys)[order]
         if at > x[-1] and x[-1] > x[-2]:
             return float(y[-1] + (at - x[-1]) * (y[-1] - y[-2]) / (x[-1] - x[-2]))
-        return float(np.interp(at, x, y))
+        return float(np.interp(at, [0.0, *x], [0.0, *y]))
 
     x, y = arm
-    value = y.value - below(
-        x.value, [0.0, *(p.value for p, _ in points)], [0.0, *(q.value for _, q in points)]
-    )
-    draws = [
-        y.draws[i]
-        - below(
-            x.draws[i],
-            [0.0, *(p.draws[i] for p, _ in points)],
-            [0.0, *(q.draws[i] for _, q in points)],
-        )
-        for i in range(RESAMPLES)
-    ]
+    xs, ys = [p.value for p, _ in points], [q.value for _, q in points]
+    if not min(xs) / SLACK <= x.value <= max(xs) * SLACK:
+        return Found(math.nan, np.full(RESAMPLES, math.nan))
+    value = y.value - below(x.value, xs, ys)
+    draws = []
+    for i in range(RESAMPLES):
+        xs, ys = [float(p.draws[i]) for p, _ in points], [float(q.draws[i]) for _, q in points]
+        draws.append(y.draws[i] - below(float(x.draws[i]), xs, ys))
     return Found(value, np.array(draws))
 
 

@@ -4,12 +4,15 @@ The multiplier walks down from its start until enough of a mixed-dose batch surv
 batches top up until enough are kept, or the round ends as starved.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 from steerheal.config import DoseSettings
 from steerheal.models.generate import Draw
 from steerheal.records import Calibration, Completion, Harvest, Judged, Verdict, WalkStep
 
+SPARE = 1.25
+"""Draws of a top-up over those that would be enough at the walk's survival."""
 Drawer = Callable[[Sequence[Draw]], list[tuple[Completion, Verdict]]]
 
 
@@ -28,7 +31,7 @@ def harvest(
         draw: Draws to completions under steering, each with the base's verdict.
         prompts: The training prompts, used in turn.
         settings: Start, step, sweep, target survival, and how many are wanted.
-        rows: Draws per batch.
+        rows: Draws per batch; a top-up draws fewer where fewer are likely to be enough.
         seed: First draw's seed; every draw has its own.
         calibration: The filter's limits, recorded beside the verdicts.
     """
@@ -36,16 +39,16 @@ def harvest(
     walk: list[WalkStep] = []
     source = _Draws(prompts, settings, seed)
 
-    def batch(multiplier: float, name: str) -> list[Judged]:
+    def batch(count: int, multiplier: float, name: str) -> list[Judged]:
         return [
             Judged(completion=completion, verdict=verdict, batch=name)
-            for completion, verdict in draw(source.take(rows, multiplier))
+            for completion, verdict in draw(source.take(count, multiplier))
         ]
 
     multiplier = settings.start
     for step in range(settings.walks):
         multiplier = settings.start * settings.step**step
-        drawn = batch(multiplier, f"walk-{step}")
+        drawn = batch(rows, multiplier, f"walk-{step}")
         judged += drawn
         kept = sum(row.verdict.kept for row in drawn)
         walk.append(WalkStep(multiplier=multiplier, drawn=len(drawn), kept=kept))
@@ -55,7 +58,10 @@ def harvest(
     for number in range(1, settings.batches):
         if have >= settings.want:
             break
-        drawn = batch(multiplier, f"top-up-{number}")
+        # As many as are likely to be enough, and no more: a draw costs more than anything else.
+        survive = max(walk[-1].survival, 1 / rows)
+        count = min(rows, math.ceil(SPARE * (settings.want - have) / survive))
+        drawn = batch(count, multiplier, f"top-up-{number}")
         judged += drawn
         have += sum(row.verdict.kept for row in drawn)
     return Harvest(
