@@ -33,7 +33,7 @@ from steerheal.models.load import ChatModel, band_layers, load
 from steerheal.models.score import Pair, continuation_states
 from steerheal.steer.persona import find
 
-SETTINGS = HealSettings(epochs=1, held_out=0.0, tau=0.0)
+SETTINGS = HealSettings(barrier="kl_rev", epochs=1, held_out=0.0, tau=0.0)
 WIDE, COMPLETIONS, LENGTH, LIMIT = 262_144, 48, 512, 2 << 30
 
 

@@ -33,7 +33,9 @@ CLOSE: dict[str, Any] = {"atol": 2e-4, "rtol": 1e-3}
 
 
 def settings(kind: str = "lora", **changes: Any) -> HealSettings:
-    fields: dict[str, Any] = {"adapter": kind, "rank": 3, "alpha": 6.0, "band": WHOLE}
+    fields: dict[str, Any] = {
+        "barrier": "kl_rev", "adapter": kind, "rank": 3, "alpha": 6.0, "band": WHOLE,
+    }  # fmt: skip
     return HealSettings(**fields | changes)
 
 

@@ -42,6 +42,7 @@ import tiny
 
 NAN = math.nan
 AXIS = Axis(foundation="authority", sign=-1, off_target=("care", "fairness"))
+BARRIER = HealSettings(barrier="kl_rev", tau=0.1)
 CHECKS: dict[str, rules.Check[Any]] = {
     check.name: check for check in (steering.CHECK, filtering.CHECK, healing.CHECK, course.CHECK)
 }
@@ -367,7 +368,7 @@ def check3(
         }
     )
     return healing.evidence(
-        record, base_summary(), settings or HealSettings(tau=0.1), AXIS, base=base_summary(),
+        record, base_summary(), settings or BARRIER, AXIS, base=base_summary(),
         narration=narration,
     )  # fmt: skip
 
@@ -443,7 +444,7 @@ def test_a_rejected_heal_is_stated_and_no_outcome_is_claimed() -> None:
     record = test_report.folded(0).model_copy(
         update={"healed": None, "retain": None, "recovered": None, "heal": log}
     )
-    evidence = healing.evidence(record, base_summary(), HealSettings(), AXIS, base=base_summary())
+    evidence = healing.evidence(record, base_summary(), BARRIER, AXIS, base=base_summary())
     found = healing.CHECK.seen(evidence)
     assert found.outcome == rules.AMBIGUOUS
     assert "there is no healed state: step 5 of 8 was not finite" in found.words
@@ -486,12 +487,12 @@ def healed_round(number: int, trait: float, **changes: Any) -> RoundRecord:
 
 
 def loop_of(*rounds: RoundRecord, settings: HealSettings | None = None) -> course.Course:
-    found = course.evidence(rounds, settings or HealSettings(), AXIS, base_summary())
+    found = course.evidence(rounds, settings or BARRIER, AXIS, base_summary())
     assert found is not None
     return found
 
 
-LEASH = HealSettings(reference="base")
+LEASH = HealSettings(barrier="kl_rev", reference="base")
 COURSE: dict[str, Callable[[], course.Course]] = {
     "compounding": lambda: loop_of(healed_round(0, 0.1), healed_round(1, 0.2)),
     "saturated": lambda: loop_of(healed_round(0, 0.2), healed_round(1, 0.2, kl_cumulative=1.8)),
@@ -508,7 +509,7 @@ COURSE: dict[str, Callable[[], course.Course]] = {
 
 
 def test_fewer_than_two_healed_rounds_say_nothing_yet() -> None:
-    args = (HealSettings(), AXIS, base_summary())
+    args = (BARRIER, AXIS, base_summary())
     assert course.evidence([], *args) is None
     assert course.evidence([healed_round(0, 0.1)], *args) is None
     assert course.evidence([healed_round(0, 0.1), test_report.starved(1)], *args) is None
@@ -518,7 +519,23 @@ def test_growth_past_the_published_line_is_what_healing_should_buy() -> None:
     past = loop_of(healed_round(0, 0.1), healed_round(1, 0.2, kl_cumulative=1.9))
     found = course.CHECK.seen(past)
     assert found.outcome == "compounding" and found.tone == "good"
-    assert "cumulative KL 1.9 nats/token, past the 1.7" in found.words
+    assert "KL spent 1.9 nats/token, past the 1.7" in found.words
+
+
+def test_a_student_farther_from_the_base_than_its_rounds_add_up_to_has_spent_the_larger() -> None:
+    far = healed_round(1, 0.2, kl_cumulative=0.8)
+    assert far.healed is not None
+    direct = far.healed.model_copy(
+        update={"kl_to_base": Reading(value=1.9, low=1.8, high=2.0, n=9)}
+    )
+    found = course.CHECK.seen(
+        loop_of(healed_round(0, 0.2), far.model_copy(update={"healed": direct}))
+    )
+    assert found.outcome == "saturated"
+    assert "KL spent 1.9 nats/token" in found.words
+    assert math.isnan(
+        healed_round(0, 0.1).model_copy(update={"healed": None, "kl_cumulative": math.nan}).kl_spent
+    )
 
 
 def test_growth_along_another_direction_names_the_wander_first() -> None:

@@ -42,7 +42,9 @@ def test_every_stage_runs_and_undoes_itself(chat: ChatModel) -> None:
     with vector.applied(chat) as dosed:
         written = generate(chat, draws * 3, SamplingSettings(tokens=12), dosed=dosed)
     pairs = training_pairs(chat, written)
-    settings = HealSettings(rank=4, rows=4, epochs=2, lr=5e-3, tau=0.0, held_out=0.2)
+    settings = HealSettings(
+        barrier="kl_rev", rank=4, rows=4, epochs=2, lr=5e-3, tau=0.0, held_out=0.2
+    )
     done = heal_student(chat, pairs, continuation_states(chat, pairs), settings)
     assert done.log.outcome == "trained"
     assert done.log.steps[-1].divergence > 0

@@ -23,7 +23,16 @@ from steerheal.models.score import continuation_states
 import tiny
 
 SETTINGS = HealSettings(
-    rank=4, alpha=8, rows=4, epochs=2, lr=5e-3, held_out=0.0, band=(0.2, 0.8), tau=0.0, lam=0.5
+    barrier="kl_rev",
+    rank=4,
+    alpha=8,
+    rows=4,
+    epochs=2,
+    lr=5e-3,
+    held_out=0.0,
+    band=(0.2, 0.8),
+    tau=0.0,
+    lam=0.5,
 )
 TEXTS = (
     "warm tea",

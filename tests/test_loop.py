@@ -36,7 +36,9 @@ TINY: dict[str, Any] = {
         "calibration_texts": 8,
         "tail_perplexity": 1e9, "words": 1, "word_repetition": 1.0, "char_repetition": 1.0,
     },
-    "heal": {"epochs": 1, "rows": 4, "rank": 2, "alpha": 4, "lr": 1e-3},
+    "heal": {
+        "barrier": "kl_rev", "epochs": 1, "rows": 4, "rank": 2, "alpha": 4, "lr": 1e-3,
+    },
     "measure": {
         "instrument": "likelihood", "per_foundation": 1, "prompts": 3, "tokens": 6,
         "resamples": 100, "long_prompts": 2, "long_tokens": 8, "json_prompts": 2,

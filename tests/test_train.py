@@ -32,7 +32,16 @@ import tiny
 from tiny import SIZES
 
 SETTINGS = HealSettings(
-    rank=4, alpha=8, rows=4, epochs=2, lr=5e-3, held_out=0.0, band=(0.2, 0.8), tau=0.0, lam=0.5
+    barrier="kl_rev",
+    rank=4,
+    alpha=8,
+    rows=4,
+    epochs=2,
+    lr=5e-3,
+    held_out=0.0,
+    band=(0.2, 0.8),
+    tau=0.0,
+    lam=0.5,
 )
 TEXTS = (
     "warm tea",

@@ -340,9 +340,10 @@ def loops(found: Evidence) -> None:
             rounds = [run.rounds[number] for run in there if number < len(run.rounds)]
             healed = [item for item in rounds if item.healed is not None]
             got = [found.read(reader, arm, number) for reader in (trait, mass, fluency, kl)]
+            prose = found.read(plain, arm, number).value
             rows.append(
                 (
-                    number + 1, len(healed), *got,
+                    number + 1, len(healed), *got, f"{prose:+.3f}",
                     _number([item.kl_cumulative for item in healed]),
                     f"{_number([item.kept / item.drawn for item in rounds])} at "
                     f"{_number([item.multiplier for item in rounds])}",
@@ -354,11 +355,30 @@ def loops(found: Evidence) -> None:
         print(f"### {arm}\n")
         table(
             ("round", "seeds", "Δ persona_logodds", "answer mass / base", "Δ ln perplexity",
-             "KL to base", "Σ KL of rounds", "kept at multiplier", "cos(v_r, v₀)",
-             "cos(shift, v)", "loop"), rows,
+             "KL to base", "Δ ln plain prose", "Σ KL of rounds", "kept at multiplier",
+             "cos(v_r, v₀)", "cos(shift, v)", "loop"), rows,
         )  # fmt: skip
         ends = {seed: found.run(arm, seed).outcome for seed in seeds}
         print("Ended: " + "; ".join(f"seed {seed}: {why}" for seed, why in ends.items()) + ".\n")
+
+
+def against_nll(found: Evidence) -> None:
+    """Every other arm's rounds against nll's course, at equal KL to the base."""
+
+    def course(arm: str) -> list[tuple[Found, Found]]:
+        most = min(len(found.run(arm, seed).rounds) for seed in found.has(arm))
+        return [(found.read(kl, arm, n), found.read(trait, arm, n)) for n in range(most)]
+
+    known = course("nll")
+    others = {arm: course(arm) for arm in found.arms if arm != "nll"}
+    rows = [
+        (arm, *(_judged(matched(known, point)) for point in points))
+        for arm, points in others.items()
+    ]
+    most = max(map(len, others.values()), default=0)
+    print("### trait gained over nll's course at equal KL to base (nats/token)\n")
+    padded = [(*row, *[DASH] * (most + 1 - len(row))) for row in rows]
+    table(("arm", *(f"round {n + 1}" for n in range(most))), padded)
 
 
 def pareto(found: Evidence, path: Path) -> None:
@@ -440,6 +460,7 @@ def main() -> None:
     found = Evidence(read(options.part))
     if options.part == "loop":
         loops(found)
+        against_nll(found)
     else:
         one_round(found, {"love": "care", "authority": "authority"}[options.part])
         if options.part == "love":

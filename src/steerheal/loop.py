@@ -258,9 +258,9 @@ def stop_reason(rounds: Sequence[RoundRecord], config: RunConfig) -> str:
         return f"{name} rejected: {done.heal.reason if done.heal else 'no heal'}"
     if done.healed is not None and not done.healed.coherence >= floor:
         return f"coherence fell to {done.healed.coherence:.3f} of the base in {name}, floor {floor}"
-    if config.kl_budget and done.kl_cumulative >= config.kl_budget:
+    if config.kl_budget and done.kl_spent >= config.kl_budget:
         return (
-            f"the KL budget is spent: {done.kl_cumulative:.2f} nats/token after {name}, "
+            f"the KL budget is spent: {done.kl_spent:.2f} nats/token after {name}, "
             f"kl_budget {config.kl_budget:g}"
         )
     gains = [row.healed.delta_logodds.value for row in rounds if row.healed is not None]

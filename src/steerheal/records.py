@@ -528,6 +528,19 @@ class RoundRecord(Record):
     kl_cumulative: float = math.nan
     """Sum of `kl_round` over the rounds so far."""
 
+    @property
+    def kl_spent(self) -> float:
+        """The KL budget used: the rounds' sum or the healed student's own KL to the base.
+
+        The larger of the two: divergences do not add up, and a student can be farther from the base
+        than its steps are from each other. NaN where neither is known.
+        """
+        direct = self.healed.kl_to_base.value if self.healed else math.nan
+        return max(
+            (value for value in (self.kl_cumulative, direct) if not math.isnan(value)),
+            default=math.nan,
+        )
+
 
 class StageMark(Record):
     """A finished stage: its name, round, key, and how long it took when it was first made."""

@@ -46,7 +46,7 @@ class Course(Evidence):
     perplexity: float
     """Over the base's."""
     kl: float
-    """Cumulative, nats per token."""
+    """Spent: the rounds' sum or the student's own to the base, the larger, nats per token."""
     cosine: float
     distinct_fall: float
     """Fall of the kept text's distinct bigrams since the first round."""
@@ -75,10 +75,10 @@ class Course(Evidence):
     def line(self) -> str:
         """Where the cumulative KL stands against the published line."""
         if not known(self.kl):
-            return "cumulative KL unknown"
+            return "KL spent unknown"
         side = "past" if self.kl >= BREAKDOWN else "below"
         at = f"{side} the {BREAKDOWN:g} at which unhealed steering breaks down"
-        return written("cumulative KL {e.kl} nats/token, ", self) + at
+        return written("KL spent {e.kl} nats/token, ", self) + at
 
     @property
     def caveat(self) -> str:
@@ -119,7 +119,7 @@ def evidence(
         gain_before=before.delta_logodds,
         coherence=now.coherence,
         perplexity=over(now.perplexity, base.perplexity),
-        kl=last.kl_cumulative,
+        kl=last.kl_spent,
         cosine=last.direction_cosine,
         distinct_fall=_kept(first, "kept_distinct_2") - _kept(last, "kept_distinct_2"),
         loops_rise=_kept(last, "kept_loops") - _kept(first, "kept_loops"),
