@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from steerheal.cli import main
+from steerheal.commands import notes
+from steerheal.config import HealSettings
 from steerheal.records import VERSION
 from steerheal.store import read_run
 
@@ -254,3 +256,12 @@ def test_help_answers_in_under_a_second() -> None:
         )
         times.append(time.perf_counter() - start)
     assert min(times) < 1.0
+
+
+def test_a_setting_of_a_barrier_without_one_is_said_to_do_nothing() -> None:
+    chat = tiny.chat()
+    assert notes(chat, HealSettings()) == ()
+    assert notes(chat, HealSettings(barrier="kl_rev", lam=1.0)) == ()
+    (said,) = notes(chat, HealSettings(lam=1.0, tau=0.2))
+    assert "heal.lam, heal.tau without effect" in said
+    assert "kl_rev" in said

@@ -10,7 +10,7 @@ import torch
 
 from steerheal import loop
 from steerheal.cli import ExportCommand, ReportCommand, RunCommand, SampleCommand
-from steerheal.config import RunConfig, SamplingSettings, validated
+from steerheal.config import HealSettings, RunConfig, SamplingSettings, validated
 from steerheal.console import Console
 from steerheal.errors import UserError
 from steerheal.heal.export import export_merged, export_peft
@@ -46,9 +46,11 @@ def run(options: RunCommand, console: Console) -> None:
         config=config.model_dump(mode="json"),
         command=command,
         environment=environment(chat),
-        notes=notes(chat),
+        notes=notes(chat, config.heal),
         persona=persona.model_dump(mode="json"),
     )
+    for note in record.notes:
+        console.note(note)
     store.write_run(record)
     stages = Stages(config, persona, chat, store, console)
     try:
@@ -167,11 +169,21 @@ def environment(chat: ChatModel) -> dict[str, str]:
     }
 
 
-def notes(chat: ChatModel) -> tuple[str, ...]:
-    """What a reader of the record must know about the model."""
-    if chat.system_role:
-        return ()
-    return ("The chat template has no system role: the persona opens the user turn.",)
+BARRIERS_OWN = ("aggregate", "reference", "lam", "tau", "lam_power")
+"""Settings of a heal that do nothing without a barrier."""
+
+
+def notes(chat: ChatModel, heal: HealSettings) -> tuple[str, ...]:
+    """What a reader of the record must know about the model and the settings."""
+    found = []
+    if not chat.system_role:
+        found.append("The chat template has no system role: the persona opens the user turn.")
+    usual = HealSettings()
+    idle = [name for name in BARRIERS_OWN if getattr(heal, name) != getattr(usual, name)]
+    if idle and heal.barrier == "nll":
+        names = ", ".join(f"heal.{name}" for name in idle)
+        found.append(f"{names} without effect: heal.barrier is nll. Set it to kl_rev or kl_fwd.")
+    return tuple(found)
 
 
 def report(options: ReportCommand, console: Console) -> None:

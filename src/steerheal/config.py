@@ -203,8 +203,10 @@ class HealSettings(Settings):
     """The fit: cross-entropy of the completions' tokens, or KL(teacher‖student) to the steered
     teacher's whole distribution at each of them, under the dose that the completion was drawn at.
     distill reads a per-token dose trace as its nominal dose."""
-    barrier: Literal["nll", "kl_fwd", "kl_rev"] = "kl_rev"
-    """D: none, KL(reference‖student), or KL(student‖reference), in nats per position."""
+    barrier: Literal["nll", "kl_fwd", "kl_rev"] = "nll"
+    """D: none, KL(reference‖student), or KL(student‖reference), in nats per position. None is the
+    default: on the embedded model no barrier gives more trait at the same price (docs/results.md).
+    aggregate, reference, lam, tau and lam_power belong to a barrier."""
     aggregate: Literal["mean", "rmse", "p95", "max"] = "rmse"
     """How D is aggregated over the completion positions of a batch."""
     reference: Literal["prev", "base"] = "prev"

@@ -248,8 +248,8 @@ CHECK: Check[Healing] = Check(
             "healed",
             lambda e: e.retained and e.back,
             "The trait stays without the hook and coherence is the base's: {e.result}.",
-            "Compare with an nll run (--heal.barrier nll) and with lower gates before crediting "
-            "the barrier; then go on with the next round.",
+            "Read lower gates (evaluate --gate) and, with a barrier, an nll run before crediting "
+            "anything but the data; then go on with the next round.",
             tone="good",
             over=("barrier never fired", "overfit"),
         ),
