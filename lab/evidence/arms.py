@@ -100,7 +100,7 @@ PARTS = {
     "love": Part({"persona": "love", **ONE_ROUND}, (NLL, *STRENGTHS, *CONTROLS, *OTHERS)),
     "authority": Part(
         {"persona": "authority", **ONE_ROUND},
-        (NLL, *[arm for arm in STRENGTHS if arm.name.endswith("-0.3")]),
+        (NLL, barrier("kl_rev", "mean", 0.3), plain("wd-50", weight_decay=50.0)),
     ),
     "cases": Part({"persona": "love", **ONE_ROUND}, (plain("nll-lr-100x", lr=0.05),)),
     "loop": Part({"persona": "love", **LOOP}, LOOPS),

@@ -355,7 +355,7 @@ def loops(found: Evidence) -> None:
         print(f"### {arm}\n")
         table(
             ("round", "seeds", "Δ persona_logodds", "answer mass / base", "Δ ln perplexity",
-             "KL to base", "Δ ln plain prose", "Σ KL of rounds", "kept at multiplier",
+             "KL to base", "Δ ln plain prose", "Σ KL of rounds", "kept of all drawn, at multiplier",
              "cos(v_r, v₀)", "cos(shift, v)", "loop"), rows,
         )  # fmt: skip
         ends = {seed: found.run(arm, seed).outcome for seed in seeds}
@@ -369,6 +369,8 @@ def against_nll(found: Evidence) -> None:
         most = min(len(found.run(arm, seed).rounds) for seed in found.has(arm))
         return [(found.read(kl, arm, n), found.read(trait, arm, n)) for n in range(most)]
 
+    if found.arms == ["nll"]:
+        return
     known = course("nll")
     others = {arm: course(arm) for arm in found.arms if arm != "nll"}
     rows = [
