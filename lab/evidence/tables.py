@@ -435,15 +435,23 @@ def courses(found: Evidence, path: Path) -> None:
             panel.plot(xs, [item.value for item in got], "-o", ms=4, color=colours[arm], label=arm)
             bands = np.array([item.interval for item in got])
             panel.fill_between(xs, bands[:, 0], bands[:, 1], color=colours[arm], alpha=0.12, lw=0)
+        xs, colour = range(1, most + 1), colours[arm]
+        direct = [found.read(kl, arm, number).value for number in range(most)]
         sums = [
-            [run.rounds[n].kl_cumulative for run in (found.run(arm, s) for s in found.has(arm))
-             if n < len(run.rounds)] for n in range(most)
-        ]  # fmt: skip
-        panels[2].plot(range(1, most + 1), [np.nanmean(part) for part in sums], "-o", ms=4,
-                       color=colours[arm])  # fmt: skip
+            np.nanmean(
+                [
+                    run.rounds[number].kl_cumulative
+                    for run in (found.run(arm, seed) for seed in found.has(arm))
+                    if number < len(run.rounds)
+                ]
+            )
+            for number in range(most)
+        ]
+        panels[2].plot(xs, direct, "-o", ms=4, color=colour)
+        panels[2].plot(xs, sums, "--", color=colour)
     panels[2].axhline(BREAKDOWN, ls=":", color="k", lw=1)
     titles = ("Δ persona_logodds (nats/token)", "Δ ln perplexity (nats/token)",
-              "Σ KL of rounds (nats/token)")  # fmt: skip
+              "KL to the base; dashed: sum of the rounds' own")  # fmt: skip
     for panel, title in zip(panels, titles, strict=True):
         panel.set_title(title, fontsize=10)
         panel.set_xlabel("round")
