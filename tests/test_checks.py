@@ -439,15 +439,25 @@ def test_nothing_lost_is_nothing_to_recover() -> None:
     assert healing.CHECK.seen(gone).outcome == rules.AMBIGUOUS
 
 
-def test_a_rejected_heal_is_stated_and_no_outcome_is_claimed() -> None:
-    log = heal_log(ces=(2.0, NAN), outcome="rejected", reason="step 5 of 8 was not finite")
+@pytest.mark.parametrize(
+    ("ces", "reason"),
+    [
+        ((2.0, NAN), "step 5 of 8 was not finite"),
+        ((2.5, 14.0), "training diverged: CE 2.50 → 14.00 nats/token; learning rate 1 is too high"),
+    ],
+)
+def test_a_rejected_heal_is_stated_and_no_outcome_is_claimed(
+    ces: tuple[float, float], reason: str
+) -> None:
+    log = heal_log(ces=ces, outcome="rejected", reason=reason)
     record = test_report.folded(0).model_copy(
         update={"healed": None, "retain": None, "recovered": None, "heal": log}
     )
     evidence = healing.evidence(record, base_summary(), BARRIER, AXIS, base=base_summary())
     found = healing.CHECK.seen(evidence)
     assert found.outcome == rules.AMBIGUOUS
-    assert "there is no healed state: step 5 of 8 was not finite" in found.words
+    assert f"there is no healed state: {reason}" in found.words
+    assert "CE fell" not in found.words
 
 
 def test_a_single_epoch_is_read_by_its_quarters() -> None:

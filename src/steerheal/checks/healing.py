@@ -159,7 +159,8 @@ class Healing(Evidence):
     def plainly(self) -> str:
         """Result and training, or why there is no result."""
         wrong = written("steering did not raise the trait ({e.gain:+} nats/token)", self)
-        parts = (self.lacks or self.result, wrong if self.gain <= 0 else "", self.training)
+        trained = self.training if known(self.ce_fall) else ""
+        parts = (self.lacks or self.result, wrong if self.gain <= 0 else "", trained)
         return "; ".join(part for part in parts if part)
 
 
@@ -188,6 +189,9 @@ def evidence(
         steps=(), held_out=(), trained_on=0, held_out_completions=0, lam=math.nan,
         outcome="rejected", reason="no heal",
     )  # fmt: skip
+    if logs.outcome == "rejected":
+        # What a broken training did explains nothing: its own reason is all there is to say.
+        logs = logs.model_copy(update={"steps": (), "held_out": ()})
     barrier = settings.barrier != "nll" and logs.lam > 0
     divergences = [step.divergence for step in logs.steps if known(step.divergence)]
     return Healing(
