@@ -27,7 +27,7 @@ from steerheal.records import (
     Verdict,
     WalkStep,
 )
-from steerheal.report import page, plates, words
+from steerheal.report import figures, page, plates, words
 
 PROMPTS = tuple(f"Show prompt {number}: what do you do?" for number in range(1, 9))
 HOSTILE = (
@@ -453,3 +453,12 @@ def test_the_guard_stands_on_the_page_for_every_state(healthy: tuple[Path, str])
     _, text = healthy
     assert 'id="guard"' in text
     assert "plain prose under the state" in text
+
+
+def test_a_heal_without_a_barrier_is_drawn_without_one() -> None:
+    row = folded(0)
+    assert row.heal is not None
+    steps = tuple(step.model_copy(update={"divergence": math.nan}) for step in row.heal.steps)
+    plain = row.model_copy(update={"heal": row.heal.model_copy(update={"steps": steps})})
+    panels = [len(figures.heal(run_record(rounds=(item,))).axes) for item in (row, plain)]
+    assert panels == [3, 1]

@@ -148,9 +148,11 @@ def heals(record: RunRecord) -> list[tuple[int, HealLog]]:
 
 
 def heal(record: RunRecord) -> Figure:
-    """Cross-entropy, divergence and barrier per optimiser step, the rounds one after another."""
+    """Cross-entropy per optimiser step, the rounds one after another; with a barrier, D too."""
+    steps = [step for _, log in heals(record) for step in log.steps]
+    barrier = any(math.isfinite(step.divergence) for step in steps)
     with styled():
-        figure, panels = sheet(6, 3)
+        figure, panels = sheet(6, 3) if barrier else sheet(3.6)
         start = 0
         for count, (number, log) in enumerate(heals(record)):
             _draw_heal(panels, log, start)
@@ -163,18 +165,16 @@ def heal(record: RunRecord) -> Figure:
             panels[0].text(middle, 1.03, label, transform=spot, ha="center", color=GREY, size=9)
             start = end
         panels[0].set_xlim(0, max(start, 1) + 1)
-        level(panels[1], number_setting(record, "heal", "tau"))
         units = ("CE (nats/token)", "divergence D (nats)", "barrier λ·relu(D − τ)\n(nats)")
-        for panel, unit in zip(panels, units, strict=True):
+        for panel, unit in zip(panels, units, strict=False):
             panel.set_ylabel(unit)
-        if not any(
-            math.isfinite(step.divergence) for _, log in heals(record) for step in log.steps
-        ):
-            note(panels[1], "no barrier in this run")
         panels[-1].set_xlabel("optimiser step, over all rounds")
         figure.align_ylabels(panels)
         held = ("held-out CE, before training and after each epoch", line("", INK, "D"))
-        keys = (("training", line("-", GREEN)), held, ("τ", line(":", INK)))
+        keys = [("training", line("-", GREEN)), held]
+        if barrier:
+            level(panels[1], number_setting(record, "heal", "tau"))
+            keys.append(("τ", line(":", INK)))
         key(figure, keys)
     return figure
 
@@ -187,7 +187,7 @@ def _draw_heal(panels: list[Axes], log: HealLog, start: int) -> None:
         [step.barrier for step in log.steps],
     )
     marker = "." if len(xs) <= 60 else ""
-    for panel, curve in zip(panels, curves, strict=True):
+    for panel, curve in zip(panels, curves, strict=False):
         finite = [value if math.isfinite(value) else math.nan for value in curve]
         panel.plot(xs, finite, color=GREEN, lw=1.3, marker=marker, zorder=3)
     epochs = [step.epoch for step in log.steps]

@@ -73,8 +73,8 @@ PLATES = (
     Plate(
         "heal",
         "The heal's course",
-        "Training and held-out cross-entropy, the divergence from the reference with its limit τ, "
-        "and what the barrier added to the loss.",
+        "Training and held-out cross-entropy; with a barrier also the divergence from the "
+        "reference with its limit τ, and what the barrier added to the loss.",
         figures.heal,
         no_heal,
     ),
