@@ -265,3 +265,17 @@ def test_a_setting_of_a_barrier_without_one_is_said_to_do_nothing() -> None:
     (said,) = notes(chat, HealSettings(lam=1.0, tau=0.2))
     assert "heal.lam, heal.tau without effect" in said
     assert "kl_rev" in said
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--patience", "-1"), ("--rounds", "0"), ("--gate", "2"), ("--heal.lam", "-1")]
+)
+def test_a_bound_is_one_message_and_no_traceback(
+    wrong: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "love", *wrong])
+    assert stop.value.code == 2
+    said = "".join(capsys.readouterr())
+    assert wrong[0].rpartition(".")[2].lstrip("-") in said
+    assert "Traceback" not in said

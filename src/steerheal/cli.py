@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar, cast
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from steerheal.config import Instrument, MeasureSettings, RunConfig, resolve
+from steerheal.config import Instrument, MeasureSettings, RunConfig, problems, resolve
 from steerheal.console import Console
 from steerheal.errors import UserError, unknown
 from steerheal.steer.persona import find
@@ -236,7 +236,12 @@ def _dispatch(argv: list[str], console: Console) -> None:
 
 
 def _parse(kind: type[C], name: str, argv: list[str], default: C | None = None) -> C:
-    return cast(C, tyro.cli(kind, prog=f"steerheal {name}", args=argv, default=default))
+    try:
+        return cast(C, tyro.cli(kind, prog=f"steerheal {name}", args=argv, default=default))
+    except ValidationError as error:
+        # tyro words the bounds of nested settings itself, and lets those of the outermost through.
+        found = "; ".join(problems(kind, error))
+        raise UserError(f"{found}. `steerheal {name} --help` shows what is allowed.") from error
 
 
 def parse_run(argv: list[str]) -> RunCommand:
