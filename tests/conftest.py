@@ -26,8 +26,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Weights and vectors a test draws are the same every time it runs."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
