@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import foundations
 import matplotlib as mpl
 import numpy as np
 from kept import Run, State, read
@@ -461,12 +462,39 @@ def courses(found: Evidence, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def moved(kept: Sequence[foundations.Nats]) -> None:
+    """Change of every foundation's nats, a state a row; in bold what excludes 0."""
+    base, random = kept[0], np.random.default_rng(0)
+    size, before = len(base.p), np.array(base.p)
+    vignettes = random.integers(0, size, (RESAMPLES, size))
+    states = dict.fromkeys((item.persona, item.state) for item in kept[1:])
+    rows = []
+    for persona, state in states:
+        seeds = [item for item in kept if (item.persona, item.state) == (persona, state)]
+        picks = random.integers(0, len(seeds), (RESAMPLES, len(seeds)))
+        cells = []
+        for place in range(len(FOUNDATIONS)):
+            after = [np.array(item.p)[:, place] for item in seeds]
+            value = np.mean([np.log(p.mean() / before[:, place].mean()) for p in after])
+            floor = before[:, place][vignettes].mean(1)
+            each = np.array([np.log(p[vignettes].mean(1) / floor) for p in after])
+            draws = each[picks, np.arange(RESAMPLES)[:, None]].mean(1)
+            cells.append(_judged(Found(float(value), draws)))
+        right = np.mean([item.right for item in seeds])
+        rows.append((persona, f"{state} ({len(seeds)} seeds)", *cells, f"{right:.2f}"))
+    rows.append(("", "base", *[DASH] * len(FOUNDATIONS), f"{np.mean(base.right):.2f}"))
+    table(("persona", "state", *(f"Δ {name}" for name in FOUNDATIONS), "top-1"), rows)
+
+
 def main() -> None:
     """Prints a part's tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("love", "authority", "loop"))
+    parser.add_argument("part", choices=("love", "authority", "loop", "foundations"))
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
+    if options.part == "foundations":
+        moved(foundations.read())
+        return
     found = Evidence(read(options.part))
     if options.part == "loop":
         loops(found)

@@ -50,7 +50,7 @@ def answers(
     progress: Callable[[int], None] = lambda _: None,
 ) -> Answers:
     """One answer per prompt in the model's present state, the same seeds for every state."""
-    (only,) = _written(chat, prompts, sampling, [dose], dosed, seed=seed, progress=progress)
+    (only,) = sweep(chat, prompts, sampling, [dose], dosed, seed=seed, progress=progress)
     if dosed is not None:
         dosed.set(dose)
     return only
@@ -61,7 +61,7 @@ def sweep(
     prompts: Sequence[str],
     sampling: SamplingSettings,
     doses: Sequence[float],
-    handle: Dosed,
+    handle: Dosed | None,
     *,
     seed: int,
     progress: Callable[[int], None] = lambda _: None,
@@ -70,25 +70,12 @@ def sweep(
 
     A prompt's answer at a dose is the one that `answers` gives at that dose.
     """
-    return _written(chat, prompts, sampling, doses, handle, seed=seed, progress=progress)
-
-
-def _written(
-    chat: ChatModel,
-    prompts: Sequence[str],
-    sampling: SamplingSettings,
-    doses: Sequence[float],
-    dosed: Dosed | None,
-    *,
-    seed: int,
-    progress: Callable[[int], None],
-) -> list[Answers]:
     draws = [
         Draw(prompt, dose, seed * 1_000_003 + i)
         for dose in doses
         for i, prompt in enumerate(prompts)
     ]
-    said, states = write(chat, draws, sampling, dosed=dosed, keep_states=True, progress=progress)
+    said, states = write(chat, draws, sampling, dosed=handle, keep_states=True, progress=progress)
     size = len(prompts)
     return [
         Answers(said[k * size : (k + 1) * size], states[k * size : (k + 1) * size])

@@ -1,0 +1,123 @@
+"""Foundation nats of one round's states on all bundled everyday vignettes, which qualify.
+
+The runs of run.py read 14 vignettes, too few for the likelihood instrument on the embedded model.
+This reads base, steered and healed students of the arms that both personas have on all of them,
+keeps every reading in the runs' folder, and writes lab/evidence/records/foundations.jsonl.gz.
+Usage: python lab/evidence/foundations.py --runs DIR [--seeds 0 1 2] [--personas love authority]
+"""
+
+import argparse
+import gzip
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+from arms import PARTS
+from kept import FOLDER, short
+
+from steerheal.config import MeasureSettings, ModelSettings
+from steerheal.heal.adapter import Adapter
+from steerheal.measure import likelihood
+from steerheal.measure.evaluate import Enter
+from steerheal.measure.qualify import centre, hits, in_words, qualify
+from steerheal.measure.vignettes import chosen
+from steerheal.models.load import ChatModel, load
+from steerheal.records import Record, Scores, VignetteRow
+from steerheal.stages import ADAPTER, VECTOR, Student
+from steerheal.steer.persona import find
+from steerheal.steer.vector import SteeringVector
+from steerheal.store import read_lines, read_run, round_folder, write_lines
+
+PERSONAS = ("love", "authority")
+BASE, STEERED = "base", "steered, no heal"
+VIGNETTES = chosen(MeasureSettings())
+FILE = FOLDER / "foundations.jsonl.gz"
+
+
+class Nats(Record):
+    """A state's vignettes, in their order; the base has no persona and no seed."""
+
+    persona: str
+    seed: int
+    state: str
+    p: tuple[tuple[float, ...], ...]
+    """Per vignette, over the foundations."""
+    right: tuple[bool, ...]
+    """Ranked right after centring on the base's means."""
+
+
+def doors(
+    chat: ChatModel, runs: Path, personas: list[str], seeds: list[int]
+) -> Iterator[tuple[str, int, str, Enter]]:
+    """Every state there is to read: persona, seed, name, and what enters it."""
+    yield "", -1, BASE, nullcontext
+    start = Student(chat)
+    arms = [arm.name for arm in PARTS["authority"].arms]
+    for persona in personas:
+        for seed in seeds:
+            for arm in arms:
+                folder = runs / f"{persona}-{arm}-s{seed}"
+                if not (folder / "run.json").is_file() or read_run(folder).status != "finished":
+                    print(f"{folder.name}: not finished, skipped", flush=True)
+                    continue
+                row, place = read_run(folder).rounds[0], round_folder(folder, 0)
+                if arm == arms[0]:
+                    # The dose that run.py reads the steered student at.
+                    dose = row.multiplier * max(read_run(folder).config["dose"]["sweep"])
+                    vector = SteeringVector.load(place / VECTOR)
+                    yield persona, seed, STEERED, start.steered(vector, dose)
+                adapter = Adapter.load(place / ADAPTER)
+                yield persona, seed, arm, start.healed(adapter, row.gate, arm).entered
+
+
+def scores(rows: tuple[VignetteRow, ...]) -> Scores:
+    """Rows as the qualification wants them."""
+    return Scores(state="", instrument="likelihood", vignettes=rows, canary=(), persona=())
+
+
+def main() -> None:
+    """Reads what is missing, and keeps all that is there."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--personas", nargs="+", default=[*PERSONAS], choices=PERSONAS)
+    asked = parser.parse_args()
+    chat = load(ModelSettings(device="cpu"))
+    middle, found = None, {(item.persona, item.seed, item.state): item for item in read()}
+    for persona, seed, state, enter in doors(chat, asked.runs, asked.personas, asked.seeds):
+        path = asked.runs / "foundations" / f"{persona or BASE}-{state}-s{seed}.jsonl"
+        if not path.is_file():
+            with enter():
+                write_lines(path, likelihood.read(chat, VIGNETTES))
+            print(path.name, flush=True)
+        rows = tuple(read_lines(path, VignetteRow))
+        if middle is None:
+            middle = centre(scores(rows))
+            for name in PERSONAS:
+                print(f"{name}: {in_words(qualify(scores(rows), find(name).axis))}", flush=True)
+        right = tuple(bool(hit) for hit in hits(rows, middle))
+        p = tuple(short(row.p) for row in rows)
+        found[persona, seed, state] = Nats(
+            persona=persona, seed=seed, state=state, p=p, right=right
+        )
+    states = [BASE, STEERED, *(arm.name for arm in PARTS["authority"].arms)]
+    places = ["", *PERSONAS]
+    ordered = sorted(
+        found.values(),
+        key=lambda item: (places.index(item.persona), states.index(item.state), item.seed),
+    )
+    text = "".join(item.model_dump_json() + "\n" for item in ordered)
+    FILE.write_bytes(gzip.compress(text.encode(), mtime=0))
+    print(f"{FILE.name}: {len(ordered)} states, {FILE.stat().st_size / 1024:.0f} KiB")
+
+
+def read() -> list[Nats]:
+    """What is kept."""
+    if not FILE.exists():
+        return []
+    text = gzip.decompress(FILE.read_bytes()).decode()
+    return [Nats.model_validate_json(line) for line in text.splitlines()]
+
+
+if __name__ == "__main__":
+    main()
