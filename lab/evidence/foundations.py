@@ -1,15 +1,16 @@
 """Foundation nats of one round's states on all bundled everyday vignettes, which qualify.
 
 The runs of run.py read 14 vignettes, too few for the likelihood instrument on the embedded model.
-This reads base, steered and healed students of the arms that both personas have on all of them,
-keeps every reading in the runs' folder, and writes lab/evidence/records/foundations.jsonl.gz.
+This reads base, steered and healed students of the arms that both personas have on all of them, and
+the base under a random vector whose KL equals the steering vector's. It keeps every reading in the
+runs' folder and writes lab/evidence/records/foundations.jsonl.gz.
 Usage: python lab/evidence/foundations.py --runs DIR [--seeds 0 1 2] [--personas love authority]
 """
 
 import argparse
 import gzip
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from arms import PARTS
@@ -24,12 +25,15 @@ from steerheal.measure.vignettes import chosen
 from steerheal.models.load import ChatModel, load
 from steerheal.records import Record, Scores, VignetteRow
 from steerheal.stages import ADAPTER, VECTOR, Student
+from steerheal.steer.equal import equal_kl
 from steerheal.steer.persona import find
 from steerheal.steer.vector import SteeringVector
-from steerheal.store import read_lines, read_run, round_folder, write_lines
+from steerheal.store import read_lines, read_run, read_scores, round_folder, write_lines
 
 PERSONAS = ("love", "authority")
-BASE, STEERED = "base", "steered, no heal"
+BASE, STEERED, RANDOM = "base", "steered, no heal", "random vector, equal KL"
+TEXTS = 12
+"""Of the base, on which the two vectors' KL is made equal."""
 VIGNETTES = chosen(MeasureSettings())
 FILE = FOLDER / "foundations.jsonl.gz"
 
@@ -66,8 +70,24 @@ def doors(
                     dose = row.multiplier * max(read_run(folder).config["dose"]["sweep"])
                     vector = SteeringVector.load(place / VECTOR)
                     yield persona, seed, STEERED, start.steered(vector, dose)
+                    yield persona, seed, RANDOM, random(chat, folder, vector, dose, seed)
                 adapter = Adapter.load(place / ADAPTER)
                 yield persona, seed, arm, start.healed(adapter, row.gate, arm).entered
+
+
+def random(chat: ChatModel, folder: Path, vector: SteeringVector, dose: float, seed: int) -> Enter:
+    """The base under a random vector that costs as much KL as this one does at its dose."""
+
+    @contextmanager
+    def enter() -> Iterator[None]:
+        texts = [row.completion for row in read_scores(folder, -1, "base").persona[:TEXTS]]
+        found = equal_kl(chat, vector.layers, dose, texts, seed=seed)
+        if found.directions is None:
+            raise SystemExit(f"{folder.name}: no random vector costs {found.target:.2f} nats")
+        with SteeringVector(found.directions).applied(chat, 1.0):
+            yield
+
+    return enter
 
 
 def scores(rows: tuple[VignetteRow, ...]) -> Scores:
@@ -100,7 +120,7 @@ def main() -> None:
         found[persona, seed, state] = Nats(
             persona=persona, seed=seed, state=state, p=p, right=right
         )
-    states = [BASE, STEERED, *(arm.name for arm in PARTS["authority"].arms)]
+    states = [BASE, STEERED, RANDOM, *(arm.name for arm in PARTS["authority"].arms)]
     places = ["", *PERSONAS]
     ordered = sorted(
         found.values(),

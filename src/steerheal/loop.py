@@ -276,20 +276,22 @@ def stop_reason(rounds: Sequence[RoundRecord], config: RunConfig) -> str:
 def best_round(rounds: Sequence[RoundRecord], floor: float) -> tuple[int | None, str]:
     """The folded round with the largest trait gain among those above the floor, if any gained.
 
-    With the reason, in words.
+    With the reason in words, and what the round cost: where the answer mass is blind to damage, its
+    perplexity and KL still show it.
     """
-    folded = [(done.round, done.healed) for done in rounds if done.healed is not None]
-    fit = [(number, read) for number, read in folded if read.coherence >= floor]
+    folded = [(done, done.healed) for done in rounds if done.healed is not None]
+    fit = [(done, read) for done, read in folded if read.coherence >= floor]
     if not folded:
         return None, "no round was folded"
     if not fit:
         return None, f"none of {len(folded)} folded rounds is at the coherence floor {floor:g}"
-    number, read = max(fit, key=lambda item: item[1].delta_logodds.value)
+    done, read = max(fit, key=lambda item: item[1].delta_logodds.value)
     gain = read.delta_logodds
     if not gain.value > 0:
         return None, f"no round at the coherence floor raised the trait; at best {gain.value:+.3f}"
     below = f"; {len(folded) - len(fit)} folded below it" if len(fit) < len(folded) else ""
-    return number, (
-        f"round {number + 1} has the largest trait gain, {gain.value:+.3f} [{gain.low:.3f}, "
+    return done.round, (
+        f"round {done.round + 1} has the largest trait gain, {gain.value:+.3f} [{gain.low:.3f}, "
         f"{gain.high:.3f}] nats/token, of {len(fit)} rounds at the coherence floor {floor:g}{below}"
+        f"; its perplexity is {read.perplexity:.1f}, KL spent {done.kl_spent:.2f} nats/token"
     )
