@@ -162,20 +162,16 @@ class Evidence:
         """One run."""
         return self._runs[arm, seed]
 
-    def states(self, arm: str, number: int = 0, which: str = "healed") -> list[State | None]:
-        """An arm's state at every seed; a run that ended earlier has none."""
-        found: list[State | None] = []
-        for seed in self.seeds:
-            run = self._runs.get((arm, seed))
-            rounds = run.rounds if run else ()
-            found.append(getattr(rounds[number], which) if number < len(rounds) else None)
-        return found
+    def states(self, arm: str, number: int, which: str) -> list[tuple[State, State]]:
+        """An arm's state and its base at every seed that has them: a run may have ended earlier."""
+        runs = [self._runs[arm, seed] for seed in self.has(arm)]
+        there = [run for run in runs if number < len(run.rounds)]
+        pairs = [(getattr(run.rounds[number], which), run.base) for run in there]
+        return [(state, base) for state, base in pairs if state is not None]
 
     def read(self, reader: Reader, arm: str, number: int = 0, which: str = "healed") -> Found:
         """Mean over seeds; over those that have the state where some have not."""
-        states = self.states(arm, number, which)
-        bases = [self._runs[arm, seed].base for seed in self.has(arm)]
-        have = [(state, base) for state, base in zip(states, bases, strict=False) if state]
+        have = self.states(arm, number, which)
         if not have:
             return Found(math.nan, np.full(RESAMPLES, math.nan))
 
@@ -242,7 +238,7 @@ def one_round(found: Evidence, target: str) -> None:
         rest = [found.read(r, arm, which=which) for r in (prefill, plain)]
         tails = found.read(share("json_valid"), arm, which=which).value
         loops = found.read(share("long_loops"), arm, which=which).value
-        views.append((name, got[mass], rest[0], f"{rest[1].value:+.3f}", got[distinct],
+        views.append((name, got[mass], rest[0], _signed(rest[1].value), got[distinct],
                       _share(tails), _share(loops)))  # fmt: skip
     print(f"Seeds {found.seeds}.\n")
     table(
@@ -257,6 +253,10 @@ def one_round(found: Evidence, target: str) -> None:
 
 def _share(value: float) -> str:
     return DASH if math.isnan(value) else f"{value:.2f}"
+
+
+def _signed(value: float) -> str:
+    return DASH if math.isnan(value) else f"{value:+.3f}"
 
 
 GATES = ("nll-gate-0.25", "nll-gate-0.5", "nll-gate-0.75", "nll")
@@ -344,13 +344,14 @@ def loops(found: Evidence) -> None:
             prose = found.read(plain, arm, number).value
             rows.append(
                 (
-                    number + 1, len(healed), *got, f"{prose:+.3f}",
+                    number + 1, len(healed), *got, _signed(prose),
                     _number([item.kl_cumulative for item in healed]),
                     f"{_number([item.kept / item.drawn for item in rounds])} at "
                     f"{_number([item.multiplier for item in rounds])}",
                     _number([item.cosine for item in rounds]),
                     _number([i.internalised.mean_cosine for i in healed if i.internalised]),
-                    ", ".join(sorted({dict(item.findings).get("loop", DASH) for item in healed})),
+                    ", ".join(sorted({dict(item.findings).get("loop", DASH) for item in healed}))
+                    or DASH,
                 )
             )  # fmt: skip
         print(f"### {arm}\n")
