@@ -465,14 +465,13 @@ def courses(found: Evidence, path: Path) -> None:
 
 def moved(kept: Sequence[foundations.Nats]) -> None:
     """Change of every foundation's nats, a state a row; in bold what excludes 0."""
-    base, random = kept[0], np.random.default_rng(0)
-    size, before = len(base.p), np.array(base.p)
-    vignettes = random.integers(0, size, (RESAMPLES, size))
+    base, size, before = kept[0], len(kept[0].p), np.array(kept[0].p)
+    vignettes = np.random.default_rng(0).integers(0, size, (RESAMPLES, size))
     states = dict.fromkeys((item.persona, item.state) for item in kept[1:])
     rows = []
     for persona, state in states:
         seeds = [item for item in kept if (item.persona, item.state) == (persona, state)]
-        picks = random.integers(0, len(seeds), (RESAMPLES, len(seeds)))
+        picks = np.random.default_rng(1).integers(0, len(seeds), (RESAMPLES, len(seeds)))
         cells = []
         for place in range(len(FOUNDATIONS)):
             after = [np.array(item.p)[:, place] for item in seeds]
