@@ -102,7 +102,14 @@ PARTS = {
         {"persona": "authority", **ONE_ROUND},
         (NLL, barrier("kl_rev", "mean", 0.3), plain("wd-50", weight_decay=50.0)),
     ),
-    "cases": Part({"persona": "love", **ONE_ROUND}, (plain("nll-lr-100x", lr=0.05),)),
+    "cases": Part(
+        {"persona": "love", **ONE_ROUND},
+        (
+            plain("nll-lr-100x", lr=0.05),
+            # What training on the model's own text does by itself.
+            Arm("nll-unsteered", {"heal": {"barrier": "nll"}, "dose": {"start": 0.01}}),
+        ),
+    ),
     "loop": Part({"persona": "love", **LOOP}, LOOPS),
 }
 

@@ -1,20 +1,19 @@
 """Foundation nats of one round's states on all bundled everyday vignettes, which qualify.
 
 The runs of run.py read 14 vignettes, too few for the likelihood instrument on the embedded model.
-This reads base, steered and healed students of the arms that both personas have on all of them, and
-the base under a random vector whose KL equals the steering vector's. It keeps every reading in the
-runs' folder and writes lab/evidence/records/foundations.jsonl.gz.
+This reads base, steered and healed students of the arms that both personas have on all of them, the
+base under a random vector whose KL equals the steering vector's, and a student healed on unsteered
+text. It keeps every reading in the runs' folder and writes lab/evidence/records/foundations.jsonl.gz.
 Usage: python lab/evidence/foundations.py --runs DIR [--seeds 0 1 2] [--personas love authority]
 """
 
 import argparse
-import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from arms import PARTS
-from kept import FOLDER, short
+from kept import FOLDER, pack, short, unpack
 
 from steerheal.config import MeasureSettings, ModelSettings
 from steerheal.heal.adapter import Adapter
@@ -32,6 +31,7 @@ from steerheal.store import read_lines, read_run, read_scores, round_folder, wri
 
 PERSONAS = ("love", "authority")
 BASE, STEERED, RANDOM = "base", "steered, no heal", "random vector, equal KL"
+UNSTEERED = "nll on unsteered text"
 TEXTS = 12
 """Of the base, on which the two vectors' KL is made equal."""
 VIGNETTES = chosen(MeasureSettings())
@@ -58,14 +58,17 @@ def doors(
     start = Student(chat)
     arms = [arm.name for arm in PARTS["authority"].arms]
     for persona in personas:
+        names = {f"{persona}-{arm}": arm for arm in arms}
+        if persona == "love":
+            names["cases-nll-unsteered"] = UNSTEERED
         for seed in seeds:
-            for arm in arms:
-                folder = runs / f"{persona}-{arm}-s{seed}"
+            for name, arm in names.items():
+                folder = runs / f"{name}-s{seed}"
                 if not (folder / "run.json").is_file() or read_run(folder).status != "finished":
                     print(f"{folder.name}: not finished, skipped", flush=True)
                     continue
                 row, place = read_run(folder).rounds[0], round_folder(folder, 0)
-                if arm == arms[0]:
+                if arm == "nll":
                     # The dose that run.py reads the steered student at.
                     dose = row.multiplier * max(read_run(folder).config["dose"]["sweep"])
                     vector = SteeringVector.load(place / VECTOR)
@@ -120,23 +123,19 @@ def main() -> None:
         found[persona, seed, state] = Nats(
             persona=persona, seed=seed, state=state, p=p, right=right
         )
-    states = [BASE, STEERED, RANDOM, *(arm.name for arm in PARTS["authority"].arms)]
+    states = [BASE, STEERED, RANDOM, *(arm.name for arm in PARTS["authority"].arms), UNSTEERED]
     places = ["", *PERSONAS]
     ordered = sorted(
         found.values(),
         key=lambda item: (places.index(item.persona), states.index(item.state), item.seed),
     )
-    text = "".join(item.model_dump_json() + "\n" for item in ordered)
-    FILE.write_bytes(gzip.compress(text.encode(), mtime=0))
+    pack(FILE, ordered)
     print(f"{FILE.name}: {len(ordered)} states, {FILE.stat().st_size / 1024:.0f} KiB")
 
 
 def read() -> list[Nats]:
     """What is kept."""
-    if not FILE.exists():
-        return []
-    text = gzip.decompress(FILE.read_bytes()).decode()
-    return [Nats.model_validate_json(line) for line in text.splitlines()]
+    return unpack(FILE, Nats)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import argparse
 import gzip
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from arms import PARTS, settings
 
@@ -15,6 +16,7 @@ from steerheal.records import Internalisation, Record, Scores
 from steerheal.store import read_run, read_scores
 
 FOLDER = Path(__file__).parent / "records"
+R = TypeVar("R", bound=Record)
 
 
 class State(Record):
@@ -154,24 +156,36 @@ def finished(runs: Path, part: str, seeds: Sequence[int]) -> list[Run]:
 
 
 def write(part: str, runs: Sequence[Run]) -> Path:
-    """Saves a part's records beside those kept before, the same bytes for the same records.
+    """Saves a part's records beside those kept before.
 
     Remove the file when the settings of its arms change.
     """
     path = FOLDER / f"{part}.jsonl.gz"
     FOLDER.mkdir(exist_ok=True)
-    merged = {(run.arm, run.seed): run for run in (*(read(part) if path.exists() else ()), *runs)}
+    merged = {(run.arm, run.seed): run for run in (*read(part), *runs)}
     order = [arm.name for arm in PARTS[part].arms]
     ordered = sorted(merged.values(), key=lambda run: (order.index(run.arm), run.seed))
-    text = "".join(run.model_dump_json() + "\n" for run in ordered)
-    path.write_bytes(gzip.compress(text.encode(), mtime=0))
+    pack(path, ordered)
     return path
 
 
 def read(part: str) -> list[Run]:
     """A part's records."""
-    text = gzip.decompress((FOLDER / f"{part}.jsonl.gz").read_bytes()).decode()
-    return [Run.model_validate_json(line) for line in text.splitlines()]
+    return unpack(FOLDER / f"{part}.jsonl.gz", Run)
+
+
+def pack(path: Path, records: Sequence[Record]) -> None:
+    """Records as compressed lines, the same bytes for the same records."""
+    text = "".join(record.model_dump_json() + "\n" for record in records)
+    path.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def unpack(path: Path, kind: type[R]) -> list[R]:
+    """The records of a file; none where there is no file."""
+    if not path.exists():
+        return []
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    return [kind.model_validate_json(line) for line in lines]
 
 
 def main() -> None:
