@@ -3,7 +3,8 @@
 The runs of run.py read 14 vignettes, too few for the likelihood instrument on the embedded model.
 This reads base, steered and healed students of the arms that both personas have on all of them, the
 base under a random vector whose KL equals the steering vector's, and a student healed on unsteered
-text. It keeps every reading in the runs' folder and writes lab/evidence/records/foundations.jsonl.gz.
+text (run.py cases). It keeps every reading in the runs' folder and writes
+lab/evidence/records/foundations.jsonl.gz.
 Usage: python lab/evidence/foundations.py --runs DIR [--seeds 0 1 2] [--personas love authority]
 """
 
