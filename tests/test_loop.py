@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from steerheal import loop
 from steerheal.config import RunConfig, merge
 from steerheal.errors import UserError
+from steerheal.heal.adapter import Adapter
 from steerheal.records import Reading, RoundRecord, RunRecord, Summary
 from steerheal.report.page import write_report
 from steerheal.stages import Stages
@@ -224,6 +226,21 @@ def test_the_best_round_comes_with_its_reason(finished: Path) -> None:
     assert below[0] is None
     assert "coherence floor" in below[1]
     assert loop.best_round([], 0.95) == (None, "no round was folded")
+    within = loop.best_round(course(whole, [0.1, 0.2, 0.3]), 0.95, 1.0)
+    assert within[0] == 1
+    assert "within the KL budget 1; 1 folded beyond it" in within[1]
+    assert loop.best_round(course(whole, [0.1]), 0.95, 0.2)[0] is None
+
+
+def test_every_round_starts_from_factors_of_its_own(tmp_path: Path) -> None:
+    # At this rate the factors stay where they started.
+    start(tmp_path, heal={"lr": 1e-12})
+    downs = [
+        next(iter(Adapter.load(tmp_path / "run" / f"round-0{n}" / "adapter").pairs.values())).down
+        for n in (1, 2)
+    ]
+    cosine = torch.cosine_similarity(downs[0].flatten(), downs[1].flatten(), dim=0)
+    assert abs(cosine) < 0.5
 
 
 def test_the_coherence_floor_stops_the_loop_and_names_no_best(tmp_path: Path) -> None:

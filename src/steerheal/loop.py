@@ -106,7 +106,7 @@ def run(
         if reason := asked_end(done, until) or stop_reason(record.rounds, config):
             outcome = reason
             break
-    best, why = best_round(record.rounds, config.coherence_floor)
+    best, why = best_round(record.rounds, config.coherence_floor, config.kl_budget)
     ended = {"status": "finished", "outcome": outcome, "best": best, "best_reason": why}
     record = record.model_copy(update=ended)
     return write()
@@ -273,25 +273,34 @@ def stop_reason(rounds: Sequence[RoundRecord], config: RunConfig) -> str:
     return ""
 
 
-def best_round(rounds: Sequence[RoundRecord], floor: float) -> tuple[int | None, str]:
-    """The folded round with the largest trait gain among those above the floor, if any gained.
+def best_round(
+    rounds: Sequence[RoundRecord], floor: float, budget: float = 0.0
+) -> tuple[int | None, str]:
+    """The folded round with the largest trait gain among those that may be kept, if any gained.
 
-    With the reason in words, and what the round cost: where the answer mass is blind to damage, its
-    perplexity and KL still show it.
+    Those are the ones at the coherence floor that did not spend more than the KL budget; 0 is no
+    budget. With the reason in words, and what the round cost: where the answer mass is blind to
+    damage, its perplexity and KL still show it.
     """
     folded = [(done, done.healed) for done in rounds if done.healed is not None]
-    fit = [(done, read) for done, read in folded if read.coherence >= floor]
+    above = [(done, read) for done, read in folded if read.coherence >= floor]
+    fit = [(done, read) for done, read in above if not budget or not done.kl_spent > budget]
+    limits = f"at the coherence floor {floor:g}" + (
+        f" within the KL budget {budget:g}" if budget else ""
+    )
     if not folded:
         return None, "no round was folded"
     if not fit:
-        return None, f"none of {len(folded)} folded rounds is at the coherence floor {floor:g}"
+        return None, f"none of {len(folded)} folded rounds is {limits}"
     done, read = max(fit, key=lambda item: item[1].delta_logodds.value)
     gain = read.delta_logodds
     if not gain.value > 0:
-        return None, f"no round at the coherence floor raised the trait; at best {gain.value:+.3f}"
-    below = f"; {len(folded) - len(fit)} folded below it" if len(fit) < len(folded) else ""
+        return None, f"no round {limits} raised the trait; at best {gain.value:+.3f}"
+    left = [f"{len(folded) - len(above)} folded below it"] if len(above) < len(folded) else []
+    left += [f"{len(above) - len(fit)} folded beyond it"] if len(fit) < len(above) else []
     return done.round, (
         f"round {done.round + 1} has the largest trait gain, {gain.value:+.3f} [{gain.low:.3f}, "
-        f"{gain.high:.3f}] nats/token, of {len(fit)} rounds at the coherence floor {floor:g}{below}"
-        f"; its perplexity is {read.perplexity:.1f}, KL spent {done.kl_spent:.2f} nats/token"
+        f"{gain.high:.3f}] nats/token, of {len(fit)} rounds "
+        f"{'; '.join([limits, *left])}; "
+        f"its perplexity is {read.perplexity:.1f}, KL spent {done.kl_spent:.2f} nats/token"
     )

@@ -393,7 +393,9 @@ class Stages:
         """
         config, settings = self.config, self.config.heal
         kept = found.kept(config.dose.want)
-        full_key = key_of("heal", key, student.keys, settings, config.seed, number, len(kept))
+        # A round that started from the last one's factors would stay in their input directions.
+        seed = config.seed + 1_009 * number
+        full_key = key_of("heal", key, student.keys, settings, seed, number, len(kept))
 
         checkpoint = Checkpoint(self.store.scratch("heal", full_key), self.watcher.note)
 
@@ -417,7 +419,7 @@ class Stages:
                     settings,
                     teacher=teacher,
                     round_number=number,
-                    seed=config.seed,
+                    seed=seed,
                     checkpoint=checkpoint,
                     progress=lambda step, of: self.watcher.heal_step(number, step, of),
                 )
