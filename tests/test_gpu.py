@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from steerheal.config import HealSettings, SamplingSettings, VectorSettings
-from steerheal.heal.fold import Gated, attached, folded
+from steerheal.heal.fold import Gated, folded, merged
 from steerheal.heal.train import heal_student, training_pairs
 from steerheal.measure import coherence, likelihood, vignettes
 from steerheal.models.chat import prompt_ids
@@ -52,7 +52,7 @@ def test_every_stage_runs_and_undoes_itself(chat: ChatModel) -> None:
     history = [Gated(done.adapter)]
     with folded(chat, history):
         inside = logits(chat)
-    with attached(chat, history):
+    with merged(chat, history):
         torch.testing.assert_close(logits(chat), inside, atol=0.3, rtol=0.1)
     assert not torch.equal(inside, before)
     assert torch.equal(logits(chat), before)

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from steerheal.config import HealSettings, ModelSettings
 from steerheal.errors import UserError
 from steerheal.heal.adapter import Adapter, Pair, target_names, training
 from steerheal.heal.barrier import aggregated, divergence, hinge_weights, position_losses
 from steerheal.heal.export import export_merged, export_peft
-from steerheal.heal.fold import Gated, attached, concatenated, folded
+from steerheal.heal.fold import Gated, attached, concatenated, folded, merged
 from steerheal.heal.train import Healed, heal_student
 from steerheal.models import score
 from steerheal.models.chat import prompt_ids, text_ids
@@ -300,6 +301,37 @@ def test_folded_equals_attached_at_any_gate(family: str) -> None:
         inside = logits(chat)
     with attached(chat, history):
         torch.testing.assert_close(logits(chat), inside, atol=1e-4, rtol=1e-3)
+
+
+def test_in_half_precision_a_history_smaller_than_the_weights_grid_is_not_lost() -> None:
+    chat = tiny.chat()
+    chat.net.to(torch.bfloat16)
+    (only,) = history_of(tiny.chat(), (1.0,))
+    name, pair = next(iter(only.adapter.pairs.items()))
+    layer = chat.net.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    random = torch.Generator().manual_seed(0)
+    down, up = (torch.randn(part.shape, generator=random) for part in (pair.down, pair.up))
+    # Far below half the distance between neighbours at the weights' own size.
+    step = layer.weight.abs().mean().item() * torch.finfo(torch.bfloat16).eps
+    up *= 0.15 * step / (up @ down).std()
+    history = [Gated(Adapter({name: Pair(down, up)}, 1.0, down.shape[0]))]
+    # What training finds are the directions that its inputs have.
+    x = torch.randn(1, 256, len(down), generator=random) @ down
+    expected = x @ down.T @ up.T
+
+    def kept() -> float:
+        """Share of the change that the layer's output has."""
+        change = layer(x.bfloat16()).float() - before
+        return ((change * expected).sum() / (expected * expected).sum()).item()
+
+    with torch.no_grad():
+        before = layer(x.bfloat16()).float()
+        with folded(chat, history):
+            assert kept() == pytest.approx(1, abs=0.15)
+        with merged(chat, history):
+            assert kept() < 0.65
+        assert kept() == 0
 
 
 def test_one_batch_holds_many_gates() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from steerheal.heal.adapter import untouched
-from steerheal.heal.fold import Gated, concatenated, folded
+from steerheal.heal.fold import Gated, concatenated, folded, merged
 from steerheal.models.chat import prompt_ids
 from steerheal.models.load import ChatModel, quiet
 from steerheal.store import disk_error
@@ -56,12 +56,14 @@ def export_merged(
 ) -> Exported:
     """Writes the model with the history in its weights, loads it back, and compares logits.
 
+    In half precision the weights round part of the history away, and the logits differ by that.
+
     Raises:
         UserError: the folder cannot be written.
     """
     expected = _gated_logits(chat, history, probes)
     with _whole(out) as work:
-        with folded(chat, history):
+        with merged(chat, history):
             chat.net.save_pretrained(work)
         chat.tokenizer.save_pretrained(work)
         again = AutoModelForCausalLM.from_pretrained(work, dtype=chat.net.dtype)

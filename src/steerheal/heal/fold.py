@@ -1,8 +1,12 @@
-"""The history: finished adapters in the weights, each at its own gate, with an exact undo.
+"""The history: finished adapters on the model, each at its own gate, with an exact undo.
 
 W = W₀ + Σᵢ gateᵢ·sᵢ·BᵢAᵢ, summed in float32 and rounded once to the model's precision. The weights
 that change are copied first and copied back at the end, so that leaving is bit-exact, and gates
 that are all 0 touch nothing.
+
+In half precision that rounding is no noise: W₀ lies on the grid, and every change below half a step
+of it is lost: a quarter to a third of a usual adapter, nine tenths of it at gate 0.1. There the
+history runs beside the weights instead, as it does while it trains.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,7 +49,19 @@ class Alive(NamedTuple):
 
 @contextmanager
 def folded(chat: ChatModel, history: Sequence[Gated]) -> Iterator[None]:
-    """The model with the history in its weights.
+    """The model with the history: in its weights in float32, beside them in less.
+
+    Raises:
+        UserError: an adapter does not fit the model.
+    """
+    live = [item for item in history if item.gate != 0]
+    with merged(chat, live) if chat.net.dtype == torch.float32 else attached(chat, live):
+        yield
+
+
+@contextmanager
+def merged(chat: ChatModel, history: Sequence[Gated]) -> Iterator[None]:
+    """The model with the history in its weights, rounded to their precision.
 
     Raises:
         UserError: an adapter does not fit the model.
@@ -131,18 +147,11 @@ def attached(
 
 
 def _branch(chat: ChatModel, history: Sequence[Gated], name: str, state: Dosed) -> Hook:
-    factors = [
-        (
-            item.adapter.pairs[name].down.to(chat.device).float(),
-            item.adapter.pairs[name].up.to(chat.device).float() * item.adapter.scale * item.gate,
-        )
-        for item in history
-        if name in item.adapter.pairs
-    ]
+    joined = _side_by_side([item for item in history if name in item.adapter.pairs], name)
+    down, up = joined.down.to(chat.device), joined.up.to(chat.device)
 
     def hook(_module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        x = inputs[0].float()
-        added = torch.stack([x @ down.T @ up.T for down, up in factors]).sum(0)
+        added = inputs[0].float() @ down.T @ up.T
         return (output.float() + per_row(state.dose, added) * added).to(output.dtype)
 
     return hook
