@@ -252,6 +252,25 @@ def test_the_schedule_warms_up_falls_and_never_reaches_zero() -> None:
     assert min(rates) > 0 and rates[1:] == sorted(rates[1:], reverse=True)
 
 
+def test_a_weight_that_never_got_a_gradient_is_saved_and_put_back() -> None:
+    def fresh() -> dict[str, torch.nn.Parameter]:
+        return {name: torch.nn.Parameter(torch.ones(2)) for name in ("used", "unused")}
+
+    named = fresh()
+    loop = Optimiser(named, settings(epochs=4, rows=4), 8)
+    named["used"].grad = torch.ones(2)
+    loop.apply()
+    other = fresh()
+    again = Optimiser(other, settings(epochs=4, rows=4), 8)
+    assert again.fits(loop.state())
+    again.restore(loop.state(), loop.done)
+    for parts, optimiser in ((named, loop), (other, again)):
+        for part in parts.values():
+            part.grad = torch.full((2,), 0.5)
+        optimiser.apply()
+    assert all(torch.equal(named[name], other[name]) for name in named)
+
+
 # ── pressure ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -522,11 +541,15 @@ def steps_of(ces: list[float]) -> list[HealStep]:
 @pytest.mark.parametrize(
     ("ces", "held_out", "said"),
     [
-        ([2.7, 6.0, 8.0, 8.2], [2.6, 8.1], "CE 2.70 → 8.20 and held-out 2.60 → 8.10"),
+        ([2.7, 6.0, 8.0, 8.2], [2.6, 8.1], "CE 2.70 → 8.20 and held-out CE 2.60 → 8.10"),
         ([2.7, 6.0, 8.0, 8.2], [math.nan], "CE 2.70 → 8.20 nats"),
         ([2.7, 6.0, 8.0, 2.9], [2.6, 2.7], ""),  # a spike that came back
         ([2.0, 2.5, 2.5, 2.7], [2.6, 2.3], ""),  # an easy first step
         ([2.7, 2.0, 1.0, 0.5], [2.6, 3.6], ""),  # overfit, which check 3 names
+        ([2.7, 2.6], [2.6, math.nan], "CE 2.70 → 2.60 and held-out CE 2.60 → nan"),
+        ([2.7], [2.6, 9.1], "held-out CE 2.60 → 9.10"),  # broken by its only update
+        ([2.7], [2.6, 2.5], ""),
+        ([2.7], [math.nan, math.nan], ""),  # nothing to hold it against
         ([], [], ""),
     ],
 )

@@ -58,8 +58,9 @@ class Optimiser:
         """The parameters and Adam's moments, by name."""
         tensors = {WEIGHT + name: weight.detach() for name, weight in self._named.items()}
         for name, weight in self._named.items():
-            for moment in MOMENTS:
-                tensors[f"{ADAM}{moment}:{name}"] = self._adam.state[weight][moment]
+            # A weight without a gradient so far, such as an expert that no token took, has none.
+            for moment, value in self._adam.state[weight].items():
+                tensors[f"{ADAM}{moment}:{name}"] = value
         return tensors
 
     def fits(self, tensors: Mapping[str, Tensor]) -> bool:
@@ -67,17 +68,24 @@ class Optimiser:
         return all(
             (found := tensors.get(key + name)) is not None and found.shape == weight.shape
             for name, weight in self._named.items()
-            for key in (WEIGHT, *(f"{ADAM}{moment}:" for moment in MOMENTS[1:]))
+            for key in (WEIGHT, *self._moments(tensors, name)[1:])
         )
+
+    def _moments(self, tensors: Mapping[str, Tensor], name: str) -> list[str]:
+        """Where a weight's moments are, the number of steps first; nowhere if it has none."""
+        keys = [f"{ADAM}{moment}:" for moment in MOMENTS]
+        return keys if any(key + name in tensors for key in keys) else []
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], done: int) -> None:
         """Goes back to a state that `fits`, `done` updates into the heal."""
         for name, weight in self._named.items():
             weight.copy_(tensors[WEIGHT + name])
-            step, *moments = (tensors[f"{ADAM}{moment}:{name}"] for moment in MOMENTS)
-            self._adam.state[weight] = {"step": step.clone()} | {
-                key: moment.to(weight.device).clone()
-                for key, moment in zip(MOMENTS[1:], moments, strict=True)
-            }
+            found = [tensors[key + name] for key in self._moments(tensors, name)]
+            if found:
+                step, *moments = found
+                self._adam.state[weight] = {"step": step.clone()} | {
+                    key: moment.to(weight.device).clone()
+                    for key, moment in zip(MOMENTS[1:], moments, strict=True)
+                }
         self.done = done

@@ -119,17 +119,20 @@ def diverged(steps: Sequence[HealStep], held_out: Sequence[float], lr: float) ->
 
     The training fit of the last quarter of the steps is held against the first step's, which is
     read before anything is learned; where completions are held out, theirs must have risen too.
+    A single step has nothing to be held against, and what the last update did shows on the
+    held-out completions alone.
     """
-    if not steps:
+    ends = {}
+    if len(steps) > 1:
+        last = [step.ce for step in steps[-max(1, len(steps) // 4) :]]
+        ends["CE"] = (steps[0].ce, math.fsum(last) / len(last))
+    if steps and held_out and math.isfinite(held_out[0]):
+        ends["held-out CE"] = (held_out[0], held_out[-1])
+    broken = any(not math.isfinite(end) for _, end in ends.values())
+    if not ends or not (broken or all(end - start > DIVERGED for start, end in ends.values())):
         return ""
-    last = [step.ce for step in steps[-max(1, len(steps) // 4) :]]
-    ends = [(steps[0].ce, math.fsum(last) / len(last))]
-    if held_out and math.isfinite(held_out[0]):
-        ends.append((held_out[0], held_out[-1]))
-    if not all(end - start > DIVERGED for start, end in ends):
-        return ""
-    said = " and held-out ".join(f"{start:.2f} → {end:.2f}" for start, end in ends)
-    return f"training diverged: CE {said} nats/token; learning rate {lr:g} is too high"
+    said = " and ".join(f"{name} {start:.2f} → {end:.2f}" for name, (start, end) in ends.items())
+    return f"training diverged: {said} nats/token; learning rate {lr:g} is too high"
 
 
 def _data(
