@@ -461,4 +461,4 @@ def test_a_heal_without_a_barrier_is_drawn_without_one() -> None:
     steps = tuple(step.model_copy(update={"divergence": math.nan}) for step in row.heal.steps)
     plain = row.model_copy(update={"heal": row.heal.model_copy(update={"steps": steps})})
     panels = [len(figures.heal(run_record(rounds=(item,))).axes) for item in (row, plain)]
-    assert panels == [3, 1]
+    assert panels == [4, 1]

@@ -6,6 +6,7 @@ Model text is data: control characters are shown as `�` and markup in it is no
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -42,13 +43,23 @@ def shown(reading: Reading | float | None, digits: int = 3) -> str:
     return f"{reading.value:.{digits}f} [{reading.low:.{digits}f}, {reading.high:.{digits}f}]"
 
 
+@dataclass
+class _Pace:
+    """A heal's clock: since when, from which step, and the tokens trained on since then."""
+
+    number: int
+    first: int
+    since: float
+    tokens: int = 0
+
+
 class Console:
     """Progress on standard error, results on standard output."""
 
     def __init__(self) -> None:
         self._out = RichConsole(highlight=False, soft_wrap=True)
         self._err = RichConsole(stderr=True, highlight=False)
-        self._tokens, self._since = 0, time.perf_counter()
+        self._heal: _Pace | None = None
 
     def say(self, text: str) -> None:
         """A line of result."""
@@ -91,16 +102,24 @@ class Console:
         self.note(f"{title} · {total} rows · {time.perf_counter() - start:.1f} s")
 
     def heal_step(self, number: int, step: HealStep, of: int) -> None:
-        """One line per optimiser step, fixed columns."""
-        if step.step == 0:
-            self._tokens, self._since = 0, time.perf_counter()
-        self._tokens += step.tokens
-        speed = self._tokens / max(1e-9, time.perf_counter() - self._since)
-        left = (of - step.step - 1) * (time.perf_counter() - self._since) / (step.step + 1)
-        pace = f"{speed:5.0f} tokens/s · {left:4.0f} s left" if step.step else "…"
+        """One line per optimiser step, fixed columns.
+
+        The pace is that of the steps after the first one seen, which starts the clock: a heal that
+        goes on after a break does not begin at step 0.
+        """
+        now = time.perf_counter()
+        if self._heal is None or self._heal.number != number or step.step <= self._heal.first:
+            self._heal = _Pace(number, step.step, now)
+            pace = "…"
+        else:
+            self._heal.tokens += step.tokens
+            spent = max(1e-9, now - self._heal.since)
+            left = (of - step.step - 1) * spent / (step.step - self._heal.first)
+            pace = f"{self._heal.tokens / spent:5.0f} tokens/s · {left:4.0f} s left"
         self.note(
             f"round {number + 1} · step {step.step + 1:03d}/{of:03d} · CE {step.ce:6.3f} · "
-            f"D {step.divergence:6.3f} · barrier {step.barrier:6.3f} · lr {step.lr:.1e} · {pace}"
+            f"D {step.divergence:6.3f} · barrier {step.barrier:6.3f} · pressure "
+            f"{step.pressure:5.2f} · lr {step.lr:.1e} · {pace}"
         )
 
     def stage_mark(self, mark: StageMark) -> None:

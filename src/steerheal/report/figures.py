@@ -148,11 +148,11 @@ def heals(record: RunRecord) -> list[tuple[int, HealLog]]:
 
 
 def heal(record: RunRecord) -> Figure:
-    """Cross-entropy per optimiser step, the rounds one after another; with a barrier, D too."""
+    """Cross-entropy per optimiser step, round after round; with a barrier, D and its pull too."""
     steps = [step for _, log in heals(record) for step in log.steps]
     barrier = any(math.isfinite(step.divergence) for step in steps)
     with styled():
-        figure, panels = sheet(6, 3) if barrier else sheet(3.6)
+        figure, panels = sheet(7.6, 4) if barrier else sheet(3.6)
         start = 0
         for count, (number, log) in enumerate(heals(record)):
             _draw_heal(panels, log, start)
@@ -165,7 +165,12 @@ def heal(record: RunRecord) -> Figure:
             panels[0].text(middle, 1.03, label, transform=spot, ha="center", color=GREY, size=9)
             start = end
         panels[0].set_xlim(0, max(start, 1) + 1)
-        units = ("CE (nats/token)", "divergence D (nats)", "barrier λ·relu(D − τ)\n(nats)")
+        units = (
+            "CE (nats/token)",
+            "divergence D (nats)",
+            "barrier λ·relu(D − τ)\n(nats)",
+            "pressure\n‖∇barrier‖/‖∇CE‖",
+        )
         for panel, unit in zip(panels, units, strict=False):
             panel.set_ylabel(unit)
         panels[-1].set_xlabel("optimiser step, over all rounds")
@@ -185,6 +190,7 @@ def _draw_heal(panels: list[Axes], log: HealLog, start: int) -> None:
         [step.ce for step in log.steps],
         [step.divergence for step in log.steps],
         [step.barrier for step in log.steps],
+        [step.pressure for step in log.steps],
     )
     marker = "." if len(xs) <= 60 else ""
     for panel, curve in zip(panels, curves, strict=False):
