@@ -80,6 +80,20 @@ def test_resume_takes_the_runs_own_settings(runs: Path, capsys: pytest.CaptureFi
     capsys.readouterr()
 
 
+@pytest.mark.parametrize(
+    ("besides", "said"),
+    [
+        (["--rounds", "9"], "given besides: settings"),
+        (["love"], "given besides: persona"),
+        (["--preset", "quick", "--name", "two"], "given besides: preset, name"),
+    ],
+)
+def test_resume_refuses_what_it_would_ignore(
+    runs: Path, besides: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in failing(["run", "--resume", str(runs / "one"), *besides], capsys)
+
+
 def test_a_taken_name_with_other_settings_is_refused(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -259,7 +259,22 @@ def parse_run(argv: list[str]) -> RunCommand:
     options = _parse(RunCommand, "run", argv, default)
     if options.resume is None:
         find(options.persona or options.settings.persona)
+    else:
+        _refuse_beside_resume(options, default)
     return options.model_copy(update={"line": shlex.join(["steerheal", "run", *argv])})
+
+
+def _refuse_beside_resume(options: RunCommand, default: RunCommand) -> None:
+    """A run goes on with its own settings: what else is asked for would be silently ignored."""
+    plain = RunCommand(settings=default.settings)
+    names = ("persona", "preset", "config", "runs", "name", "settings")
+    besides = [name for name in names if getattr(options, name) != getattr(plain, name)]
+    if besides:
+        raise UserError(
+            f"--resume continues {options.resume} with its own settings; given besides: "
+            f"{', '.join(besides)}. Leave that out, or start another run under another --name in "
+            "the same --runs: stages that it shares with this one are not made again."
+        )
 
 
 PARSERS: dict[str, Callable[[list[str]], Command]] = {
