@@ -1,18 +1,21 @@
-"""Healing on the embedded model: completion tokens per second, against a plain training loop.
+"""Healing on the embedded model: completion tokens per second, against plain training loops.
 
 One run, ratios on the same machine and data: a heal with a reverse-KL barrier, its reference
 included; a loop at batch 1 that runs the reference anew and takes full log-softmaxes at every
-step. The bound is the time that the heal's own products take with nothing between them: every
-forward's, the backward of the blocks from the band's start on, the adapters', and the head's.
+step; and, without a barrier, a heal against transformers' Trainer with the same LoRA and the same
+rows per step. On a GPU the model is in bfloat16, as `steerheal` loads it. The bound is the time
+that the heal's own products take with nothing between them: every forward's, the backward of the
+blocks from the band's start on, the adapters', and the head's.
 Then, in a process of its own, a heal of a tiny body under a very wide head: the peak above its
 weights. `--memory` does only that.
-Usage: python benchmarks/heal.py [--steps N] [--tokens N] | --memory
+Usage: python benchmarks/heal.py [--steps N] [--tokens N] [--model NAME] | --memory
 """
 
 import argparse
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +24,8 @@ from typing import Any, cast
 import psutil
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch.nn.utils.rnn import pad_sequence
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from steerheal.config import HealSettings, ModelSettings, SamplingSettings
 from steerheal.heal.adapter import target_names, training
@@ -34,6 +38,8 @@ from steerheal.models.score import Pair, continuation_states
 from steerheal.steer.persona import find
 
 SETTINGS = HealSettings(barrier="kl_rev", epochs=1, held_out=0.0, tau=0.0)
+UNBARRED = HealSettings(barrier="nll", epochs=1, held_out=0.0)
+IGNORED = -100
 WIDE, COMPLETIONS, LENGTH, LIMIT = 262_144, 48, 512, 2 << 30
 
 
@@ -43,18 +49,23 @@ def ours(chat: ChatModel, pairs: list[Pair]) -> float:
     return heal_student(chat, pairs, reference, SETTINGS).log.padding
 
 
+def unbarred(chat: ChatModel, pairs: list[Pair]) -> None:
+    """A heal without a barrier."""
+    heal_student(chat, pairs, None, UNBARRED)
+
+
 def plain(chat: ChatModel, pairs: list[Pair]) -> None:
     """The same objective one completion at a time, aggregated over each alone."""
     with training(chat, SETTINGS, seed=0) as model:
         free = [item for item in model.parameters() if item.requires_grad]
         adam = torch.optim.AdamW(free, lr=SETTINGS.lr, betas=(0.9, SETTINGS.beta2))
         for number, (prefix, rest) in enumerate(pairs, start=1):
-            ids = torch.tensor([[*prefix, *rest]])
-            here, targets = slice(len(prefix) - 1, -1), torch.tensor(list(rest))
+            ids = torch.tensor([[*prefix, *rest]], device=chat.device)
+            here, targets = slice(len(prefix) - 1, -1), ids[0, len(prefix) :]
             with torch.no_grad(), cast(Any, model).disable_adapter():
-                log_q = chat.net(input_ids=ids).logits[0].log_softmax(-1)[here]
+                log_q = chat.net(input_ids=ids).logits[0].float().log_softmax(-1)[here]
             with torch.enable_grad():
-                log_p = chat.net(input_ids=ids).logits[0].log_softmax(-1)[here]
+                log_p = chat.net(input_ids=ids).logits[0].float().log_softmax(-1)[here]
                 ce = -log_p.gather(1, targets[:, None]).mean()
                 barrier = aggregated(SETTINGS.aggregate, kl(log_p, log_q))
                 ((ce + SETTINGS.lam * barrier) / SETTINGS.rows).backward()
@@ -62,6 +73,42 @@ def plain(chat: ChatModel, pairs: list[Pair]) -> None:
                 nn.utils.clip_grad_norm_(free, SETTINGS.clip)
                 adam.step()
                 adam.zero_grad()
+
+
+def collated(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Right-padded ids, labels and mask."""
+    fills = {"input_ids": 0, "labels": IGNORED, "attention_mask": 0}
+    return {
+        name: pad_sequence([row[name] for row in rows], batch_first=True, padding_value=fill)
+        for name, fill in fills.items()
+    }
+
+
+def theirs(chat: ChatModel, pairs: list[Pair]) -> None:
+    """transformers' Trainer on the same pairs, with the same adapter, optimiser and batches."""
+    rows = []
+    for prefix, rest in pairs:
+        ids = torch.tensor([*prefix, *rest])
+        labels = torch.cat([torch.full((len(prefix),), IGNORED), ids[len(prefix) :]])
+        rows.append({"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)})
+    with training(chat, UNBARRED, seed=0) as model, tempfile.TemporaryDirectory() as folder:
+        asked = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=UNBARRED.epochs,
+            per_device_train_batch_size=UNBARRED.rows,
+            learning_rate=UNBARRED.lr,
+            warmup_steps=UNBARRED.warmup,
+            lr_scheduler_type="cosine",
+            adam_beta2=UNBARRED.beta2,
+            max_grad_norm=UNBARRED.clip,
+            use_cpu=chat.device.type == "cpu",
+            remove_unused_columns=False,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        Trainer(model, asked, data_collator=collated, train_dataset=cast(Any, rows)).train()
 
 
 @contextmanager
@@ -101,7 +148,9 @@ class Products:
     def some(self, *size: int) -> torch.Tensor:
         """Numbers of this shape, the same ones every time."""
         if size not in self._made:
-            self._made[size] = torch.randn(size)
+            self._made[size] = torch.randn(size, device=self.head.weight.device).to(
+                self.head.weight.dtype
+            )
         return self._made[size]
 
     def block_products(self, count: int, trains: bool) -> None:
@@ -142,31 +191,43 @@ class Products:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds of one call."""
+    """Seconds of one call, whatever it left to the GPU included."""
     start = time.perf_counter()
     work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def speed(steps: int, tokens: int) -> None:
-    """Prints the rates, their ratio, and the share of the bound."""
-    chat, persona = load(ModelSettings(device="cpu")), find("love")
+def speed(settings: ModelSettings, steps: int, tokens: int) -> None:
+    """Prints the rates, their ratios, and the share of the bound."""
+    chat, persona = load(settings), find("love")
     prompts = persona.prompts.train
     draws = [Draw(prompts[i % len(prompts)], 0.0, i) for i in range(steps * SETTINGS.rows)]
     pairs = training_pairs(chat, generate(chat, draws, SamplingSettings(tokens=tokens)))
     count = sum(len(rest) for _, rest in pairs)
-    ours(chat, pairs[:2])
+
+    def said(what: str, seconds: float) -> None:
+        print(f"{what + ':':40}{seconds:6.1f} s  {count / seconds:7.1f} tokens/s")
+
+    for first in (ours, unbarred, theirs):
+        first(chat, pairs[: SETTINGS.rows])
+    paddings: list[float] = []
     with shapes(chat) as (forwards, heads):
-        start = time.perf_counter()
-        padding = ours(chat, pairs)
-        mine = time.perf_counter() - start
-    theirs = timed(lambda: plain(chat, pairs))
+        mine = timed(lambda: paddings.append(ours(chat, pairs)))
+    loop = timed(lambda: plain(chat, pairs))
+    without, trainer = (timed(lambda run=run: run(chat, pairs)) for run in (unbarred, theirs))
     bound = Products(chat).seconds(forwards, heads)
-    print(f"{steps} steps, {count} completion tokens, padding {padding:.3f} of what is read")
-    print(f"heal, reference included:       {mine:6.1f} s  {count / mine:7.1f} tokens/s")
-    print(f"plain loop, one row at a time:  {theirs:6.1f} s  {count / theirs:7.1f} tokens/s")
-    print(f"ratio: {theirs / mine:.2f}")
-    print(f"share of the bound, its own products: {bound / mine:.2f}")
+    print(
+        f"{chat.name} on {chat.device.type} in {chat.net.dtype}: {steps} steps, {count} completion "
+        f"tokens, padding {paddings[0]:.3f} of what is read"
+    )
+    said("heal with kl_rev, reference included", mine)
+    said("plain loop with kl_rev, one row a time", loop)
+    said("heal with nll", without)
+    said("transformers' Trainer, nll", trainer)
+    print(f"ratios: {loop / mine:.2f} with kl_rev, {trainer / without:.2f} with nll")
+    print(f"share of the bound, kl_rev's own products: {bound / mine:.2f}")
 
 
 def memory() -> int:
@@ -197,11 +258,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--model", default=ModelSettings().name)
     parser.add_argument("--memory", action="store_true")
     asked = parser.parse_args()
     if asked.memory:
         return memory()
-    speed(asked.steps, asked.tokens)
+    speed(ModelSettings(name=asked.model), asked.steps, asked.tokens)
     return subprocess.run([sys.executable, __file__, "--memory"], check=False).returncode
 
 
