@@ -328,7 +328,7 @@ def test_an_adapter_that_rounding_swallows_is_named() -> None:
     chat = tiny.chat()
     adapter, _ = made(chat, settings())
     small = Adapter(adapter.pairs, 1e-12, adapter.rank)
-    with pytest.raises(RuntimeError, match=r"does nothing.*torch.float32"):
+    with pytest.raises(UserError, match=r"does nothing.*torch.float32.*heal\.lr"):
         assert_alive(chat, small, ids_of(chat))
 
 

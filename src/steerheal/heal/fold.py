@@ -91,8 +91,9 @@ def assert_alive(chat: ChatModel, adapter: Adapter, ids: Sequence[int]) -> Alive
         ids: A text that it was trained on, token ids.
 
     Raises:
-        RuntimeError: it does nothing, or it does not go away; both are faults of the program or of
-            the training, which no later stage would notice.
+        UserError: it is so small that no logit moves.
+        RuntimeError: no step reached it, or it does not go away: faults of the program that no
+            later stage would notice.
     """
     living = [name for name in adapter.pairs if not adapter.share(name) <= ROUNDING]
     if not living:
@@ -106,9 +107,10 @@ def assert_alive(chat: ChatModel, adapter: Adapter, ids: Sequence[int]) -> Alive
     with folded(chat, [Gated(adapter, 0.0)]):
         after = _logits(chat, ids)
     if _equal(inside, before):
-        raise RuntimeError(
+        raise UserError(
             f"The trained adapter does nothing: it differs from 0 on {len(living)} layers, but in "
-            f"{chat.net.dtype} the logits at gate 1 are those at gate 0."
+            f"{chat.net.dtype} the logits at gate 1 are those at gate 0. Raise heal.lr or "
+            "heal.epochs."
         )
     if not _equal(after, before):
         gap = (after - before).abs().max().item()
