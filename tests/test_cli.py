@@ -11,6 +11,8 @@ import pytest
 from steerheal.cli import main
 from steerheal.commands import notes
 from steerheal.config import HealSettings
+from steerheal.console import Console
+from steerheal.history import student_of
 from steerheal.records import VERSION
 from steerheal.store import read_run
 
@@ -83,9 +85,12 @@ def test_resume_takes_the_runs_own_settings(runs: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("besides", "said"),
     [
-        (["--rounds", "9"], "given besides: settings"),
-        (["love"], "given besides: persona"),
-        (["--preset", "quick", "--name", "two"], "given besides: preset, name"),
+        (["--rounds", "9"], "given besides: --rounds 9."),
+        (["love"], "given besides: love."),
+        (["--preset", "quick", "--name", "two"], "given besides: --preset quick --name two."),
+        # What a preset gives anyhow is not what the run has.
+        (["--preset", "standard"], "given besides: --preset standard."),
+        (["--until", "check1", "--heal.lr=5e-4"], "given besides: --heal.lr=5e-4."),
     ],
 )
 def test_resume_refuses_what_it_would_ignore(
@@ -99,6 +104,20 @@ def test_a_taken_name_with_other_settings_is_refused(
 ) -> None:
     said = failing(["run", "love", "--runs", str(runs), "--name", "one"], capsys)
     assert "other settings" in said and "--resume" in said
+
+
+def test_a_run_that_names_no_best_round_says_which_one_is_taken(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = runs / "one"
+    chosen = read_run(folder).model_copy(update={"best": 0})
+    student_of(chosen, folder, 0, 1.0, Console())
+    assert "no best round" not in capsys.readouterr().err
+    unchosen = chosen.model_copy(update={"best": None, "best_reason": "no round gained"})
+    assert student_of(unchosen, folder, 0, 1.0, Console())[2] == 1
+    assert "names no best round: no round gained. Round 1 is taken" in capsys.readouterr().err
+    student_of(unchosen, folder, 1, 1.0, Console())
+    assert "no best round" not in capsys.readouterr().err
 
 
 def test_sample_export_report_and_evaluate_work_on_a_run(

@@ -260,19 +260,23 @@ def parse_run(argv: list[str]) -> RunCommand:
     if options.resume is None:
         find(options.persona or options.settings.persona)
     else:
-        _refuse_beside_resume(options, default)
+        _refuse_beside_resume(argv)
     return options.model_copy(update={"line": shlex.join(["steerheal", "run", *argv])})
 
 
-def _refuse_beside_resume(options: RunCommand, default: RunCommand) -> None:
-    """A run goes on with its own settings: what else is asked for would be silently ignored."""
-    plain = RunCommand(settings=default.settings)
-    names = ("persona", "preset", "config", "runs", "name", "settings")
-    besides = [name for name in names if getattr(options, name) != getattr(plain, name)]
+def _refuse_beside_resume(argv: list[str]) -> None:
+    """A run goes on with its own settings: what else is asked for would be silently ignored.
+
+    Read off the line, since what is given may equal a default and still not be the run's.
+    """
+    allowed = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--resume", "--until"):
+        allowed.add_argument(name)
+    known, besides = allowed.parse_known_args(argv)
     if besides:
         raise UserError(
-            f"--resume continues {options.resume} with its own settings; given besides: "
-            f"{', '.join(besides)}. Leave that out, or start another run under another --name in "
+            f"--resume continues {known.resume} with its own settings; given besides: "
+            f"{shlex.join(besides)}. Leave that out, or start another run under another --name in "
             "the same --runs: stages that it shares with this one are not made again."
         )
 

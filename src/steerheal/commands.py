@@ -194,7 +194,7 @@ def report(options: ReportCommand, console: Console) -> None:
 def sample(options: SampleCommand, console: Console) -> None:
     """`steerheal sample`."""
     record = read_run(options.run)
-    chat, history, number = student_of(record, options.run, options.round, options.gate)
+    chat, history, number = student_of(record, options.run, options.round, options.gate, console)
     prompts = options.prompt or tuple(record.persona["prompts"]["show"])
     if not all(prompt.strip() for prompt in prompts):
         raise UserError("An empty prompt was given; say what is asked after --prompt.")
@@ -212,7 +212,7 @@ def sample(options: SampleCommand, console: Console) -> None:
 def export(options: ExportCommand, console: Console) -> None:
     """`steerheal export`."""
     record = read_run(options.run)
-    chat, history, number = student_of(record, options.run, options.round, options.gate)
+    chat, history, number = student_of(record, options.run, options.round, options.gate, console)
     out = options.out or options.run / f"export-{options.format}"
     if out.exists():
         raise UserError(f"{out} exists. Choose another folder with --out, or remove it.")

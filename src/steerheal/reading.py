@@ -53,7 +53,7 @@ def evaluate(options: EvaluateCommand, console: Console) -> None:
 
 
 def _read(options: EvaluateCommand, console: Console) -> Evaluation:
-    target = _target(options)
+    target = _target(options, console)
     chat, history, persona, name = target
     most = min(MeasureSettings().prompts, len(persona.prompts.evaluate))
     settings = options.measure(prompts=most)
@@ -95,11 +95,11 @@ def _read(options: EvaluateCommand, console: Console) -> Evaluation:
     )
 
 
-def _target(options: EvaluateCommand) -> Target:
+def _target(options: EvaluateCommand, console: Console) -> Target:
     where = options.target
     if where is not None and (where / "run.json").is_file():
         record = read_run(where)
-        chat, history, number = student_of(record, where, options.round, options.gate)
+        chat, history, number = student_of(record, where, options.round, options.gate, console)
         persona = Persona.model_validate(record.persona)
         return Target(chat, history, persona, f"{where} round {number}, gate {options.gate:g}")
     persona = find(options.persona)
