@@ -1,5 +1,6 @@
 """What the terminal says of a heal's pace."""
 
+import math
 import re
 import time
 
@@ -15,7 +16,7 @@ def paces(
     """Tokens per second and seconds left after every (round, step) of 8, half a second apart."""
     clock = iter(range(len(seen)))
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock) / 2)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "40")
     console = Console()
     for number, step in seen:
         done = HealStep(
@@ -26,6 +27,21 @@ def paces(
     lines = capsys.readouterr().err.splitlines()
     assert all("pressure  0.25" in line for line in lines)
     return [re.sub(r"\s+", " ", line.rpartition("lr 1.0e-04 · ")[2]) for line in lines]
+
+
+def test_a_heal_without_a_barrier_has_one_short_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    unknown = math.nan
+    done = HealStep(
+        step=0, epoch=0, ce=2.0, divergence=unknown, barrier=unknown, lr=1e-4, gradient=1.0,
+        tokens=500, pressure=unknown,
+    )  # fmt: skip
+    Console().heal_step(0, done, 8)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "CE  2.000" in line and "lr 1.0e-04" in line
+    assert "nan" not in line
 
 
 def test_the_pace_is_that_of_the_steps_that_were_timed(

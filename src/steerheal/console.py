@@ -3,6 +3,7 @@
 Model text is data: control characters are shown as `�` and markup in it is not interpreted.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,7 +59,7 @@ class Console:
 
     def __init__(self) -> None:
         self._out = RichConsole(highlight=False, soft_wrap=True)
-        self._err = RichConsole(stderr=True, highlight=False)
+        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self._heal: _Pace | None = None
 
     def say(self, text: str) -> None:
@@ -116,11 +117,11 @@ class Console:
             spent = max(1e-9, now - self._heal.since)
             left = (of - step.step - 1) * spent / (step.step - self._heal.first)
             pace = f"{self._heal.tokens / spent:5.0f} tokens/s · {left:4.0f} s left"
-        self.note(
-            f"round {number + 1} · step {step.step + 1:03d}/{of:03d} · CE {step.ce:6.3f} · "
-            f"D {step.divergence:6.3f} · barrier {step.barrier:6.3f} · pressure "
-            f"{step.pressure:5.2f} · lr {step.lr:.1e} · {pace}"
-        )
+        parts = [f"round {number + 1}", f"step {step.step + 1:03d}/{of:03d}", f"CE {step.ce:6.3f}"]
+        if not math.isnan(step.divergence):
+            parts += [f"D {step.divergence:6.3f}", f"barrier {step.barrier:6.3f}"]
+            parts += [f"pressure {step.pressure:5.2f}"]
+        self.note(" · ".join([*parts, f"lr {step.lr:.1e}", pace]))
 
     def stage_mark(self, mark: StageMark) -> None:
         """A stage that did not have to be made again."""
