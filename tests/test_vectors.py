@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from steerheal.config import VectorMethod, VectorSettings
 from steerheal.errors import UserError
+from steerheal.heal.adapter import Adapter
+from steerheal.heal.factors import Pair
+from steerheal.heal.fold import Gated, folded
 from steerheal.models.chat import prompt_ids
 from steerheal.models.hooks import Kind, hook_count
 from steerheal.models.load import ChatModel
@@ -210,6 +213,28 @@ def test_the_kept_directions_are_the_fewest_that_hold_the_share() -> None:
     assert share[kept.shape[1] - 2] < 0.7 <= share[kept.shape[1] - 1]
     k = kept.shape[1]
     torch.testing.assert_close(kept @ kept.T, u[:, :k] @ u[:, :k].T, atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_student_can_write_includes_its_history(dtype: torch.dtype) -> None:
+    chat = tiny_chat()
+    chat.net.to(dtype)
+    names = {id(module): name for name, module in chat.net.named_modules()}
+    random = torch.Generator().manual_seed(0)
+    pairs, sums = {}, []
+    for layer in s_space.writing(chat, 2)[0]:
+        down = torch.randn(2, layer.in_features, generator=random)
+        up = torch.randn(layer.out_features, 2, generator=random)
+        pairs[names[id(layer)]] = Pair(down, up)
+        sums.append((layer.weight.float() + up @ down).double())
+    expected = torch.linalg.svd(torch.cat(sums, dim=1))[0][:, :4]
+    before = s_space.writable(chat, 2, 0.9)
+    with folded(chat, [Gated(Adapter(pairs, 1.0, 2))]):
+        found = s_space.writable(chat, 2, 0.9)
+    assert found.shape[1] < before.shape[1]
+    # The history's four directions are the strongest by far.
+    assert (found.T @ expected).norm(dim=0).min() > 0.99
+    assert torch.equal(s_space.writable(chat, 2, 0.9), before)
 
 
 def test_a_block_that_writes_some_other_way_is_a_clear_message() -> None:

@@ -48,7 +48,7 @@ def writable(chat: ChatModel, layer: int, energy: float) -> Float[Tensor, "D K"]
     A share of 1 keeps every direction that the block can write at all.
     """
     matrices = [
-        _home(module.weight) * _home(gain)[:, None]
+        _home(_matrix(module)) * _home(gain)[:, None]
         for module, gain in zip(*writing(chat, layer), strict=True)
     ]
     gram = sum((matrix @ matrix.T for matrix in matrices[1:]), matrices[0] @ matrices[0].T)
@@ -59,6 +59,13 @@ def writable(chat: ChatModel, layer: int, energy: float) -> Float[Tensor, "D K"]
     held = values.where(values > floor, 0).cumsum(0)
     before = torch.cat([held.new_zeros(1), held[:-1]])
     return vectors[:, before < energy * held[-1]].cpu()
+
+
+@torch.no_grad()
+def _matrix(layer: nn.Linear) -> Float[Tensor, "O I"]:
+    """What the layer does to its input: its weight, and a history that runs beside it."""
+    ones = torch.eye(layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device)
+    return (layer(ones[None]) - layer(torch.zeros_like(ones[None, :1])))[0].T
 
 
 def _home(tensor: Tensor) -> Tensor:
