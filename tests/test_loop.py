@@ -19,7 +19,7 @@ from steerheal.errors import UserError
 from steerheal.heal.adapter import Adapter
 from steerheal.records import Reading, RoundRecord, RunRecord, Summary
 from steerheal.report.page import write_report
-from steerheal.stages import Stages
+from steerheal.stages import Stages, Student
 from steerheal.store import Store, read_harvest, read_run, read_scores, read_shown
 
 import tiny
@@ -228,8 +228,40 @@ def test_the_best_round_comes_with_its_reason(finished: Path) -> None:
     assert loop.best_round([], 0.95) == (None, "no round was folded")
     within = loop.best_round(course(whole, [0.1, 0.2, 0.3]), 0.95, 1.0)
     assert within[0] == 1
-    assert "within the KL budget 1; 1 folded beyond it" in within[1]
+    assert "within the KL budget 1; 1 folded beyond the budget" in within[1]
     assert loop.best_round(course(whole, [0.1]), 0.95, 0.2)[0] is None
+    unknown = [
+        done.model_copy(
+            update={
+                "kl_cumulative": math.nan,
+                "healed": done.healed.model_copy(
+                    update={
+                        "kl_to_base": done.healed.kl_to_base.model_copy(update={"value": math.nan})
+                    }
+                ),
+            }
+        )
+        for done in course(whole, [0.1])
+        if done.healed
+    ]
+    assert loop.best_round(unknown, 0.95, 1.0)[0] is None
+    assert loop.best_round(unknown, 0.95)[0] == 0
+
+
+def test_a_heal_that_its_last_update_broke_is_rejected_without_held_out(tmp_path: Path) -> None:
+    broken = {"held_out": 0, "lr": 1e30, "rows": 64, "epochs": 1, "warmup": 0}
+    record = start(tmp_path, heal=broken)
+    (done,) = record.rounds
+    assert done.outcome == "rejected" and done.healed is None
+    assert "logits at gate 1 are not finite" in record.outcome
+
+
+def test_a_student_in_half_precision_shares_no_stage_with_one_whose_weights_hold_it() -> None:
+    chat = tiny.chat()
+    adapter = Adapter({}, 1.0, 2)
+    whole = Student(chat).healed(adapter, 1.0, "key").keys
+    chat.net.to(torch.bfloat16)
+    assert Student(chat).healed(adapter, 1.0, "key").keys != whole
 
 
 def test_every_round_starts_from_factors_of_its_own(tmp_path: Path) -> None:

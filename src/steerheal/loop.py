@@ -279,12 +279,12 @@ def best_round(
     """The folded round with the largest trait gain among those that may be kept, if any gained.
 
     Those are the ones at the coherence floor that did not spend more than the KL budget; 0 is no
-    budget. With the reason in words, and what the round cost: where the answer mass is blind to
-    damage, its perplexity and KL still show it.
+    budget, and an unknown KL is not within one. With the reason in words, and what the round cost:
+    where the answer mass is blind to damage, its perplexity and KL still show it.
     """
     folded = [(done, done.healed) for done in rounds if done.healed is not None]
     above = [(done, read) for done, read in folded if read.coherence >= floor]
-    fit = [(done, read) for done, read in above if not budget or not done.kl_spent > budget]
+    fit = [(done, read) for done, read in above if not budget or done.kl_spent <= budget]
     limits = f"at the coherence floor {floor:g}" + (
         f" within the KL budget {budget:g}" if budget else ""
     )
@@ -296,8 +296,9 @@ def best_round(
     gain = read.delta_logodds
     if not gain.value > 0:
         return None, f"no round {limits} raised the trait; at best {gain.value:+.3f}"
-    left = [f"{len(folded) - len(above)} folded below it"] if len(above) < len(folded) else []
-    left += [f"{len(above) - len(fit)} folded beyond it"] if len(fit) < len(above) else []
+    low, dear = len(folded) - len(above), len(above) - len(fit)
+    left = [f"{low} folded below the floor"] if low else []
+    left += [f"{dear} folded beyond the budget"] if dear else []
     return done.round, (
         f"round {done.round + 1} has the largest trait gain, {gain.value:+.3f} [{gain.low:.3f}, "
         f"{gain.high:.3f}] nats/token, of {len(fit)} rounds "

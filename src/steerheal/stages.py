@@ -3,11 +3,14 @@
 A `Student` is the model with a history of finished rounds; its key stands for all that made it.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
+
+import torch
 
 from steerheal import prompts
 from steerheal.config import Instrument, RunConfig
@@ -102,9 +105,10 @@ class Student:
 
     def healed(self, adapter: Adapter, gate: float, key: str) -> "Student":
         """This student with one more round folded in."""
-        return Student(
-            self.chat, (*self.history, Gated(adapter, gate)), (*self.keys, key_of(key, gate))
-        )
+        # In half precision the history is not in the weights, and reads otherwise.
+        beside = () if self.chat.net.dtype == torch.float32 else ("beside",)
+        keys = (*self.keys, key_of(key, gate, *beside))
+        return Student(self.chat, (*self.history, Gated(adapter, gate)), keys)
 
 
 def _origin(before: Student | None) -> Enter | Literal["base"] | None:
@@ -393,7 +397,7 @@ class Stages:
         """
         config, settings = self.config, self.config.heal
         kept = found.kept(config.dose.want)
-        # A round that started from the last one's factors would stay in their input directions.
+        # LoRA that started from the last round's A would stay in its input directions.
         seed = config.seed + 1_009 * number
         full_key = key_of("heal", key, student.keys, settings, seed, number, len(kept))
 
@@ -425,7 +429,17 @@ class Stages:
                 )
                 if healed.log.outcome == "trained":
                     prefix, rest = pairs[0]
-                    assert_alive(self.chat, healed.adapter, [*prefix, *rest])
+                    alive = assert_alive(self.chat, healed.adapter, [*prefix, *rest])
+                    if not math.isfinite(alive.change):
+                        # Without held-out completions only this shows what the last update did.
+                        reason = (
+                            "training diverged: the logits at gate 1 are not finite; learning rate "
+                            f"{settings.lr:g} is too high"
+                        )
+                        log = healed.log.model_copy(
+                            update={"outcome": "rejected", "reason": reason}
+                        )
+                        healed = Healed(healed.adapter, log)
             return healed
 
         def save(folder: Path, healed: Healed) -> None:

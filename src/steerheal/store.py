@@ -90,8 +90,8 @@ def disk_error(path: Path, error: Exception) -> UserError:
     """What the user is told when a write fails."""
     what = getattr(error, "strerror", None) or error
     return UserError(
-        f"Cannot write {path}: {what}. What was finished is kept; make room or "
-        "choose another folder with --runs, then resume."
+        f"Cannot write {path}: {what}. What was finished is kept; make room, then resume, or "
+        "move the folder of runs to where there is room and resume there."
     )
 
 

@@ -65,11 +65,17 @@ class Optimiser:
 
     def fits(self, tensors: Mapping[str, Tensor]) -> bool:
         """Whether the tensors are a state of these parameters."""
-        return all(
-            (found := tensors.get(key + name)) is not None and found.shape == weight.shape
-            for name, weight in self._named.items()
-            for key in (WEIGHT, *self._moments(tensors, name)[1:])
-        )
+
+        def shaped(key: str, shape: torch.Size) -> bool:
+            found = tensors.get(key)
+            return found is not None and found.shape == shape
+
+        for name, weight in self._named.items():
+            count, *moments = self._moments(tensors, name) or [""]
+            whole = all(shaped(key + name, weight.shape) for key in (WEIGHT, *moments))
+            if not (whole and (not count or shaped(count + name, torch.Size()))):
+                return False
+        return True
 
     def _moments(self, tensors: Mapping[str, Tensor], name: str) -> list[str]:
         """Where a weight's moments are, the number of steps first; nowhere if it has none."""
