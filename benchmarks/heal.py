@@ -143,28 +143,31 @@ class Products:
             if isinstance(item, nn.Linear)
         ]
         self.head = cast(nn.Linear, chat.net.get_output_embeddings())
-        self._made: dict[tuple[int, ...], torch.Tensor] = {}
+        self._made: dict[tuple[torch.dtype, tuple[int, ...]], torch.Tensor] = {}
 
-    def some(self, *size: int) -> torch.Tensor:
-        """Numbers of this shape, the same ones every time."""
-        if size not in self._made:
-            self._made[size] = torch.randn(size, device=self.head.weight.device).to(
-                self.head.weight.dtype
-            )
-        return self._made[size]
+    def some(self, *size: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Numbers of this shape, the same ones every time, in the model's dtype or in another."""
+        kind = dtype or self.head.weight.dtype
+        if (kind, size) not in self._made:
+            self._made[kind, size] = torch.randn(size, device=self.head.weight.device).to(kind)
+        return self._made[kind, size]
 
     def block_products(self, count: int, trains: bool) -> None:
         """All blocks forward and, when training, backward to the band's start."""
         rank = SETTINGS.rank
         for layer, adapted, above in self.layers:
             x, g = self.some(count, layer.in_features), self.some(count, layer.out_features)
-            down, up = self.some(rank, layer.in_features), self.some(layer.out_features, rank)
             layer(x)
             if trains and adapted:
+                # The factors are float32 whatever the model is.
+                x, back_in, down, up = (
+                    self.some(*size, dtype=torch.float32)
+                    for size in (x.shape, g.shape, (rank, x.shape[1]), (g.shape[1], rank))
+                )
                 low = x @ down.T
                 _ = low @ up.T
-                back = g @ up
-                _ = g.T @ low, back.T @ x, back @ down
+                back = back_in @ up
+                _ = back_in.T @ low, back.T @ x, back @ down
             if trains and above:
                 _ = g @ layer.weight
 
@@ -191,7 +194,9 @@ class Products:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds of one call, whatever it left to the GPU included."""
+    """Seconds of one call, whatever it left to the GPU included, and nothing from before."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     start = time.perf_counter()
     work()
     if torch.cuda.is_available():
