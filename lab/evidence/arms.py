@@ -60,6 +60,9 @@ CONTROLS = [
     *LESS,
     plain("nll-1-epoch", epochs=1),
     Arm("nll-dose-1", {"heal": {"barrier": "nll"}, "dose": {"start": 1.0}}),
+    Arm("nll-dose-0.5", {"heal": {"barrier": "nll"}, "dose": {"start": 0.5}}),
+    # What training on the model's own text does by itself.
+    Arm("nll-unsteered", {"heal": {"barrier": "nll"}, "dose": {"start": 0.01}}),
 ]
 OTHERS = [
     plain("wd-50", weight_decay=50.0),
@@ -76,6 +79,7 @@ LOOPS = (
     Arm("best-base", {"heal": {**BEST, "reference": "base"}}),
     # A target that one kept completion meets: the first multiplier is always accepted.
     Arm("best-no-walk", {"heal": BEST, "dose": {"walks": 1, "target": 0.01}}),
+    Arm("half-dose", {"heal": {"barrier": "nll"}, "dose": {"start": 1.0}}),
 )
 LOOP = merge(
     ONE_ROUND,
@@ -104,11 +108,7 @@ PARTS = {
     ),
     "cases": Part(
         {"persona": "love", **ONE_ROUND},
-        (
-            plain("nll-lr-100x", lr=0.05),
-            # What training on the model's own text does by itself.
-            Arm("nll-unsteered", {"heal": {"barrier": "nll"}, "dose": {"start": 0.01}}),
-        ),
+        (plain("nll-lr-100x", lr=0.05),),
     ),
     "loop": Part({"persona": "love", **LOOP}, LOOPS),
 }

@@ -2,9 +2,9 @@
 
 The runs of run.py read 14 vignettes, too few for the likelihood instrument on the embedded model.
 This reads base, steered and healed students of the arms that both personas have on all of them, the
-base under a random vector whose KL equals the steering vector's, and a student healed on unsteered
-text (run.py cases). It keeps every reading in the runs' folder and writes
-lab/evidence/records/foundations.jsonl.gz.
+base under a random vector whose KL equals the steering vector's, and the controls of `love`: a
+student healed on unsteered text, and one with its gate turned down to as little KL. It keeps every
+reading in the runs' folder and writes lab/evidence/records/foundations.jsonl.gz.
 Usage: python lab/evidence/foundations.py --runs DIR [--seeds 0 1 2] [--personas love authority]
 """
 
@@ -32,7 +32,8 @@ from steerheal.store import read_lines, read_run, read_scores, round_folder, wri
 
 PERSONAS = ("love", "authority")
 BASE, STEERED, RANDOM = "base", "steered, no heal", "random vector, equal KL"
-UNSTEERED = "nll on unsteered text"
+SHARED = PARTS["authority"].arms
+ALONE = [arm for arm in PARTS["love"].arms if arm.name in {"nll-gate-0.25", "nll-unsteered"}]
 TEXTS = 12
 """Of the base, on which the two vectors' KL is made equal."""
 VIGNETTES = chosen(MeasureSettings())
@@ -57,26 +58,24 @@ def doors(
     """Every state there is to read: persona, seed, name, and what enters it."""
     yield "", -1, BASE, nullcontext
     start = Student(chat)
-    arms = [arm.name for arm in PARTS["authority"].arms]
     for persona in personas:
-        names = {f"{persona}-{arm}": arm for arm in arms}
-        if persona == "love":
-            names["cases-nll-unsteered"] = UNSTEERED
-        for seed in seeds:
-            for name, arm in names.items():
-                folder = runs / f"{name}-s{seed}"
+        for arm in [*SHARED, *(ALONE if persona == "love" else ())]:
+            # A lower gate reads the nll run's adapter.
+            run, gate = (arm.name, None) if arm.gate is None else ("nll", arm.gate)
+            for seed in seeds:
+                folder = runs / f"{persona}-{run}-s{seed}"
                 if not (folder / "run.json").is_file() or read_run(folder).status != "finished":
                     print(f"{folder.name}: not finished, skipped", flush=True)
                     continue
                 row, place = read_run(folder).rounds[0], round_folder(folder, 0)
-                if arm == "nll":
+                if arm.name == "nll":
                     # The dose that run.py reads the steered student at.
                     dose = row.multiplier * max(read_run(folder).config["dose"]["sweep"])
                     vector = SteeringVector.load(place / VECTOR)
                     yield persona, seed, STEERED, start.steered(vector, dose)
                     yield persona, seed, RANDOM, random(chat, folder, vector, dose, seed)
-                adapter = Adapter.load(place / ADAPTER)
-                yield persona, seed, arm, start.healed(adapter, row.gate, arm).entered
+                student = start.healed(Adapter.load(place / ADAPTER), gate or row.gate, arm.name)
+                yield persona, seed, arm.name, student.entered
 
 
 def random(chat: ChatModel, folder: Path, vector: SteeringVector, dose: float, seed: int) -> Enter:
@@ -124,7 +123,7 @@ def main() -> None:
         found[persona, seed, state] = Nats(
             persona=persona, seed=seed, state=state, p=p, right=right
         )
-    states = [BASE, STEERED, RANDOM, *(arm.name for arm in PARTS["authority"].arms), UNSTEERED]
+    states = [BASE, STEERED, RANDOM, *(arm.name for arm in (*SHARED, *ALONE))]
     places = ["", *PERSONAS]
     ordered = sorted(
         found.values(),

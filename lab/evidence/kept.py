@@ -5,6 +5,7 @@ Usage: python lab/evidence/kept.py --runs DIR   (writes lab/evidence/records/PAR
 
 import argparse
 import gzip
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -49,6 +50,8 @@ class Round(Record):
     multiplier: float
     kept: int
     drawn: int
+    survival: float = math.nan
+    """At the accepted multiplier."""
     cosine: float
     kl_round: float
     kl_cumulative: float
@@ -120,6 +123,7 @@ def whole(folder: Path, arm: str, gate: float | None, seed: int) -> Run:
                 multiplier=row.multiplier,
                 kept=row.kept,
                 drawn=row.drawn,
+                survival=row.walk[-1].survival,
                 cosine=row.direction_cosine,
                 kl_round=row.kl_round,
                 kl_cumulative=row.kl_cumulative,

@@ -1,38 +1,39 @@
 """The tables and figures of docs/results.md, from the records kept beside this file.
 
-Intervals are 95 % percentiles over 2000 resamples: seeds are drawn, then prompts, statements or
-vignettes, the same ones for every seed and arm, so that differences are paired.
+Intervals are 95 % t-intervals of two variances: that of the seeds' mean, and that of the mean over
+seeds when prompts, statements or vignettes are resampled, the same ones for every seed and arm.
+Degrees of freedom after Satterthwaite 1946, Biometrics Bulletin 2(6). A difference is taken within
+a seed and on the same units. What a seed's units do to that seed alone is counted in both.
 Usage: python lab/evidence/tables.py PART [--figure FILE]
 """
 
 import argparse
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import foundations
 import matplotlib as mpl
 import numpy as np
-from kept import Run, State, read
+from kept import Round, Run, State, read
 from numpy.typing import NDArray
 
+from steerheal.measure.compare import T_975
 from steerheal.records import BREAKDOWN, FOUNDATIONS
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 Floats = NDArray[np.float64]
-RESAMPLES, LEVEL = 2000, (2.5, 97.5)
+RESAMPLES = 2000
 DASH = "–"
-SLACK = 1.1
-"""How far beyond a control's points an arm may lie to be compared with it."""
 
 
 class Picks(NamedTuple):
-    """Resamples, one a row: which seeds, and which units of every kind."""
+    """Resamples, one a row: which units of every kind."""
 
-    seeds: NDArray[np.int64]
     prompts: NDArray[np.int64]
     statements: NDArray[np.int64]
     vignettes: NDArray[np.int64]
@@ -71,7 +72,7 @@ def distinct(state: State, base: State, picks: Picks) -> Floats:
 def plain(state: State, base: State, picks: Picks) -> Floats:
     """ln perplexity of plain prose under the state, over the base's; one text, no units."""
     found = math.log(state.plain_perplexity / base.plain_perplexity)
-    return np.full(len(picks.seeds), found)
+    return np.full(len(picks.prompts), found)
 
 
 def prefill(state: State, base: State, picks: Picks) -> Floats:
@@ -97,7 +98,7 @@ def share(name: str) -> Reader:
     def read_it(state: State, _base: State, picks: Picks) -> Floats:
         values = getattr(state, name)
         found = sum(values) / len(values) if values else math.nan
-        return np.full(len(picks.seeds), found)
+        return np.full(len(picks.prompts), found)
 
     return read_it
 
@@ -108,18 +109,38 @@ def _of(values: Sequence[float] | Floats, picks: NDArray[np.int64]) -> Floats:
 
 
 class Found(NamedTuple):
-    """A value, and its resamples."""
+    """A mean over seeds."""
 
     value: float
+    seeds: dict[int, float]
+    """What every seed gives; their mean is the value."""
     draws: Floats
+    """The value, the units resampled."""
+
+    @classmethod
+    def unknown(cls) -> "Found":
+        """Nothing to read."""
+        return cls(math.nan, {}, np.full(RESAMPLES, math.nan))
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %."""
-        if not np.isfinite(self.draws).all() or not math.isfinite(self.value):
+        """95 %; unknown for one seed."""
+        count = len(self.seeds)
+        if count < 2 or not np.isfinite(self.draws).all() or not math.isfinite(self.value):
             return math.nan, math.nan
-        low, high = np.percentile(self.draws, LEVEL)
-        return float(low), float(high)
+        between = float(np.var([*self.seeds.values()], ddof=1)) / count
+        both = between + float(np.var(self.draws))
+        if not both:
+            return self.value, self.value
+        freedom = both**2 / (between**2 / (count - 1)) if between else math.inf
+        half = T_975[int(min(freedom, len(T_975))) - 1] * math.sqrt(both)
+        return self.value - half, self.value + half
+
+    @property
+    def moved(self) -> bool:
+        """The interval excludes 0."""
+        low, high = self.interval
+        return low > 0 or high < 0
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -130,11 +151,29 @@ class Found(NamedTuple):
 
     def __sub__(self, other: object) -> "Found":
         assert isinstance(other, Found)
-        return Found(self.value - other.value, self.draws - other.draws)
+        if self.seeds.keys() != other.seeds.keys():
+            return Found.unknown()
+        seeds = {seed: value - other.seeds[seed] for seed, value in self.seeds.items()}
+        return Found(self.value - other.value, seeds, self.draws - other.draws)
+
+    def scaled(self, factor: float) -> "Found":
+        """That many times it."""
+        seeds = {seed: factor * value for seed, value in self.seeds.items()}
+        return Found(factor * self.value, seeds, factor * self.draws)
 
     def over(self, other: "Found") -> "Found":
-        """Ratio of two."""
-        return Found(self.value / other.value, self.draws / other.draws)
+        """Ratio of two means; a seed gives what it adds to first order.
+
+        Unknown where the lower one may be 0.
+        """
+        if self.seeds.keys() != other.seeds.keys() or not other.moved:
+            return Found.unknown()
+        ratio = self.value / other.value
+        seeds = {
+            seed: ratio + (value - ratio * other.seeds[seed]) / other.value
+            for seed, value in self.seeds.items()
+        }
+        return Found(ratio, seeds, self.draws / other.draws)
 
 
 class Evidence:
@@ -147,12 +186,8 @@ class Evidence:
         base = runs[0].base
         sizes = [len(base.logodds), len(base.mass), len(base.p)]
         random = np.random.default_rng(0)
-        count = len(self.seeds)
-        self._draws = Picks(
-            random.integers(0, count, (RESAMPLES, count)),
-            *(random.integers(0, size, (RESAMPLES, size)) for size in sizes),
-        )
-        self._every = Picks(*(np.arange(size)[None] for size in (count, *sizes)))
+        self._draws = Picks(*(random.integers(0, size, (RESAMPLES, size)) for size in sizes))
+        self._every = Picks(*(np.arange(size)[None] for size in sizes))
 
     def has(self, arm: str) -> list[int]:
         """Seeds at which an arm is finished."""
@@ -162,52 +197,38 @@ class Evidence:
         """One run."""
         return self._runs[arm, seed]
 
-    def states(self, arm: str, number: int, which: str) -> list[tuple[State, State]]:
+    def states(self, arm: str, number: int, which: str) -> dict[int, tuple[State, State]]:
         """An arm's state and its base at every seed that has them: a run may have ended earlier."""
-        runs = [self._runs[arm, seed] for seed in self.has(arm)]
-        there = [run for run in runs if number < len(run.rounds)]
-        pairs = [(getattr(run.rounds[number], which), run.base) for run in there]
-        return [(state, base) for state, base in pairs if state is not None]
+        runs = {seed: self._runs[arm, seed] for seed in self.has(arm)}
+        there = {seed: run for seed, run in runs.items() if number < len(run.rounds)}
+        pairs = {s: (getattr(run.rounds[number], which), run.base) for s, run in there.items()}
+        return {seed: pair for seed, pair in pairs.items() if pair[0] is not None}
 
     def read(self, reader: Reader, arm: str, number: int = 0, which: str = "healed") -> Found:
         """Mean over seeds; over those that have the state where some have not."""
         have = self.states(arm, number, which)
         if not have:
-            return Found(math.nan, np.full(RESAMPLES, math.nan))
-
-        def mean(picks: Picks) -> Floats:
-            each = np.array([reader(state, base, picks) for state, base in have])
-            places = picks.seeds % len(have)
-            return each[places, np.arange(len(places))[:, None]].mean(1)
-
-        whole = self._every._replace(seeds=np.arange(len(have))[None])
-        return Found(float(mean(whole)[0]), mean(self._draws))
+            return Found.unknown()
+        seeds = {seed: float(reader(*pair, self._every)[0]) for seed, pair in have.items()}
+        draws = np.mean([reader(*pair, self._draws) for pair in have.values()], axis=0)
+        return Found(float(np.mean([*seeds.values()])), seeds, draws)
 
 
 def matched(points: Sequence[tuple[Found, Found]], arm: tuple[Found, Found]) -> Found:
     """An arm's y less a control's at the arm's x, on straight lines between the control's points.
 
-    Unknown where the arm's x is not between them: the front is bent, so that a line to the origin,
-    or far beyond the last point, would flatter the arm. Resamples may leave the range.
+    A seed or resample gives what it adds to first order. Unknown where the arm's x is not between
+    the control's: the front is bent, so that a line beyond would flatter the arm.
     """
-
-    def below(at: float, xs: Sequence[float], ys: Sequence[float]) -> float:
-        order = np.argsort(xs)
-        x, y = np.array(xs)[order], np.array(ys)[order]
-        if at > x[-1] and x[-1] > x[-2]:
-            return float(y[-1] + (at - x[-1]) * (y[-1] - y[-2]) / (x[-1] - x[-2]))
-        return float(np.interp(at, [0.0, *x], [0.0, *y]))
-
     x, y = arm
-    xs, ys = [p.value for p, _ in points], [q.value for _, q in points]
-    if not min(xs) / SLACK <= x.value <= max(xs) * SLACK:
-        return Found(math.nan, np.full(RESAMPLES, math.nan))
-    value = y.value - below(x.value, xs, ys)
-    draws = []
-    for i in range(RESAMPLES):
-        xs, ys = [float(p.draws[i]) for p, _ in points], [float(q.draws[i]) for _, q in points]
-        draws.append(y.draws[i] - below(float(x.draws[i]), xs, ys))
-    return Found(value, np.array(draws))
+    ordered = sorted(points, key=lambda point: point[0].value)
+    for (left, low), (right, high) in pairwise(ordered):
+        run, rise = right - left, high - low
+        if run.value > 0 and left.value <= x.value <= right.value:
+            share = (x.value - left.value) / run.value
+            aside = x - left - run.scaled(share)
+            return y - low - rise.scaled(share) - aside.scaled(rise.value / run.value)
+    return Found.unknown()
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -221,25 +242,27 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 def one_round(found: Evidence, target: str) -> None:
     """Trait, price and every view of coherence, an arm a row."""
-    steered = found.read(trait, "nll", which="steered")
+    raw = [(arm, "steered") for arm in STEERED if arm in found.arms]
     rows, views = [], []
-    for arm, which in [("nll", "steered"), *((arm, "healed") for arm in found.arms)]:
+    for arm, which in [*raw, *((arm, "healed") for arm in found.arms)]:
         got = {r: found.read(r, arm, which=which) for r in (trait, fluency, kl, mass, distinct)}
-        name = f"steered, no heal ({len(found.has('nll'))} seeds)" if which == "steered" else arm
+        steered = found.read(trait, arm if found.states(arm, 0, "steered") else "nll",
+                             which="steered")  # fmt: skip
+        name = f"{STEERED[arm]}, no heal" if which == "steered" else arm
         seeds = len(found.has(arm))
-        name += f" ({seeds} seeds)" if seeds < len(found.seeds) and which != "steered" else ""
+        name += f" ({seeds} seeds)" if seeds < len(found.seeds) or not rows else ""
         cost = abs(got[mass].value - 1) / abs(got[trait].value)
         rows.append(
             (
-                name, got[trait], got[kl], got[fluency], got[trait].over(steered),
-                f"{cost:.2f}", found.read(nats(target), arm, which=which),
+                name, got[trait], got[kl], got[fluency],
+                DASH if which == "steered" else got[trait].over(steered), f"{cost:.2f}",
+                found.read(nats(target), arm, which=which),
             )
         )  # fmt: skip
         rest = [found.read(r, arm, which=which) for r in (prefill, plain)]
         tails = found.read(share("json_valid"), arm, which=which).value
         loops = found.read(share("long_loops"), arm, which=which).value
-        views.append((name, got[mass], rest[0], _signed(rest[1].value), got[distinct],
-                      _share(tails), _share(loops)))  # fmt: skip
+        views.append((name, got[mass], *rest, got[distinct], _share(tails), _share(loops)))
     print(f"Seeds {found.seeds}.\n")
     table(
         ("arm", "Δ persona_logodds", "KL to base", "Δ ln perplexity", "retain", "coh_cost",
@@ -255,48 +278,54 @@ def _share(value: float) -> str:
     return DASH if math.isnan(value) else f"{value:.2f}"
 
 
-def _signed(value: float) -> str:
-    return DASH if math.isnan(value) else f"{value:+.3f}"
-
-
 GATES = ("nll-gate-0.25", "nll-gate-0.5", "nll-gate-0.75", "nll")
+STEERED = {
+    "nll-dose-0.5": "steered at 0.5",
+    "nll-dose-1": "steered at 1",
+    "nll": "steered",
+}
+"""Arms whose steered states differ; the others share nll's."""
 CONTROLS = {
-    "gate turned down": GATES,
-    "steered less": ("nll-dose-1", "nll"),
-    "fewer steps": ("nll-1-epoch", "nll"),
+    "gate turned down": [(arm, "healed") for arm in GATES],
+    "trained on less steered text": [
+        (arm, "healed") for arm in ("nll-dose-0.5", "nll-dose-1", "nll")
+    ],
+    "fewer steps": [(arm, "healed") for arm in ("nll-1-epoch", "nll")],
+    "steered less, no heal": [(arm, "steered") for arm in STEERED],
 }
 
 
 def controls(found: Evidence) -> None:
     """Every arm against nll turned down in three ways, at equal price and at equal trait."""
-    compared = [arm for arm in found.arms if arm not in GATES]
-    got = {
-        arm: {reader: found.read(reader, arm) for reader in (trait, kl, plain)}
-        for arm in found.arms
-    }
+    compared = [arm for arm in found.arms if arm not in GATES[:-1]]
     views = (
         ("trait gained at equal KL to base (nats/token; above 0 the arm is better)", kl, trait),
         ("trait gained at equal damage to plain prose (above 0 the arm is better)", plain, trait),
         ("KL spent at equal trait (below 0 the arm is better)", trait, kl),
+        ("damage to plain prose at equal trait (below 0 the arm is better)", trait, plain),
     )
     for title, x, y in views:
         print(f"### {title}\n")
         rows = []
         for arm in compared:
+            at = (found.read(x, arm), found.read(y, arm))
             cells = []
-            for names in CONTROLS.values():
-                if arm in names or any(name not in found.arms for name in names):
+            for every in CONTROLS.values():
+                control = [item for item in every if item[0] in found.arms]
+                if (arm, "healed") in control or len(control) < 2:
                     cells.append(DASH)
                     continue
-                points = [(got[name][x], got[name][y]) for name in names]
-                cells.append(_judged(matched(points, (got[arm][x], got[arm][y]))))
+                points = [
+                    (found.read(x, name, which=which), found.read(y, name, which=which))
+                    for name, which in control
+                ]
+                cells.append(_judged(matched(points, at)))
             rows.append((arm, *cells))
         table(("arm", *CONTROLS), rows)
 
 
 def _judged(difference: Found) -> str:
-    low, high = difference.interval
-    return f"**{difference}**" if low > 0 or high < 0 else str(difference)
+    return f"**{difference}**" if difference.moved else str(difference)
 
 
 def training(found: Evidence) -> None:
@@ -316,7 +345,7 @@ def training(found: Evidence) -> None:
                 _number([float(np.median(log.pressure)) for log in logs]),
                 _number([item.mean_cosine for item in shift]),
                 _number([item.mean_share for item in shift]),
-                ", ".join(sorted({dict(log.findings).get("check 3", DASH) for log in logs})),
+                _seen("check 3", logs),
             )
         )
     table(
@@ -330,6 +359,11 @@ def _number(values: Sequence[float]) -> str:
     return f"{np.mean(known):.2f}" if known else DASH
 
 
+def _seen(check: str, rounds: Sequence[Round]) -> str:
+    """What a check saw, every outcome once."""
+    return ", ".join(sorted({dict(item.findings).get(check, DASH) for item in rounds})) or DASH
+
+
 def loops(found: Evidence) -> None:
     """Trajectories, a round a row."""
     for arm in found.arms:
@@ -340,25 +374,26 @@ def loops(found: Evidence) -> None:
             there = [found.run(arm, seed) for seed in seeds]
             rounds = [run.rounds[number] for run in there if number < len(run.rounds)]
             healed = [item for item in rounds if item.healed is not None]
-            got = [found.read(reader, arm, number) for reader in (trait, mass, fluency, kl)]
-            prose = found.read(plain, arm, number).value
+            views = (trait, mass, fluency, kl, plain)
+            got = [found.read(reader, arm, number) for reader in views]
             rows.append(
                 (
-                    number + 1, len(healed), *got, _signed(prose),
+                    number + 1, len(healed), *got,
                     _number([item.kl_cumulative for item in healed]),
-                    f"{_number([item.kept / item.drawn for item in rounds])} at "
-                    f"{_number([item.multiplier for item in rounds])}",
+                    _number([item.multiplier for item in rounds]),
+                    _number([item.survival for item in rounds]),
+                    _number([item.kept / item.drawn for item in rounds]),
+                    _seen("check 2", rounds),
                     _number([item.cosine for item in rounds]),
                     _number([i.internalised.mean_cosine for i in healed if i.internalised]),
-                    ", ".join(sorted({dict(item.findings).get("loop", DASH) for item in healed}))
-                    or DASH,
+                    _seen("loop", healed),
                 )
             )  # fmt: skip
         print(f"### {arm}\n")
         table(
             ("round", "seeds", "Δ persona_logodds", "answer mass / base", "Δ ln perplexity",
-             "KL to base", "Δ ln plain prose", "Σ KL of rounds", "kept of all drawn, at multiplier",
-             "cos(v_r, v₀)", "cos(shift, v)", "loop"), rows,
+             "KL to base", "Δ ln plain prose", "Σ KL of rounds", "multiplier", "kept at it",
+             "kept of all drawn", "check 2", "cos(v_r, v₀)", "cos(shift, v)", "loop"), rows,
         )  # fmt: skip
         ends = {seed: found.run(arm, seed).outcome for seed in seeds}
         print("Ended: " + "; ".join(f"seed {seed}: {why}" for seed, why in ends.items()) + ".\n")
@@ -401,8 +436,11 @@ def pareto(found: Evidence, path: Path) -> None:
         "kl_fwd-mean": ("s", "#8dbcea"),
         "wd": ("^", "#b93c00"),
         "spectral": ("v", "#8a5fb5"),
+        "distill-kl": ("d", "#d9a520"),
         "distill": ("D", "#a07400"),
-        "nll": ("X", "#555"),
+        "nll-dose": ("X", "#555"),
+        "nll-unsteered": ("P", "#c2185b"),
+        "nll": (">", "#555"),
     }
     for arm, (x, y) in got.items():
         if arm in GATES:
@@ -415,8 +453,15 @@ def pareto(found: Evidence, path: Path) -> None:
             yerr=[[y.value - low], [high - y.value]], fmt=mark, color=colour, ms=7, lw=0.5,
             mfc="white" if stronger else colour, label=arm, zorder=3,
         )  # fmt: skip
-    raw = (found.read(kl, "nll", which="steered"), found.read(trait, "nll", which="steered"))
-    axes.plot(raw[0].value, raw[1].value, "*", color="k", ms=12, label="steered, no heal")
+    raw = [
+        (found.read(kl, arm, which="steered"), found.read(trait, arm, which="steered"))
+        for arm in STEERED
+        if arm in found.arms
+    ]
+    axes.plot(
+        [x.value for x, _ in raw], [y.value for _, y in raw], "--*", color="k", ms=11, lw=1,
+        label="steered at 0.5, 1, 2, no heal",
+    )  # fmt: skip
     axes.set_xlabel("KL to the base (nats/token)")
     axes.set_ylabel("Δ persona_logodds (nats/token)")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -428,7 +473,9 @@ def pareto(found: Evidence, path: Path) -> None:
 def courses(found: Evidence, path: Path) -> None:
     """Trait, fluency and cumulative KL over rounds, a line per arm with its band."""
     figure, panels = plt.subplots(1, 3, figsize=(12, 4), constrained_layout=True)
-    colours = dict(zip(found.arms, ("#555", "#00704f", "#2a5d8f", "#b93c00"), strict=False))
+    colours = dict(
+        zip(found.arms, ("#555", "#00704f", "#2a5d8f", "#b93c00", "#8a5fb5"), strict=False)
+    )
     for arm in found.arms:
         most = max(len(found.run(arm, seed).rounds) for seed in found.has(arm))
         for panel, reader in zip(panels, (trait, fluency), strict=False):
@@ -471,15 +518,13 @@ def moved(kept: Sequence[foundations.Nats]) -> None:
     rows = []
     for persona, state in states:
         seeds = [item for item in kept if (item.persona, item.state) == (persona, state)]
-        picks = np.random.default_rng(1).integers(0, len(seeds), (RESAMPLES, len(seeds)))
         cells = []
         for place in range(len(FOUNDATIONS)):
-            after = [np.array(item.p)[:, place] for item in seeds]
-            value = np.mean([np.log(p.mean() / before[:, place].mean()) for p in after])
+            after = {item.seed: np.array(item.p)[:, place] for item in seeds}
+            each = {s: math.log(p.mean() / before[:, place].mean()) for s, p in after.items()}
             floor = before[:, place][vignettes].mean(1)
-            each = np.array([np.log(p[vignettes].mean(1) / floor) for p in after])
-            draws = each[picks, np.arange(RESAMPLES)[:, None]].mean(1)
-            cells.append(_judged(Found(float(value), draws)))
+            draws = np.mean([np.log(p[vignettes].mean(1) / floor) for p in after.values()], axis=0)
+            cells.append(_judged(Found(float(np.mean([*each.values()])), each, draws)))
         right = np.mean([item.right for item in seeds])
         rows.append((persona, f"{state} ({len(seeds)} seeds)", *cells, f"{right:.2f}"))
     rows.append(("", "base", *[DASH] * len(FOUNDATIONS), f"{np.mean(base.right):.2f}"))
