@@ -383,6 +383,12 @@ HEALING: dict[str, Callable[[], healing.Healing]] = {
     "under-regularised": lambda: check3(coherence=0.93, mass=reading(-0.07, 0.02)),
     "barrier never fired": lambda: check3(retain=HALF, log=heal_log(divergence=0.08)),
     "overfit": lambda: check3(retain=HALF, log=heal_log(held=(2.1, 1.8, 1.9))),
+    "rejected": lambda: check3(
+        retain=HALF, log=heal_log(ces=(2.5, 14.0), outcome="rejected", reason="step 5 of 8 was not finite")
+    ),
+    "unlearned": lambda: check3(
+        retain=HALF, log=heal_log(ces=(2.0, 2.2), held=(2.1, 2.3, 2.15), pressure=0.1)
+    ),
     "nothing to learn": lambda: check3(
         retain=HALF, log=heal_log(ces=(2.0, 1.99), held=(2.0, 2.0, 1.99), pressure=0.1)
     ),
@@ -397,6 +403,27 @@ def test_without_a_pressure_d_pinned_at_tau_shows_the_barrier() -> None:
     assert healing.CHECK.seen(check3(retain=LITTLE, log=pinned)).outcome == "over-regularised"
     far = heal_log(ces=(2.0, 1.99), divergence=0.2)
     assert healing.CHECK.seen(check3(retain=LITTLE, log=far)).outcome == "undone"
+
+
+def test_a_barrier_that_holds_d_at_tau_is_seen_though_it_pulls_back_little() -> None:
+    held = (2.0, 2.0, 1.99)
+    # Above τ in two steps of five, where its gradient is the larger one by little.
+    log = heal_log(ces=(2.0, 1.99), held=held, divergence=0.09, pressure=0.0)
+    fires = [
+        s.model_copy(update={"divergence": 0.11, "barrier": 0.01, "pressure": 1.2})
+        if s.step % 5 < 2 else s
+        for s in log.steps
+    ]  # fmt: skip
+    log = log.model_copy(update={"steps": tuple(fires)})
+    assert healing.CHECK.seen(check3(retain=HALF, log=log)).outcome == "over-regularised"
+    # With no τ, D is held at 0.
+    flat = heal_log(ces=(2.0, 2.0), held=held, divergence=0.001, tau=0.0, pressure=0.9)
+    none = BARRIER.model_copy(update={"tau": 0.0})
+    found = healing.CHECK.seen(check3(retain=HALF, log=flat, settings=none))
+    assert found.outcome == "over-regularised"
+    far = heal_log(ces=(2.0, 2.0), held=held, divergence=0.3, tau=0.0, pressure=0.9)
+    found = healing.CHECK.seen(check3(retain=HALF, log=far, settings=none))
+    assert found.outcome == "nothing to learn"
 
 
 def test_a_trait_that_steering_did_not_raise_cannot_be_healed() -> None:
@@ -446,7 +473,7 @@ def test_nothing_lost_is_nothing_to_recover() -> None:
         ((2.5, 14.0), "training diverged: CE 2.50 → 14.00 nats/token; learning rate 1 is too high"),
     ],
 )
-def test_a_rejected_heal_is_stated_and_no_outcome_is_claimed(
+def test_a_rejected_heal_is_its_own_outcome_with_its_reason(
     ces: tuple[float, float], reason: str
 ) -> None:
     log = heal_log(ces=ces, outcome="rejected", reason=reason)
@@ -455,9 +482,9 @@ def test_a_rejected_heal_is_stated_and_no_outcome_is_claimed(
     )
     evidence = healing.evidence(record, base_summary(), BARRIER, AXIS, base=base_summary())
     found = healing.CHECK.seen(evidence)
-    assert found.outcome == rules.AMBIGUOUS
-    assert f"there is no healed state: {reason}" in found.words
-    assert "CE fell" not in found.words
+    assert found.outcome == "rejected"
+    assert reason in found.words and "CE fell" not in found.words
+    assert "--heal.lr" in found.advice
 
 
 def test_a_single_epoch_is_read_by_its_quarters() -> None:
@@ -635,8 +662,8 @@ def test_nothing_is_concluded_from_what_nobody_read(check: str, name: str) -> No
     evidence = CASES[check][name]()
     blank = evidence.model_copy(update={field: gone(value) for field, value in evidence})
     held = holding(check, blank)
-    # Said by the qualification and by the harvest themselves, not by a number.
-    assert held <= ({name} & {"instrument cannot see it", "starved"})
+    # Said by the qualification, the harvest and the heal themselves, not by a number.
+    assert held <= ({name} & {"instrument cannot see it", "starved", "rejected"})
     assert not re.search(r"\bnan\b", CHECKS[check].seen(blank).words.lower())
 
 
@@ -697,6 +724,9 @@ NEIGHBOURS: list[tuple[str, str, Callable[[], Any]]] = [
     ("check 3", "nothing to learn", lambda: check3(
         log=heal_log(ces=(2.0, 1.99), held=(2.0, 1.97), pressure=0.1)
     )),
+    ("check 3", "rejected", lambda: check3(log=heal_log(reason="it diverged"))),
+    ("check 3", "unlearned", lambda: check3(log=heal_log(ces=(2.0, 2.2), held=(2.1, 2.11)))),
+    ("check 3", "unlearned", lambda: check3(log=heal_log(ces=(2.0, 2.01), held=(2.1, 2.3)))),
     ("check 3", "narrates", lambda: check3(target=reading(0.05, 0.1), narration=(0.29, 0.1))),
     ("check 3", "narrates", lambda: check3(target=reading(-0.3, 0.1), narration=(0.5, 0.1))),
     ("loop", "compounding", lambda: loop_of(healed_round(0, 0.1), healed_round(1, 0.125))),

@@ -208,10 +208,11 @@ def test_one_step_of_four_equals_four_accumulated_steps_of_one(barrier, aggregat
     settings = SETTINGS.model_copy(update={"barrier": barrier, "aggregate": aggregate, "lr": 1e-3})
     whole = healed(chat, settings)
     split = healed(chat, settings.model_copy(update={"accumulate": 4}))
+    assert whole.log.steps[-1].divergence > 1e-4
     for a, b in zip(whole.log.steps, split.log.steps, strict=True):
-        assert a.ce == pytest.approx(b.ce, rel=1e-3)
-        assert a.divergence == pytest.approx(b.divergence, rel=2e-2, abs=1e-5)
-        assert a.gradient == pytest.approx(b.gradient, rel=2e-2)
+        assert a.ce == pytest.approx(b.ce, rel=1e-4)
+        assert a.divergence == pytest.approx(b.divergence, rel=1e-3, abs=1e-6)
+        assert a.gradient == pytest.approx(b.gradient, rel=1e-3)
 
 
 def test_the_barrier_pulls_the_student_towards_its_reference() -> None:
@@ -220,7 +221,7 @@ def test_the_barrier_pulls_the_student_towards_its_reference() -> None:
     free = healed(chat, settings.model_copy(update={"lam": 0.0}))
     held = healed(chat, settings.model_copy(update={"lam": 20.0}))
     assert held.log.steps[-1].divergence < free.log.steps[-1].divergence / 2
-    assert free.log.barrier_fired == 0 and held.log.barrier_fired > 0.5
+    assert math.isnan(free.log.barrier_fired) and held.log.barrier_fired > 0.5
 
 
 def test_a_barrier_above_the_operating_divergence_never_fires_and_equals_nll() -> None:

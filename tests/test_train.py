@@ -543,7 +543,10 @@ def steps_of(ces: list[float]) -> list[HealStep]:
     [
         ([2.7, 6.0, 8.0, 8.2], [2.6, 8.1], "CE 2.70 → 8.20 and held-out CE 2.60 → 8.10"),
         ([2.7, 6.0, 8.0, 8.2], [math.nan], "CE 2.70 → 8.20 nats"),
-        ([2.7, 6.0, 8.0, 2.9], [2.6, 2.7], ""),  # a spike that came back
+        ([2.7, 6.0, 8.0, 2.9], [2.6, 2.65], ""),  # a spike that came back
+        # Forty times the default rate on the embedded model: high, and not back.
+        ([2.8, 2.5, 5.1, 5.2, 5.0, 3.9], [3.3, 5.7, 3.5], "CE 2.80 → 3.90 and held-out CE 3.30"),
+        ([2.7, 2.6, 3.0, 3.1], [math.nan], ""),  # within what steps scatter by
         ([2.0, 2.5, 2.5, 2.7], [2.6, 2.3], ""),  # an easy first step
         ([2.7, 2.0, 1.0, 0.5], [2.6, 3.6], ""),  # overfit, which check 3 names
         ([2.7, 2.6], [2.6, math.nan], "CE 2.70 → 2.60 and held-out CE 2.60 → nan"),
@@ -568,7 +571,7 @@ def test_a_learning_rate_a_hundred_times_too_high_rejects_the_heal() -> None:
     taught = heal_student(chat, pairs_of(chat), None, settings(barrier="nll", epochs=8, lr=0.02))
     with folded(chat, [Gated(taught.adapter, 1.0)]):
         fine = heal_student(chat, pairs_of(chat), None, settings(barrier="nll"))
-        wild = heal_student(chat, pairs_of(chat), None, settings(barrier="nll", lr=5.0))
+        wild = heal_student(chat, pairs_of(chat), None, settings(barrier="nll", lr=0.5))
     assert fine.log.outcome == "trained"
     assert wild.log.outcome == "rejected"
-    assert "learning rate 5 is too high" in wild.log.reason
+    assert "learning rate 0.5 is too high" in wild.log.reason

@@ -204,8 +204,10 @@ class HealLog(Record):
 
     @property
     def barrier_fired(self) -> float:
-        """Share of the steps in which D was above τ."""
-        return sum(step.barrier > 0 for step in self.steps) / max(1, len(self.steps))
+        """Share of the steps in which D was above τ; NaN without a barrier."""
+        if not self.steps or not self.lam > 0:
+            return math.nan
+        return sum(step.barrier > 0 for step in self.steps) / len(self.steps)
 
 
 class VignetteRow(Record):

@@ -41,10 +41,11 @@ of a nat (0.3 in the demo), and the same completions are compared."""
 MUCH_STRONGER = 3.0
 """Ratio of the barrier's gradient to the cross-entropy's that is ≫ 1: with it the steps point
 where the barrier does, within 20 degrees."""
-PINNED = 0.25
-"""How near D stays to τ, as a share of it, to count as pinned there."""
-MOSTLY = 0.5
-"""Share of steps in which the barrier must have fired for D to be pinned from above."""
+PINNED, TINY = 0.25, 0.01
+"""How far above τ D may stay to count as pinned there: a share of τ, and nats where τ is 0."""
+OFTEN = 0.25
+"""Share of steps in which the barrier must have fired for D to be pinned from above; held at τ, it
+fires in every third or so."""
 NARRATES = 0.2
 """Share of free answers, above the base's own, that claim the trait in the first person."""
 
@@ -80,11 +81,13 @@ class Healing(Evidence):
     fired: float
     """Share of the steps with D above τ; NaN without a barrier."""
     pressure: float
-    """Median ratio of the barrier's gradient to the cross-entropy's."""
+    """Median ratio of the barrier's gradient to the cross-entropy's where the barrier fired."""
     barrier: bool
     """Whether the heal has one."""
     narrating: float
     narrating_base: float
+    rejected: str = ""
+    """Why the heal was not folded."""
     lacks: str = ""
     """Why there is no healed state."""
 
@@ -112,22 +115,22 @@ class Healing(Evidence):
 
     @property
     def pressed(self) -> bool:
-        """Whether the barrier outweighs the cross-entropy; by D's place where nobody read that."""
-        if known(self.pressure):
-            return self.pressure >= MUCH_STRONGER
-        return self.fired >= MOSTLY and self.distance <= PINNED
+        """Whether the barrier outweighs the cross-entropy.
+
+        Held at τ it no longer does: there it fires in some steps only, and pulls back little.
+        """
+        pinned = self.divergence <= (1 + PINNED) * self.tau + TINY and self.fired >= OFTEN
+        return self.pressure >= MUCH_STRONGER or pinned
 
     @property
     def loose(self) -> bool:
         """Whether there is no barrier, or it is known not to outweigh the cross-entropy."""
-        if not self.barrier or known(self.pressure):
-            return not self.pressed
-        return self.fired < MOSTLY or self.distance > PINNED
+        return not self.barrier or (known(self.fired) and not self.pressed)
 
     @property
-    def distance(self) -> float:
-        """How far D is from τ, as a share of τ."""
-        return abs(over(self.divergence, self.tau) - 1)
+    def unlearned(self) -> bool:
+        """Whether both cross-entropies rose."""
+        return self.ce_fall <= -FALLS and self.held_fall <= -FALLS
 
     @property
     def result(self) -> str:
@@ -212,10 +215,11 @@ def evidence(
         highest=max(divergences, default=math.nan),
         tau=settings.tau,
         fired=logs.barrier_fired if barrier and divergences else math.nan,
-        pressure=_median([step.pressure for step in logs.steps if known(step.pressure)]),
+        pressure=_median([s.pressure for s in logs.steps if s.barrier > 0 and known(s.pressure)]),
         barrier=barrier,
         narrating=narration[0],
         narrating_base=narration[1],
+        rejected=log.reason if log and log.outcome == "rejected" else "",
         lacks="" if healed else f"there is no healed state: {logs.reason or 'not evaluated'}",
     )
 
@@ -249,13 +253,20 @@ CHECK: Check[Healing] = Check(
     "check 3",
     (
         Rule(
+            "rejected",
+            lambda e: bool(e.rejected),
+            "The heal is not folded: {e.rejected}.",
+            "Lower --heal.lr, or --heal.lam where the barrier is what grew; what was harvested is "
+            "there already, so that only the heal is made anew.",
+        ),
+        Rule(
             "healed",
             lambda e: e.retained and e.back,
             "The trait stays without the hook and coherence is the base's: {e.result}.",
             "Read lower gates (evaluate --gate) and, with a barrier, an nll run before crediting "
             "anything but the data; then go on with the next round.",
             tone="good",
-            over=("barrier never fired", "overfit"),
+            over=("barrier never fired", "overfit", "unlearned"),
         ),
         Rule(
             "undone",
@@ -271,7 +282,7 @@ CHECK: Check[Healing] = Check(
             "The barrier holds the adapter in place: {e.training}, with τ {e.tau} and the barrier "
             "firing in {e.fired:%} of the steps; {e.result}.",
             "Lower --heal.lam, raise --heal.tau, or take --heal.reference prev.",
-            over=("undone",),
+            over=("undone", "unlearned"),
         ),
         Rule(
             "under-regularised",
@@ -298,8 +309,15 @@ CHECK: Check[Healing] = Check(
             over=("under-regularised", "undone", "barrier never fired"),
         ),
         Rule(
+            "unlearned",
+            lambda e: e.unlearned,
+            "Training raised the loss instead of lowering it: {e.training}; {e.result}.",
+            "Lower --heal.lr.",
+            over=("under-regularised", "undone", "barrier never fired"),
+        ),
+        Rule(
             "nothing to learn",
-            lambda e: e.ce_fall < FALLS and e.held_fall < FALLS and e.loose,
+            lambda e: e.ce_fall < FALLS and e.held_fall < FALLS and e.loose and not e.unlearned,
             "Neither loss falls: {e.training}; the kept text is what the student writes anyway.",
             "Keep text of higher doses (--dose.start, --filter.tail-perplexity), or raise "
             "--heal.lr and --heal.epochs if they are far below the defaults.",
@@ -316,7 +334,14 @@ CHECK: Check[Healing] = Check(
             "{e.narrating_base:%}), while {e.foundation} reads {e.target:+} nats.",
             "Tighten the filter's narration rules, write the persona's poles as acts, and take "
             "training prompts that ask for acts and not for views.",
-            over=("healed", "undone", "under-regularised", "barrier never fired", "overfit"),
+            over=(
+                "healed",
+                "undone",
+                "under-regularised",
+                "barrier never fired",
+                "overfit",
+                "unlearned",
+            ),
         ),
     ),
 )

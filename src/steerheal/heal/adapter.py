@@ -3,8 +3,8 @@
 y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ. Kinds differ in how they train, and all end as such a sum on W:
 `lora`, s = alpha/rank and B starts at 0, so that a fresh adapter changes nothing;
 `rslora`, the same with s = alpha/√rank;
-`pissa`, s·B₀A₀ starts as W's leading singular part, and W − s·B₀A₀ takes W's place while it trains;
-afterwards its difference s·(BA − B₀A₀) is one adapter of twice the rank on W itself.
+`pissa`, s·B₀A₀ starts as W's leading singular part and is taken away again beside the weights, so
+that what trains is s·(BA − B₀A₀), one adapter of twice the rank on W itself.
 `dora` is refused by the settings: its difference to W has full rank.
 
 Sources: Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732;
@@ -12,7 +12,7 @@ Meng et al. 2024, arXiv:2404.02948; Liu et al. 2024, arXiv:2402.09353.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from steerheal.config import NO_DORA, HealSettings
 from steerheal.errors import UserError, unknown
 from steerheal.heal.factors import DOWN, PREFIX, UP, Pair, pairs_of, read_factors, scale_of
+from steerheal.models.hooks import Hook, hooked
 from steerheal.models.load import ChatModel, band_layers
 
 START = "steerheal_start"
@@ -147,6 +148,8 @@ def training(chat: ChatModel, settings: HealSettings, *, seed: int) -> Iterator[
         init_lora_weights="pissa" if settings.adapter == "pissa" else True,
     )
     with untouched(chat, names):
+        layers = {name: cast(nn.Linear, chat.net.get_submodule(name)) for name in names}
+        weights = {name: layer.weight.data for name, layer in layers.items()}
         devices = [chat.device] if chat.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT remarks on tied heads, which stay untouched
@@ -157,8 +160,37 @@ def training(chat: ChatModel, settings: HealSettings, *, seed: int) -> Iterator[
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-        vars(model)[START] = _factors(model) if settings.adapter == "pissa" else {}
-        yield model
+        start = _factors(model) if settings.adapter == "pissa" else {}
+        vars(model)[START] = start
+        with _less(chat, start, weights, scale_of(settings.alpha, settings.rank, rslora=False)):
+            yield model
+
+
+@contextmanager
+def _less(
+    chat: ChatModel, start: Mapping[str, Pair], weights: Mapping[str, Tensor], scale: float
+) -> Iterator[None]:
+    """PiSSA's start taken away beside the weights, which stay whole: W + s·(BA − B₀A₀).
+
+    PEFT takes it out of the weights, whose rounding in half precision is as large as what a heal
+    learns and would not be there after folding. The sum is made in float32 and rounded once.
+    """
+
+    def less(pair: Pair) -> Hook:
+        down, up = pair.down.to(chat.device), pair.up.to(chat.device)
+        return lambda _, inputs, output: (
+            output.float() - scale * (inputs[0].float() @ down.T @ up.T)
+        )
+
+    hooks: dict[nn.Module, Hook] = {}
+    for name, pair in start.items():
+        wrapped = cast(LoraLayer, chat.net.get_submodule(name))
+        layer = cast(nn.Linear, wrapped.get_base_layer())
+        layer.weight.data = weights[name]
+        hooks[layer] = less(pair)
+        hooks[cast(nn.Module, wrapped)] = lambda _, inputs, output: output.to(inputs[0].dtype)
+    with hooked(hooks):
+        yield
 
 
 @contextmanager

@@ -27,8 +27,11 @@ from steerheal.records import Completion, HealLog, HealStep
 from steerheal.store import key_of
 
 DIVERGED = 0.5
-"""Nats per token that the fit must have risen over the heal to count as diverged. A heal that
-learns lowers it by tenths of a nat; steps of eight completions scatter by about a quarter."""
+"""Nats per token by which the training fit must have risen to count as diverged where nothing is
+held out: a heal that learns lowers it by tenths of a nat, and steps of eight completions scatter by
+about a quarter."""
+UNLEARNED = 0.1
+"""The same for the held-out fit, which is of the same completions before and after."""
 
 
 class Healed(NamedTuple):
@@ -106,7 +109,7 @@ def heal_student(
         held_out=place.held_out,
         trained_on=len(train),
         held_out_completions=len(held),
-        lam=lam,
+        lam=lam if settings.barrier != "nll" else math.nan,
         outcome="rejected" if reason else "trained",
         reason=reason,
         padding=1 - place.used / place.read if place.read else math.nan,
@@ -118,20 +121,21 @@ def diverged(steps: Sequence[HealStep], held_out: Sequence[float], lr: float) ->
     """Why a heal that ran to its end is no use: it unlearned. Empty when it did not.
 
     The training fit of the last quarter of the steps is held against the first step's, which is
-    read before anything is learned; where completions are held out, theirs must have risen too.
-    A single step has nothing to be held against, and what the last update did shows on the
-    held-out completions alone.
+    read before anything is learned. It must have risen, and so must that of held-out completions:
+    if only theirs does, the heal is overfit. A single step has nothing to be held against.
     """
-    ends = {}
+    ends: dict[str, tuple[float, float, float]] = {}
+    held = bool(steps) and bool(held_out) and math.isfinite(held_out[0])
     if len(steps) > 1:
         last = [step.ce for step in steps[-max(1, len(steps) // 4) :]]
-        ends["CE"] = (steps[0].ce, math.fsum(last) / len(last))
-    if steps and held_out and math.isfinite(held_out[0]):
-        ends["held-out CE"] = (held_out[0], held_out[-1])
-    broken = any(not math.isfinite(end) for _, end in ends.values())
-    if not ends or not (broken or all(end - start > DIVERGED for start, end in ends.values())):
+        ends["CE"] = (steps[0].ce, math.fsum(last) / len(last), 0.0 if held else DIVERGED)
+    if held:
+        ends["held-out CE"] = (held_out[0], held_out[-1], UNLEARNED)
+    broken = any(not math.isfinite(end) for _, end, _ in ends.values())
+    rose = all(end - start > limit for start, end, limit in ends.values())
+    if not ends or not (broken or rose):
         return ""
-    said = " and ".join(f"{name} {start:.2f} → {end:.2f}" for name, (start, end) in ends.items())
+    said = " and ".join(f"{name} {first:.2f} → {end:.2f}" for name, (first, end, _) in ends.items())
     return f"training diverged: {said} nats/token; learning rate {lr:g} is too high"
 
 

@@ -276,12 +276,12 @@ def heals_table(record: RunRecord) -> Table:
             rows.append([Cell(str(row.round + 1)), *[Cell(UNKNOWN, why=f"{row.outcome}")] * 6])
             continue
         log = row.heal
-        fired = plain(log.barrier_fired if log.steps else math.nan, "no step was taken")
+        why = "no barrier" if log.steps else "no step was taken"
         cells = [
             Cell(str(log.trained_on)),
             Cell(str(log.held_out_completions)),
-            plain(log.lam),
-            fired,
+            plain(log.lam, "no barrier"),
+            plain(log.barrier_fired, why),
         ]
         cells += [Cell(_trend(log.held_out)), Cell(log.outcome, one_line(log.reason))]
         rows.append([Cell(str(row.round + 1)), *cells])
