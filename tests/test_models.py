@@ -206,6 +206,15 @@ def test_batches_hold_every_index_once_within_budget() -> None:
     assert all(max(lengths[i] for i in b) * len(b) <= 100 or len(b) == 1 for b in batches)
 
 
+def test_batches_have_little_padding() -> None:
+    lengths = [60, 160, *range(60, 160, 3), 64]
+    batches = list(by_length(lengths, 10_000))
+    for batch in batches:
+        found = [lengths[i] for i in batch]
+        assert sum(found) >= 0.85 * max(found) * len(found)
+    assert len(batches) < 5
+
+
 def test_out_of_memory_halves_the_batch_and_loses_nothing() -> None:
     done: list[int] = []
 

@@ -263,7 +263,7 @@ def stop_reason(rounds: Sequence[RoundRecord], config: RunConfig) -> str:
             f"the KL budget is spent: {done.kl_spent:.2f} nats/token after {name}, "
             f"kl_budget {config.kl_budget:g}"
         )
-    gains = [row.healed.delta_logodds.value for row in rounds if row.healed is not None]
+    gains = [_gain(row.healed) for row in rounds if row.healed is not None]
     late = gains[-config.patience :] if config.patience else []
     if late and len(gains) > len(late) and max(late) <= max(gains[: -len(late)]):
         return (
@@ -271,6 +271,12 @@ def stop_reason(rounds: Sequence[RoundRecord], config: RunConfig) -> str:
             f"{len(late)} rounds up to {name}, patience {config.patience}"
         )
     return ""
+
+
+def _gain(read: Summary) -> float:
+    """A state's trait gain; below every other where it is unknown."""
+    value = read.delta_logodds.value
+    return -math.inf if math.isnan(value) else value
 
 
 def best_round(
@@ -292,7 +298,7 @@ def best_round(
         return None, "no round was folded"
     if not fit:
         return None, f"none of {len(folded)} folded rounds is {limits}"
-    done, read = max(fit, key=lambda item: item[1].delta_logodds.value)
+    done, read = max(fit, key=lambda item: _gain(item[1]))
     gain = read.delta_logodds
     if not gain.value > 0:
         return None, f"no round {limits} raised the trait; at best {gain.value:+.3f}"

@@ -481,7 +481,8 @@ class Internalisation(Record):
     cosine: dict[int, float]
     """cos(shift, vector) per steered block; NaN where one of them is 0."""
     share: dict[int, float]
-    """The shift along the vector over the vector's length; 1 is what dose 1 adds at that block."""
+    """The shift along the vector in lengths of the vector; 1 is what dose 1 adds at that block, to
+    which the pushes of earlier blocks come."""
 
     @property
     def mean_cosine(self) -> float:

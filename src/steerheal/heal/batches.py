@@ -15,12 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steerheal.models.batch import shared_prefix, token_budget
+from steerheal.models.batch import WASTE, shared_prefix, token_budget
 from steerheal.models.load import ChatModel
 from steerheal.models.score import Pair, continuation_states, hidden_after_shared
-
-WASTE = 0.15
-"""Share of padding from which rows are split by length; a single row has none."""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ def right_padded(
     return ids.to(device)
 
 
+WASTE = 0.15
+"""Share of padding from which rows are split by length; a single row has none."""
 SHARED = 8
 """Tokens that rows must begin with in common before their prefix is read once for all."""
 
@@ -57,13 +59,19 @@ def shared_prefix(rows: Sequence[Sequence[int]], limit: int | None = None) -> in
 
 
 def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, each at most `budget` tokens wide and deep."""
+    """Indices in batches of similar length, each at most `budget` tokens wide and deep.
+
+    Padding is at most `WASTE` of a batch.
+    """
     batch: list[int] = []
+    used = 0
     for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if batch and lengths[index] * (len(batch) + 1) > budget:
+        size = lengths[index] * (len(batch) + 1)
+        if batch and (size > budget or used + lengths[index] < (1 - WASTE) * size):
             yield batch
-            batch = []
+            batch, used = [], 0
         batch.append(index)
+        used += lengths[index]
     if batch:
         yield batch
 

@@ -97,7 +97,8 @@ def continuation_states(
             start = len(prefix) - 1 - skipped
             states[i] = hidden[row, start : start + len(continuation)].clone()
 
-    for batch in by_length([len(row) for row in rows], token_budget(chat.device)):
+    opening = shared_prefix(rows, shortest - 1)
+    for batch in by_length([len(row) - opening for row in rows], token_budget(chat.device)):
         shrinking(batch, work)
     return states
 

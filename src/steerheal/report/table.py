@@ -111,7 +111,7 @@ def _internalised(row: RoundRecord) -> Cell:
     if found is None:
         return Cell(UNKNOWN, why="nothing was folded")
     blocks = ", ".join(f"block {i}: {number(value)}" for i, value in found.cosine.items())
-    return Cell(number(found.mean_cosine), f"{number(found.mean_share)} doses", why=blocks)
+    return Cell(number(found.mean_cosine), f"{number(found.mean_share)} ‖v‖", why=blocks)
 
 
 COURSE = (
@@ -187,7 +187,7 @@ PRICE = (
         "internalised",
         "cos",
         "cosine of the healed student's own shift under a neutral prompt with the round's vector, "
-        "mean over the steered blocks; under it the shift's length along the vector, in doses",
+        "mean over the steered blocks; under it the shift along the vector in ‖v‖",
         _internalised,
     ),
     Column(

@@ -3,7 +3,10 @@
 s_ℓ = mean over contexts x of [h_ℓ(x) after the round − h_ℓ(x) before it], at the assistant tag and
 under the neutral prompt, with no hook in either state; v_ℓ is the round's vector.
 
-    cosine = cos(s_ℓ, v_ℓ)        share = s_ℓ·v_ℓ / ‖v_ℓ‖²        1 is what dose 1 adds at block ℓ
+    cosine = cos(s_ℓ, v_ℓ)        share = s_ℓ·v_ℓ / ‖v_ℓ‖²
+
+A share of 1 is what dose 1 adds at block ℓ itself. A student that is steered in several blocks
+shows more from the second one on, since what earlier blocks got is still there.
 """
 
 import math
