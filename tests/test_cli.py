@@ -18,6 +18,7 @@ from steerheal.store import read_run
 
 import tiny
 
+CALM = str(Path(__file__).parents[1] / "examples" / "calm.toml")
 OPTIONS = [
     "--model", "{model}", "--device", "cpu", "--rounds", "1", "--coherence-floor", "0",
     "--vector.contexts", "4", "--sampling.tokens", "8", "--sampling.rows", "8",
@@ -73,7 +74,13 @@ def test_a_run_leaves_a_report_and_prints_its_headline(
     assert record["environment"]["dtype"] == "float32"
 
 
-def test_resume_takes_the_runs_own_settings(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_takes_the_runs_own_settings(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone(name: str, **_: object) -> None:
+        raise AssertionError(f"{name} is looked for, though the run holds it")
+
+    monkeypatch.setattr("steerheal.commands.find", gone)
     before = json.loads((runs / "one" / "run.json").read_text())
     main(["run", "--resume", str(runs / "one")])
     after = json.loads((runs / "one" / "run.json").read_text())
@@ -134,6 +141,15 @@ def test_sample_export_report_and_evaluate_work_on_a_run(
     main(["report", run])
     assert "report.html" in capsys.readouterr().out
     out = tmp_path / "readings.json"
+    main(["evaluate", run, "--against", run, "--json", str(out)])
+    said = capsys.readouterr().out
+    assert "against" in said and "7 pairs" in said
+    assert "--model, --persona" in failing(
+        ["evaluate", run, "--persona", "calm", "--model", "other"], capsys
+    )
+    assert "--per-foundation" in failing(
+        ["evaluate", run, "--against", run, "--per-foundation", "2"], capsys
+    )
     main(["evaluate", run, "--per-foundation", "2", "--json", str(out)])
     readings = json.loads(out.read_text())
     assert readings["others"]["state"] == "healed"
@@ -196,13 +212,18 @@ def test_seeds_are_read_together_and_unlike_runs_are_refused(
         (["run", "--model", "no/such/model"], "Cannot load model"),
         (["run", "--config", "nowhere.toml"], "Cannot read nowhere.toml"),
         (["run", "--measure.vignettes", "evryday"], "Perhaps you meant 'everyday'"),
-        (["run", "--measure.prompts", "500"], "evaluation prompts"),
+        (["run", "--vector.contexts", "5000"], "contexts are bundled"),
+        (["run", "--heal.targets", "qproj"], "Perhaps you meant 'q_proj'"),
         (["run", "--name", "a/b"], "one folder name"),
         (["run", "--resume", "nowhere"], "not a run folder"),
         (["sample", "nowhere"], "not a run folder"),
         (["report", "nowhere"], "not a run folder"),
         (["export", "nowhere"], "not a run folder"),
-        (["evaluate", "nowhere"], "Cannot read the adapter"),
+        (["evaluate", "nowhere"], "nowhere is no PEFT adapter folder"),
+        (["evaluate", "--against", "nowhere"], "not a run folder"),
+        (["evaluate", "--guard", "piqa"], "Unknown guard"),
+        (["evaluate", "saved.json", "--vignettes", "ai"], "Without effect: --vignettes"),
+        (["seeds"], "Give two or more runs"),
         (["personas", "lov"], "Perhaps you meant 'love'"),
     ],
 )
@@ -266,17 +287,26 @@ def test_a_full_disk_ends_with_one_message_and_a_readable_record(
 
 
 def test_ctrl_c_leaves_an_interrupted_record_and_exit_code_130(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("steerheal.stages.extract", stop)
     options = [part.format(model=model).replace("--device", "--model.device") for part in OPTIONS]
+    line = ["run", CALM, "--runs", str(tmp_path), "--name", "cut", *options]
     with pytest.raises(SystemExit) as ended:
-        main(["run", "love", "--runs", str(tmp_path), "--name", "cut", *options])
+        main([*line, "--measure.prompts", "20"])
     assert ended.value.code == 130
-    assert json.loads((tmp_path / "cut" / "run.json").read_text())["status"] == "interrupted"
+    said = capsys.readouterr().err
+    assert f"steerheal run --resume {tmp_path / 'cut'}" in said
+    record = read_run(tmp_path / "cut")
+    assert record.status == "interrupted"
+    # The persona has fewer evaluation prompts.
+    assert record.config["measure"]["prompts"] == 6 and "has 6 evaluation prompts" in said
 
 
 def test_help_answers_in_under_a_second() -> None:

@@ -424,6 +424,9 @@ def test_the_t_interval_over_few_seeds_covers_the_truth() -> None:
 
 
 def test_one_seed_has_no_interval_and_a_lost_reading_is_lost_for_the_band() -> None:
+    same = across_seeds([seeds()[0]] * 3).readings["delta_nats.care"]
+    own = seeds()[0].delta_nats["care"]
+    assert (same.low, same.high) == (own.low, own.high) and own.low < own.high
     alone = across_seeds(seeds()[:1])
     assert all("one seed" in reading.reason for reading in alone.readings.values())
     assert alone.moved == ()

@@ -28,6 +28,7 @@ from steerheal.records import (
     WalkStep,
 )
 from steerheal.report import figures, page, plates, words
+from steerheal.steer.persona import find
 
 PROMPTS = tuple(f"Show prompt {number}: what do you do?" for number in range(1, 9))
 HOSTILE = (
@@ -440,8 +441,9 @@ def test_a_harvest_of_a_round_that_was_never_recorded_is_read(tmp_path: Path) ->
 
 
 def test_a_reversed_persona_is_named_so() -> None:
-    record = run_record(config={**run_record().config, "reverse": True})
-    assert "love reversed +0.15" in page.headline(record)
+    persona = find("love", reverse=True).model_dump(mode="json")
+    record = run_record(config={**run_record().config, "reverse": True}, persona=persona)
+    assert "love-reversed +0.15" in page.headline(record)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -428,7 +428,6 @@ def test_a_band_that_cannot_reach_the_target_is_left_out_with_its_reason(
         (["--bands"], "no band"),
         (["--doses", "0"], "greater than 0"),
         (["--doses"], "no dose"),
-        (["--prompts", "500"], "evaluation prompts"),
         (["--contexts", "5000"], "contexts are bundled"),
         (["--vignettes", "evryday"], "Perhaps you meant 'everyday'"),
         (["--target-kl", "-1"], "greater than or equal to 0"),

@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.error(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
-        console.error("interrupted; what was finished is kept")
+        console.error("interrupted")
         sys.exit(130)
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from steerheal import loop
+from steerheal import loop, prompts
 from steerheal.cli import ExportCommand, ReportCommand, RunCommand, SampleCommand
 from steerheal.config import HealSettings, RunConfig, SamplingSettings, validated
 from steerheal.console import Console
 from steerheal.errors import UserError
+from steerheal.heal.adapter import target_names
 from steerheal.heal.export import export_merged, export_peft
 from steerheal.heal.fold import folded
 from steerheal.history import student_of
@@ -30,13 +31,13 @@ PACKAGES = ("steerheal", "torch", "transformers", "peft", "safetensors", "numpy"
 
 def run(options: RunCommand, console: Console) -> None:
     """`steerheal run`."""
-    folder, config, command = _planned(options)
-    persona = find(config.persona, reverse=config.reverse)
+    folder, config, persona, command = _planned(options, console)
     vignettes.chosen(config.measure)
     if config.measure.protocol:
         protocol.load(Path(config.measure.protocol))
-    _refuse_small_pools(config, persona)
+    prompts.first_contexts(config.vector.contexts)
     chat = load(config.model)
+    target_names(chat, config.heal)
     if left := sweep_unfinished(folder.parent):
         console.note(f"removed {left} half-made stages of a killed run")
     store = Store(folder.parent, folder.name, notify=console.stage_mark)
@@ -57,13 +58,18 @@ def run(options: RunCommand, console: Console) -> None:
         record = loop.run(stages, record, console, until=options.until)
     except BaseException as error:
         _leave_readable(store, error)
+        if isinstance(error, KeyboardInterrupt):
+            again = shlex.join(["steerheal", "run", "--resume", str(folder)])
+            console.note(f"finished stages are kept; go on with: {again}")
         raise
     page = write_report(folder)
     _closing(record, folder, page, console)
 
 
-def _planned(options: RunCommand) -> tuple[Path, RunConfig, str]:
-    """Run folder, settings, and the command that repeats the run.
+def _planned(options: RunCommand, console: Console) -> tuple[Path, RunConfig, Persona, str]:
+    """Run folder, settings, persona, and the command that repeats the run.
+
+    A run that goes on keeps the persona of its record, whatever became of the file.
 
     Raises:
         UserError: the folder holds another run, or none to resume.
@@ -76,7 +82,10 @@ def _planned(options: RunCommand) -> tuple[Path, RunConfig, str]:
         old = read_run(folder)
         _refuse_going_back(folder, old, options)
         command = with_until(old.command, options.until)
-        return folder, validated(RunConfig, old.config, source=str(folder)), command
+        persona = validated(Persona, old.persona, source=str(folder))
+        return folder, validated(RunConfig, old.config, source=str(folder)), persona, command
+    persona = find(config.persona, reverse=config.reverse)
+    config = _within_pools(config, persona, console)
     stem = Path(config.persona).stem + ("-reversed" if config.reverse else "")
     name = options.name or free_name(options.runs, stem)
     if Path(name).name != name:
@@ -90,7 +99,7 @@ def _planned(options: RunCommand) -> tuple[Path, RunConfig, str]:
                 f"that one with `steerheal run --resume {folder}`."
             )
         _refuse_going_back(folder, old, options)
-    return folder, config, options.line
+    return folder, config, persona, options.line
 
 
 def _refuse_going_back(folder: Path, old: RunRecord, options: RunCommand) -> None:
@@ -112,13 +121,14 @@ def with_until(line: str, until: str | None) -> str:
     return shlex.join([*words, *(["--until", until] if until else [])])
 
 
-def _refuse_small_pools(config: RunConfig, persona: Persona) -> None:
+def _within_pools(config: RunConfig, persona: Persona, console: Console) -> RunConfig:
+    """The settings with no more prompts than the persona has, and a note when that cuts any."""
     have = len(persona.prompts.evaluate)
-    if config.measure.prompts > have:
-        raise UserError(
-            f"measure.prompts is {config.measure.prompts}; persona {persona.name} has {have} "
-            "evaluation prompts."
-        )
+    if config.measure.prompts <= have:
+        return config
+    console.note(prompts.cut("measure.prompts", config.measure.prompts, persona.name, have))
+    measure = config.measure.model_copy(update={"prompts": have})
+    return config.model_copy(update={"measure": measure})
 
 
 def _leave_readable(store: Store, error: BaseException) -> None:

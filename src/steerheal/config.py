@@ -205,8 +205,8 @@ class HealSettings(Settings):
     distill reads a per-token dose trace as its nominal dose."""
     barrier: Literal["nll", "kl_fwd", "kl_rev"] = "nll"
     """D: none, KL(reference‖student), or KL(student‖reference), in nats per position. None is the
-    default: on the embedded model no barrier gives more trait at the same price (docs/results.md).
-    aggregate, reference, lam, tau and lam_power belong to a barrier."""
+    default: on the embedded model none was seen to give more trait at the same price
+    (docs/results.md). aggregate, reference, lam, tau and lam_power belong to a barrier."""
     aggregate: Literal["mean", "rmse", "p95", "max"] = "rmse"
     """How D is aggregated over the completion positions of a batch."""
     reference: Literal["prev", "base"] = "prev"

@@ -12,19 +12,17 @@ from steerheal.records import RunRecord
 from steerheal.store import round_folder
 
 
-def student_of(
-    record: RunRecord, folder: Path, number: int, gate: float, console: Console
-) -> tuple[ChatModel, tuple[Gated, ...], int]:
-    """The run's model, its history up to a round at a gate, and the round's number from 1.
+def round_of(record: RunRecord, folder: Path, number: int, console: Console) -> int:
+    """The folded round that is asked for, from 1; 0 is the best one.
 
-    Where no round is asked for and none was named best, that is the last folded one, with a note.
+    Where none was named best, that is the last folded one, with a note.
 
     Raises:
-        UserError: no such round, another model than the run's.
+        UserError: no such round.
     """
-    done = [item.round + 1 for item in record.rounds if item.outcome == "folded"]
+    done = [row.round + 1 for row in record.rounds if row.outcome == "folded"]
     if not done:
-        raise UserError(f"{folder} has no folded round.")
+        raise UserError(f"{folder} has no folded round to read.")
     last = number or (done[-1] if record.best is None else record.best + 1)
     if last not in done:
         raise UserError(f"{folder} has no folded round {last}; it has {done}.")
@@ -33,6 +31,18 @@ def student_of(
         console.note(
             f"{folder} names no best round: {why}. Round {last} is taken, the last one folded."
         )
+    return last
+
+
+def student_of(
+    record: RunRecord, folder: Path, number: int, gate: float, console: Console
+) -> tuple[ChatModel, tuple[Gated, ...], int]:
+    """The run's model, its history up to a round (as `round_of` finds it) at a gate, and the round.
+
+    Raises:
+        UserError: no such round, another model than the run's.
+    """
+    last = round_of(record, folder, number, console)
     config = validated(RunConfig, record.config, source=str(folder))
     chat = load(config.model)
     if chat.fingerprint != record.environment["fingerprint"]:
@@ -41,8 +51,8 @@ def student_of(
             f"({record.environment['fingerprint']}); this one is {chat.fingerprint}."
         )
     history = tuple(
-        Gated(Adapter.load(round_folder(folder, item - 1) / "adapter"), config.gate * gate)
-        for item in done
-        if item <= last
+        Gated(Adapter.load(round_folder(folder, row.round) / "adapter"), config.gate * gate)
+        for row in record.rounds[:last]
+        if row.outcome == "folded"
     )
     return chat, history, last

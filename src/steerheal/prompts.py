@@ -4,6 +4,8 @@ from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
+from steerheal.errors import UserError
+
 
 def data() -> Traversable:
     """The package's data folder."""
@@ -20,6 +22,23 @@ def lines(name: str) -> tuple[str, ...]:
 def contexts() -> tuple[str, ...]:
     """Diverse user messages that a vector is averaged over; any prefix stays diverse."""
     return lines("contexts")
+
+
+def first_contexts(count: int) -> tuple[str, ...]:
+    """The first `count` of them.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    found = contexts()
+    if count > len(found):
+        raise UserError(f"{count} contexts were asked for; {len(found)} contexts are bundled.")
+    return found[:count]
+
+
+def cut(setting: str, asked: int, persona: str, have: int) -> str:
+    """What is said when a persona has fewer evaluation prompts than were asked for."""
+    return f"{setting} is {asked}; persona {persona} has {have} evaluation prompts, all are read"
 
 
 def control() -> tuple[str, ...]:

@@ -4,13 +4,19 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from steerheal.cli import EvaluateCommand
-from steerheal.config import MeasureSettings, ModelSettings, SamplingSettings
+from steerheal.cli import EvaluateCommand, ReadCommand
+from steerheal.config import (
+    MeasureSettings,
+    ModelSettings,
+    RunConfig,
+    SamplingSettings,
+    validated,
+)
 from steerheal.console import Console, shown
 from steerheal.errors import UserError
 from steerheal.heal.adapter import Adapter
 from steerheal.heal.fold import Gated, folded
-from steerheal.history import student_of
+from steerheal.history import round_of, student_of
 from steerheal.measure import guards, summary
 from steerheal.measure.auto import resolve
 from steerheal.measure.compare import compare
@@ -38,25 +44,58 @@ class Target(NamedTuple):
 
 def evaluate(options: EvaluateCommand, console: Console) -> None:
     """`steerheal evaluate`."""
+    _refuse_unused(options)
+    other = None if options.against is None else _saved(options.against, console)
     if options.target is not None and options.target.suffix == ".json":
         found = read_record(options.target, Evaluation)
     else:
         found = _read(options, console)
     axis = Persona.model_validate(found.persona).axis
     _show(found, console)
-    if options.against is not None:
-        other = _saved(options.against)
-        _show_comparison(compare(found.scores, other, axis), str(options.against), console)
     if options.json_out is not None:
         write_record(options.json_out, found)
         console.say(f"readings  {options.json_out}")
+    if other is not None:
+        _show_comparison(compare(found.scores, other, axis), str(options.against), console)
+
+
+def _refuse_unused(options: EvaluateCommand) -> None:
+    """What a saved reading, a run, or a run compared with has settled already."""
+    plain = EvaluateCommand()
+    given = {name for name, value in options if value != getattr(plain, name)}
+    reading = {*ReadCommand.model_fields} - {"model", "seed"}
+    why: dict[str, set[str]] = {}
+    if options.target is not None and options.target.suffix == ".json":
+        why["the target is a saved reading"] = given - {"target", "against", "json_out"}
+    elif _is_run(options.target):
+        why["the target is a run, which has its own"] = given & {"model", "persona"}
+    if _is_run(options.against):
+        why["a target is read as the run that it is held against was"] = given & reading
+    for reason, names in why.items():
+        if names:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
+            raise UserError(f"Without effect: {flags}, since {reason}. Leave it out.")
+
+
+def _is_run(path: Path | None) -> bool:
+    return path is not None and (path / "run.json").is_file()
+
+
+def _asked(options: EvaluateCommand, persona: Persona) -> tuple[MeasureSettings, SamplingSettings]:
+    """How to read: as the run that the target is held against, else as the options say."""
+    if options.against is not None and _is_run(options.against):
+        config = validated(RunConfig, read_run(options.against).config, source=str(options.against))
+        return config.measure, config.sampling
+    most = min(MeasureSettings().prompts, len(persona.prompts.evaluate))
+    return options.measure(prompts=most), SamplingSettings()
 
 
 def _read(options: EvaluateCommand, console: Console) -> Evaluation:
     target = _target(options, console)
     chat, history, persona, name = target
-    most = min(MeasureSettings().prompts, len(persona.prompts.evaluate))
-    settings = options.measure(prompts=most)
+    settings, sampling = _asked(options, persona)
+    for guard in options.guard:
+        guards.known(guard)
     settings, tried = resolve(chat, settings, persona.axis)
     for attempt in tried:
         console.note(in_words(attempt))
@@ -71,7 +110,7 @@ def _read(options: EvaluateCommand, console: Console) -> Evaluation:
                 Student(chat, items).entered,
                 persona,
                 settings,
-                sampling=SamplingSettings(),
+                sampling=sampling,
                 seed=options.seed,
                 progress=progress,
             )
@@ -97,7 +136,7 @@ def _read(options: EvaluateCommand, console: Console) -> Evaluation:
 
 def _target(options: EvaluateCommand, console: Console) -> Target:
     where = options.target
-    if where is not None and (where / "run.json").is_file():
+    if where is not None and _is_run(where):
         record = read_run(where)
         chat, history, number = student_of(record, where, options.round, options.gate, console)
         persona = Persona.model_validate(record.persona)
@@ -110,14 +149,12 @@ def _target(options: EvaluateCommand, console: Console) -> Target:
     return Target(chat, (adapter,), persona, f"{where} on {chat.name}")
 
 
-def _saved(path: Path) -> Scores:
+def _saved(path: Path, console: Console) -> Scores:
     """Readings to compare with, from a file or a run's best round."""
     if path.suffix == ".json":
         return read_record(path, Evaluation).scores
     record = read_run(path)
-    if record.best is None:
-        raise UserError(f"{path} has no best round to compare with. Save readings with --json.")
-    return read_scores(path, record.best, "healed")
+    return read_scores(path, round_of(record, path, 0, console) - 1, "healed")
 
 
 def _show(found: Evaluation, console: Console) -> None:

@@ -52,10 +52,12 @@ def scan(options: ScanCommand, console: Console) -> None:
     if not bands or not options.doses:
         what = "dose" if bands else "band"
         raise UserError(f"There is no {what} to try; name one or more after --{what}s.")
+    options = _within_pool(options, persona, console)
     settings = options.model_dump(mode="json", exclude={"out"})
     out = options.out or Path("runs") / f"scan-{persona.name}"
     _refuse_other(out, settings)
-    _refuse_pools(options, persona)
+    prompts.first_contexts(options.contexts)
+    vignettes.chosen(options.measure())
     chat = load(ModelSettings(name=options.model))
     measure, tried = resolve(chat, options.measure(), persona.axis)
     for attempt in tried:
@@ -142,7 +144,7 @@ def _extracted(
     layers = {i for band in bands for i in band_layers(depth, (band.low, band.high))}
     hull = (min(layers) / depth, (max(layers) + 1) / depth)
     settings = VectorSettings(contexts=options.contexts, band=hull)
-    chosen = prompts.contexts()[: options.contexts]
+    chosen = prompts.first_contexts(options.contexts)
     with console.stage("vector", 2 * len(chosen)) as progress:
         return extract(chat, persona, chosen, settings, progress)
 
@@ -198,17 +200,13 @@ def _refuse_other(out: Path, settings: dict[str, object]) -> None:
         )
 
 
-def _refuse_pools(options: ScanCommand, persona: Persona) -> None:
+def _within_pool(options: ScanCommand, persona: Persona, console: Console) -> ScanCommand:
+    """The options with no more prompts than the persona has, and a note when that cuts any."""
     have = len(persona.prompts.evaluate)
-    if options.prompts > have:
-        raise UserError(
-            f"--prompts is {options.prompts}; persona {persona.name} has {have} evaluation prompts."
-        )
-    if options.contexts > len(prompts.contexts()):
-        raise UserError(
-            f"--contexts is {options.contexts}; {len(prompts.contexts())} contexts are bundled."
-        )
-    vignettes.chosen(options.measure())
+    if options.prompts <= have:
+        return options
+    console.note(prompts.cut("--prompts", options.prompts, persona.name, have))
+    return options.model_copy(update={"prompts": have})
 
 
 def _show(record: ScanRecord, console: Console) -> None:

@@ -49,7 +49,8 @@ def bands(by_run: Sequence[Sequence[Comparison]]) -> list[SeedBand]:
 
 def _refuse_unlike(folders: Sequence[Path], records: Sequence[RunRecord]) -> None:
     if len(records) < 2:
-        raise UserError(f"One run has no spread over seeds; give two or more. Given: {folders[0]}.")
+        given = " ".join(map(str, folders)) or "none"
+        raise UserError(f"Give two or more runs: one has no spread over seeds. Given: {given}.")
     used = [record.config["seed"] for record in records]
     if len(set(used)) < len(used):
         raise UserError(f"Runs must differ in their seed; given seeds {used}.")

@@ -14,7 +14,6 @@ import torch
 
 from steerheal import prompts
 from steerheal.config import Instrument, RunConfig
-from steerheal.errors import UserError
 from steerheal.heal.adapter import Adapter
 from steerheal.heal.checkpoint import Checkpoint
 from steerheal.heal.fold import Gated, assert_alive, folded
@@ -232,12 +231,7 @@ class Stages:
     def vector(self, number: int, student: Student) -> tuple[SteeringVector, str]:
         """The student's steering vector, and its key."""
         settings, persona = self.config.vector, self.persona
-        bundled = prompts.contexts()
-        if settings.contexts > len(bundled):
-            raise UserError(
-                f"vector.contexts is {settings.contexts}; {len(bundled)} contexts are bundled."
-            )
-        chosen = bundled[: settings.contexts]
+        chosen = prompts.first_contexts(settings.contexts)
         poles = (persona.positive, persona.negative, persona.neutral)
         key = key_of("vector", self.chat.fingerprint, student.keys, settings, chosen, poles)
         rows = find(settings.method).rows(settings, len(chosen))

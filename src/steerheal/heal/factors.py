@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from jaxtyping import Float
 from peft import LoraConfig, PeftConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -61,6 +61,11 @@ def read_factors(folder: Path) -> Factors:
     Raises:
         UserError: unreadable, damaged, or of a kind that cannot be folded.
     """
+    if not (folder / CONFIG_NAME).is_file():
+        raise UserError(
+            f"{folder} is no PEFT adapter folder: it has no {CONFIG_NAME}. A model goes after "
+            "--model, a run is a folder with run.json."
+        )
     try:
         config = cast(LoraConfig, PeftConfig.from_pretrained(str(folder)))
         tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)

@@ -45,7 +45,8 @@ class SeedBand(Record):
     instrument: str
     seeds: int
     readings: dict[str, Reading]
-    """Mean over seeds with its 95 % t-interval, by the names that `Comparison.readings` gives."""
+    """Mean over seeds with its 95 % t-interval, by the names that `Comparison.readings` gives; a
+    reading that is the same at every seed keeps its own interval."""
     surgical: int
     """Seeds whose comparison is surgical."""
     moved: tuple[str, ...]
@@ -91,7 +92,9 @@ def compare(
 def across_seeds(comparisons: Sequence[Comparison]) -> SeedBand:
     """Mean over seeds of every reading, with a t-interval over seeds.
 
-    A reading that some seed does not have is unknown: a mean over the others would be of a choice.
+    What the units do to all seeds alike is not in that interval; where it is all there is, since
+    the seed changes nothing, the reading's own interval over units stands. A reading that some seed
+    does not have is unknown: a mean over the others would be of a choice.
 
     Raises:
         UserError: no comparisons, or comparisons of different states or instruments.
@@ -215,6 +218,8 @@ def _band(readings: Sequence[Reading]) -> Reading:
     if len(readings) < 2:
         return Reading.unknown(ONE_SEED)
     values = np.array([reading.value for reading in readings])
+    if not np.ptp(values):
+        return readings[0]
     mean, count = float(values.mean()), len(values)
     quantile = T_975[min(count - 1, len(T_975)) - 1]
     reach = quantile * float(values.std(ddof=1)) / math.sqrt(count)

@@ -12,6 +12,20 @@ from steerheal.models.load import ChatModel
 HARNESS = "lm_eval"
 
 
+def known(guard: str) -> str:
+    """The task that a guard names.
+
+    Raises:
+        UserError: another form of guard, or the harness is not installed.
+    """
+    kind, _, task = guard.partition(":")
+    if kind != HARNESS or not task:
+        raise UserError(f"Unknown guard {guard!r}. Write lm_eval:TASK, for instance lm_eval:piqa.")
+    if importlib.util.find_spec(HARNESS) is None:
+        raise UserError(f"The guard {guard} needs the harness: `pip install lm-eval`.")
+    return task
+
+
 def read(chat: ChatModel, guard: str, *, limit: int | None = None) -> dict[str, float]:
     """The task's metrics on the model in its present state, by name.
 
@@ -23,11 +37,7 @@ def read(chat: ChatModel, guard: str, *, limit: int | None = None) -> dict[str, 
     Raises:
         UserError: another form of guard, the harness is not installed, or it refuses the task.
     """
-    kind, _, task = guard.partition(":")
-    if kind != HARNESS or not task:
-        raise UserError(f"Unknown guard {guard!r}. Write lm_eval:TASK, for instance lm_eval:piqa.")
-    if importlib.util.find_spec(HARNESS) is None:
-        raise UserError(f"The guard {guard} needs the harness: `pip install lm-eval`.")
+    task = known(guard)
     harness = importlib.import_module(HARNESS)
     wrapper = importlib.import_module(f"{HARNESS}.models.huggingface").HFLM
     try:

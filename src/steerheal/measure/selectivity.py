@@ -158,19 +158,27 @@ class Paired:
         return self.over(lambda one, other: value(one) - value(other))
 
 
+def in_order(scores: Scores) -> Scores:
+    """The same rows in the order of their keys, so that a bootstrap draws the same ones."""
+    rows = {
+        field: tuple(sorted(getattr(scores, field), key=lambda row, key=key: str(key(row))))
+        for field, (_, key) in UNITS.items()
+    }
+    return scores.model_copy(update=rows)
+
+
 def paired(b: Scores, a: Scores, field: str, resamples: int) -> Paired:
     """What b and a measured in a field of `Scores`, in the order of the keys that pair it.
 
     Raises:
         UserError: a key twice in one state, or keys that only one state has.
     """
-    what, key = UNITS[field]
+    what, _ = UNITS[field]
     sides = {"b": b, "a": a}
     lacking = [f"{name} ({side.state})" for name, side in sides.items() if not getattr(side, field)]
     if lacking:
         return Paired([], [], f"no {what} were measured for {' and '.join(lacking)}", resamples)
-    ordered = sorted(getattr(b, field), key=lambda row: str(key(row)))
-    pairs = matched(ordered, getattr(a, field), field)
+    pairs = matched(getattr(in_order(b), field), getattr(a, field), field)
     return Paired([one for one, _ in pairs], [other for _, other in pairs], "", resamples)
 
 

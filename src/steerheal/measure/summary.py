@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from steerheal.measure.fluency import perplexity
 from steerheal.measure.qualify import centre, hits
+from steerheal.measure.selectivity import in_order
 from steerheal.measure.stats import bootstrap, finite_or_unknown, log_mean_ratio, ratio
 from steerheal.records import FOUNDATIONS, Reading, Scores, Summary
 from steerheal.steer.persona import Axis
@@ -33,6 +34,7 @@ def summarise(scores: Scores, base: Scores, axis: Axis, *, resamples: int = 2000
         axis: Which foundation should have moved, which way, and which should not.
         resamples: Bootstrap resamples per interval.
     """
+    scores, base = in_order(scores), in_order(base)
     deltas = {name: _delta_nats(scores, base, i, resamples) for i, name in enumerate(FOUNDATIONS)}
     trait, base_trait = _logodds(scores), _logodds(base)
     mass, base_mass = _mass(scores), _mass(base)

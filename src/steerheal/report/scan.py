@@ -1,6 +1,7 @@
 """What a scan of bands and doses found, as a record, and its figure: trait against coherence."""
 
 import math
+import shlex
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
@@ -115,7 +116,7 @@ def advised(record: ScanRecord) -> ScanRecord:
             "points": tuple(points),
             "against": against,
             "knee": name,
-            "words": _advice(None if chosen is None else fit[chosen], flat=flat),
+            "words": _advice(record, None if chosen is None else fit[chosen], flat=flat),
         }
     )
 
@@ -125,7 +126,7 @@ def _fit(point: ScanPoint, base_perplexity: float) -> bool:
     return point.read.delta_logodds.low > 0 and point.read.coherence >= FLOOR and fluent
 
 
-def _advice(point: ScanPoint | None, *, flat: bool) -> str:
+def _advice(record: ScanRecord, point: ScanPoint | None, *, flat: bool) -> str:
     why = (
         "Answer mass hardly moves where it holds, so that the front trades the trait against the "
         "perplexity of free answers. "
@@ -139,10 +140,12 @@ def _advice(point: ScanPoint | None, *, flat: bool) -> str:
             "other doses, more prompts, or another persona."
         )
     low, _, high = point.band.partition("-")
-    return (
-        f"{why}The knee is band {point.band} at dose {point.read.dose:.3g}: "
-        f"steerheal run --vector.band {low} {high} --dose.start {point.read.dose:.3g}"
-    )
+    asked = record.settings
+    words = ["steerheal", "run", str(asked.get("persona", record.persona["name"]))]
+    words += ["--reverse"] if asked.get("reverse") else []
+    words += ["--model.name", str(asked["model"])] if asked.get("model") else []
+    words += ["--vector.band", low, high, "--dose.start", f"{point.read.dose:.3g}"]
+    return f"{why}The knee is band {point.band} at dose {point.read.dose:.3g}: {shlex.join(words)}"
 
 
 def figure(record: ScanRecord) -> Figure:

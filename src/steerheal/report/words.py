@@ -85,9 +85,8 @@ def number_setting(record: RunRecord, *path: str) -> float:
 
 
 def persona_name(record: RunRecord) -> str:
-    """The persona's name, and whether its poles are swapped."""
-    name = one_line(str(record.persona.get("name", "the trait")))
-    return f"{name} reversed" if setting(record, "reverse") is True else name
+    """The persona's name; it says when its poles are swapped."""
+    return one_line(str(record.persona.get("name", "the trait")))
 
 
 def chosen(record: RunRecord) -> RoundRecord | None:
@@ -146,7 +145,7 @@ def _status(record: RunRecord) -> str:
 def _nothing(record: RunRecord) -> str:
     if record.base is None:
         return "No state was evaluated, not even the base."
-    return "Only the base was evaluated to the end; no round has a healed reading."
+    return "No round was healed, so that there is nothing to hold against the base."
 
 
 def stuck(record: RunRecord, row: RoundRecord) -> str:
