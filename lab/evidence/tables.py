@@ -1,15 +1,17 @@
 """The tables and figures of docs/results.md, from the records kept beside this file.
 
-Intervals are 95 % t-intervals of two variances: that of the seeds' mean, and that of the mean over
-seeds when prompts, statements or vignettes are resampled, the same ones for every seed and arm.
-Degrees of freedom after Satterthwaite 1946, Biometrics Bulletin 2(6). A difference is taken within
-a seed and on the same units. What a seed's units do to that seed alone is counted in both.
+Intervals are 95 % t-intervals of two variances: that of the mean over seeds, and that of the mean
+over units (prompts, statements or vignettes), each to first order. Degrees of freedom after
+Satterthwaite 1946, Biometrics Bulletin 2(6). A difference is taken within a seed and on the same
+units. What a seed's units do to that seed alone is counted in both, so that the intervals are
+rather too wide than too narrow.
 Usage: python lab/evidence/tables.py PART [--figure FILE]
 """
 
 import argparse
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +19,7 @@ from typing import NamedTuple
 import foundations
 import matplotlib as mpl
 import numpy as np
+from arms import STRENGTHS
 from kept import Round, Run, State, read
 from numpy.typing import NDArray
 
@@ -27,85 +30,62 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 Floats = NDArray[np.float64]
-RESAMPLES = 2000
+Units = dict[str, Floats]
+"""What every unit of a kind adds to a value, to first order; around 0."""
+PROMPTS, STATEMENTS, VIGNETTES = "prompts", "statements", "vignettes"
 DASH = "–"
 
-
-class Picks(NamedTuple):
-    """Resamples, one a row: which units of every kind."""
-
-    prompts: NDArray[np.int64]
-    statements: NDArray[np.int64]
-    vignettes: NDArray[np.int64]
+Reader = Callable[[State, State], tuple[float, Units]]
+"""A state's reading against its base."""
 
 
-Reader = Callable[[State, State, Picks], Floats]
-"""A state's reading against its base, one per resample."""
-
-
-def trait(state: State, base: State, picks: Picks) -> Floats:
+def trait(state: State, base: State) -> tuple[float, Units]:
     """Change of persona_logodds, nats per token."""
-    return _of(state.logodds, picks.prompts) - _of(base.logodds, picks.prompts)
+    return _mean(PROMPTS, np.array(state.logodds) - np.array(base.logodds))
 
 
-def fluency(state: State, base: State, picks: Picks) -> Floats:
+def fluency(state: State, base: State) -> tuple[float, Units]:
     """Change of the mean ln perplexity of the free answers under the base, nats per token."""
-    after, before = (_of(np.log(item.perplexity), picks.prompts) for item in (state, base))
-    return after - before
+    return _mean(PROMPTS, np.log(state.perplexity) - np.log(base.perplexity))
 
 
-def kl(state: State, _base: State, picks: Picks) -> Floats:
+def kl(state: State, _base: State) -> tuple[float, Units]:
     """KL to the base, nats per token."""
-    return _of(state.kl, picks.prompts)
+    return _mean(PROMPTS, np.array(state.kl))
 
 
-def mass(state: State, base: State, picks: Picks) -> Floats:
-    """Answer mass over the base's."""
-    return _of(state.mass, picks.statements) / _of(base.mass, picks.statements)
+def distinct(state: State, base: State) -> tuple[float, Units]:
+    """Change of the share of distinct bigrams, over the prompts where both answers have some."""
+    return _mean(PROMPTS, np.array(state.distinct_2) - np.array(base.distinct_2))
 
 
-def distinct(state: State, base: State, picks: Picks) -> Floats:
-    """Change of the share of distinct bigrams."""
-    return _of(state.distinct_2, picks.prompts) - _of(base.distinct_2, picks.prompts)
-
-
-def plain(state: State, base: State, picks: Picks) -> Floats:
-    """ln perplexity of plain prose under the state, over the base's; one text, no units."""
-    found = math.log(state.plain_perplexity / base.plain_perplexity)
-    return np.full(len(picks.prompts), found)
-
-
-def prefill(state: State, base: State, picks: Picks) -> Floats:
+def prefill(state: State, base: State) -> tuple[float, Units]:
     """Change of ln ppx_json, nats per token."""
-    after, before = (_of(item.nll_prefill, picks.statements) for item in (state, base))
-    return after - before
+    return _mean(STATEMENTS, np.array(state.nll_prefill) - np.array(base.nll_prefill))
 
 
-def nats(foundation: str) -> Reader:
-    """Change of a foundation's nats."""
-    place = FOUNDATIONS.index(foundation)
-
-    def read_it(state: State, base: State, picks: Picks) -> Floats:
-        after, before = (_of(np.array(item.p)[:, place], picks.vignettes) for item in (state, base))
-        return np.log(after / before)
-
-    return read_it
+def mass(state: State, base: State) -> tuple[float, Units]:
+    """Answer mass over the base's."""
+    after, before = np.array(state.mass), np.array(base.mass)
+    ratio = float(after.mean() / before.mean())
+    return ratio, {STATEMENTS: ratio * (after / after.mean() - before / before.mean())}
 
 
-def share(name: str) -> Reader:
-    """Share of a state's rows of which something is true; NaN without rows."""
-
-    def read_it(state: State, _base: State, picks: Picks) -> Floats:
-        values = getattr(state, name)
-        found = sum(values) / len(values) if values else math.nan
-        return np.full(len(picks.prompts), found)
-
-    return read_it
+def plain(state: State, base: State) -> tuple[float, Units]:
+    """ln perplexity of plain prose under the state, over the base's; one text, no units."""
+    return math.log(state.plain_perplexity / base.plain_perplexity), {}
 
 
-def _of(values: Sequence[float] | Floats, picks: NDArray[np.int64]) -> Floats:
-    # An answer of one word has no bigrams.
-    return np.nanmean(np.asarray(values, dtype=np.float64)[picks], axis=1)
+def nats(after: Floats, before: Floats) -> tuple[float, Units]:
+    """Change of a foundation's nats, from its probability on every vignette."""
+    found = math.log(after.mean() / before.mean())
+    return found, {VIGNETTES: after / after.mean() - before / before.mean()}
+
+
+def _mean(kind: str, values: Floats) -> tuple[float, Units]:
+    # An answer of one word has no bigrams; a unit without a value adds nothing.
+    found = float(np.nanmean(values)) if kind == PROMPTS else float(values.mean())
+    return found, {kind: np.nan_to_num(values - found)}
 
 
 class Found(NamedTuple):
@@ -114,24 +94,35 @@ class Found(NamedTuple):
     value: float
     seeds: dict[int, float]
     """What every seed gives; their mean is the value."""
-    draws: Floats
-    """The value, the units resampled."""
+    units: Units
+
+    @classmethod
+    def over_seeds(cls, reads: dict[int, tuple[float, Units]]) -> "Found":
+        """From every seed's reading."""
+        seeds = {seed: value for seed, (value, _) in reads.items()}
+        every = [units for _, units in reads.values()]
+        units = {kind: np.mean([item[kind] for item in every], axis=0) for kind in every[0]}
+        return cls(float(np.mean([*seeds.values()])), seeds, units)
 
     @classmethod
     def unknown(cls) -> "Found":
         """Nothing to read."""
-        return cls(math.nan, {}, np.full(RESAMPLES, math.nan))
+        return cls(math.nan, {}, {})
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a value."""
+        return math.isfinite(self.value)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %; unknown for one seed."""
+        """95 %; unknown for one seed, or where nothing varies."""
         count = len(self.seeds)
-        if count < 2 or not np.isfinite(self.draws).all() or not math.isfinite(self.value):
+        between = float(np.var([*self.seeds.values()], ddof=1)) / count if count > 1 else 0.0
+        within = sum(float(values.var(ddof=1)) / len(values) for values in self.units.values())
+        both = between + within
+        if count < 2 or not both:
             return math.nan, math.nan
-        between = float(np.var([*self.seeds.values()], ddof=1)) / count
-        both = between + float(np.var(self.draws))
-        if not both:
-            return self.value, self.value
         freedom = both**2 / (between**2 / (count - 1)) if between else math.inf
         half = T_975[int(min(freedom, len(T_975))) - 1] * math.sqrt(both)
         return self.value - half, self.value + half
@@ -144,50 +135,55 @@ class Found(NamedTuple):
 
     def __str__(self) -> str:
         low, high = self.interval
-        if math.isnan(self.value):
+        if not self.known:
             return DASH
         said = f"{self.value:.3f}"
         return said if math.isnan(low) else f"{said} [{low:.3f}, {high:.3f}]"
 
-    def __sub__(self, other: object) -> "Found":
-        assert isinstance(other, Found)
+    def plus(self, other: "Found", times: float = 1.0) -> "Found":
+        """A sum, within seeds and on the same units; unknown where the seeds differ."""
         if self.seeds.keys() != other.seeds.keys():
             return Found.unknown()
-        seeds = {seed: value - other.seeds[seed] for seed, value in self.seeds.items()}
-        return Found(self.value - other.value, seeds, self.draws - other.draws)
+        seeds = {seed: value + times * other.seeds[seed] for seed, value in self.seeds.items()}
+        units = dict(self.units)
+        for kind, values in other.units.items():
+            units[kind] = times * values + units.get(kind, 0.0)
+        return Found(self.value + times * other.value, seeds, units)
+
+    def __sub__(self, other: object) -> "Found":
+        assert isinstance(other, Found)
+        return self.plus(other, -1.0)
 
     def scaled(self, factor: float) -> "Found":
         """That many times it."""
-        seeds = {seed: factor * value for seed, value in self.seeds.items()}
-        return Found(factor * self.value, seeds, factor * self.draws)
+        return self.plus(self, factor - 1.0)
 
     def over(self, other: "Found") -> "Found":
-        """Ratio of two means; a seed gives what it adds to first order.
+        """Ratio of two means, to first order.
 
-        Unknown where the lower one may be 0.
+        Unknown where the lower one's interval reaches half of it: first order does not hold there.
         """
-        if self.seeds.keys() != other.seeds.keys() or not other.moved:
+        if not (other.known and other.interval[0] > other.value / 2):
             return Found.unknown()
         ratio = self.value / other.value
-        seeds = {
-            seed: ratio + (value - ratio * other.seeds[seed]) / other.value
-            for seed, value in self.seeds.items()
-        }
-        return Found(ratio, seeds, self.draws / other.draws)
+        rest = self.plus(other, -ratio).scaled(1 / other.value)
+        return rest._replace(
+            value=ratio, seeds={seed: ratio + value for seed, value in rest.seeds.items()}
+        )
+
+
+def pooled(found: Sequence[Found]) -> Found:
+    """The mean of several."""
+    return reduce(Found.plus, found).scaled(1 / len(found))
 
 
 class Evidence:
-    """A part's runs, and one set of resamples for all of them."""
+    """A part's runs."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._runs = {(run.arm, run.seed): run for run in runs}
         self.seeds = sorted({run.seed for run in runs})
         self.arms = list(dict.fromkeys(run.arm for run in runs))
-        base = runs[0].base
-        sizes = [len(base.logodds), len(base.mass), len(base.p)]
-        random = np.random.default_rng(0)
-        self._draws = Picks(*(random.integers(0, size, (RESAMPLES, size)) for size in sizes))
-        self._every = Picks(*(np.arange(size)[None] for size in sizes))
 
     def has(self, arm: str) -> list[int]:
         """Seeds at which an arm is finished."""
@@ -209,9 +205,19 @@ class Evidence:
         have = self.states(arm, number, which)
         if not have:
             return Found.unknown()
-        seeds = {seed: float(reader(*pair, self._every)[0]) for seed, pair in have.items()}
-        draws = np.mean([reader(*pair, self._draws) for pair in have.values()], axis=0)
-        return Found(float(np.mean([*seeds.values()])), seeds, draws)
+        return Found.over_seeds({seed: reader(*pair) for seed, pair in have.items()})
+
+    def share(self, name: str, arm: str, which: str) -> str:
+        """Share of a state's rows of which something is true, over all seeds."""
+        rows = [getattr(state, name) for state, _ in self.states(arm, 0, which).values()]
+        return _number([sum(values) / len(values) for values in rows if values])
+
+    def foundation(self, name: str, arm: str, which: str) -> str:
+        """Change of a foundation's nats; too few vignettes for an interval."""
+        place = FOUNDATIONS.index(name)
+        pairs = self.states(arm, 0, which).values()
+        both = [[np.array(item.p)[:, place] for item in pair] for pair in pairs]
+        return f"{np.mean([nats(*pair)[0] for pair in both]):.3f}"
 
 
 def matched(points: Sequence[tuple[Found, Found]], arm: tuple[Found, Found]) -> Found:
@@ -221,7 +227,7 @@ def matched(points: Sequence[tuple[Found, Found]], arm: tuple[Found, Found]) -> 
     the control's: the front is bent, so that a line beyond would flatter the arm.
     """
     x, y = arm
-    ordered = sorted(points, key=lambda point: point[0].value)
+    ordered = sorted((p for p in points if p[0].known), key=lambda point: point[0].value)
     for (left, low), (right, high) in pairwise(ordered):
         run, rise = right - left, high - low
         if run.value > 0 and left.value <= x.value <= right.value:
@@ -245,9 +251,9 @@ def one_round(found: Evidence, target: str) -> None:
     raw = [(arm, "steered") for arm in STEERED if arm in found.arms]
     rows, views = [], []
     for arm, which in [*raw, *((arm, "healed") for arm in found.arms)]:
-        got = {r: found.read(r, arm, which=which) for r in (trait, fluency, kl, mass, distinct)}
-        steered = found.read(trait, arm if found.states(arm, 0, "steered") else "nll",
-                             which="steered")  # fmt: skip
+        got = {r: found.read(r, arm, which=which) for r in (trait, fluency, kl, mass)}
+        own = arm if found.states(arm, 0, "steered") else "nll"
+        retain = got[trait].over(found.read(trait, own, which="steered"))
         name = f"{STEERED[arm]}, no heal" if which == "steered" else arm
         seeds = len(found.has(arm))
         name += f" ({seeds} seeds)" if seeds < len(found.seeds) or not rows else ""
@@ -255,14 +261,13 @@ def one_round(found: Evidence, target: str) -> None:
         rows.append(
             (
                 name, got[trait], got[kl], got[fluency],
-                DASH if which == "steered" else got[trait].over(steered), f"{cost:.2f}",
-                found.read(nats(target), arm, which=which),
+                DASH if which == "steered" else retain, f"{cost:.2f}",
+                found.foundation(target, arm, which),
             )
         )  # fmt: skip
-        rest = [found.read(r, arm, which=which) for r in (prefill, plain)]
-        tails = found.read(share("json_valid"), arm, which=which).value
-        loops = found.read(share("long_loops"), arm, which=which).value
-        views.append((name, got[mass], *rest, got[distinct], _share(tails), _share(loops)))
+        rest = [found.read(r, arm, which=which) for r in (prefill, plain, distinct)]
+        shares = [found.share(item, arm, which) for item in ("json_valid", "long_loops")]
+        views.append((name, got[mass], *rest, *shares))
     print(f"Seeds {found.seeds}.\n")
     table(
         ("arm", "Δ persona_logodds", "KL to base", "Δ ln perplexity", "retain", "coh_cost",
@@ -272,10 +277,6 @@ def one_round(found: Evidence, target: str) -> None:
         ("arm", "answer mass / base", "Δ ln ppx_json", "Δ ln plain prose", "Δ distinct-2",
          "JSON valid", "long answers that loop"), views,
     )  # fmt: skip
-
-
-def _share(value: float) -> str:
-    return DASH if math.isnan(value) else f"{value:.2f}"
 
 
 GATES = ("nll-gate-0.25", "nll-gate-0.5", "nll-gate-0.75", "nll")
@@ -295,33 +296,49 @@ CONTROLS = {
 }
 
 
+POOLED = {
+    "every barrier": [arm.name for arm in STRENGTHS],
+    "barriers at λ = 0.3": [arm.name for arm in STRENGTHS if arm.name.endswith("-0.3")],
+    "barriers at λ = 1": [arm.name for arm in STRENGTHS if arm.name.endswith("-1")],
+}
+
+
 def controls(found: Evidence) -> None:
-    """Every arm against nll turned down in three ways, at equal price and at equal trait."""
-    compared = [arm for arm in found.arms if arm not in GATES[:-1]]
+    """Every arm against nll turned down in several ways, at equal price and at equal trait."""
     views = (
         ("trait gained at equal KL to base (nats/token; above 0 the arm is better)", kl, trait),
         ("trait gained at equal damage to plain prose (above 0 the arm is better)", plain, trait),
+        ("damage to plain prose at equal KL to base (below 0 the arm is better)", kl, plain),
+        ("ln perplexity of free answers at equal KL (below 0 the arm is better)", kl, fluency),
         ("KL spent at equal trait (below 0 the arm is better)", trait, kl),
         ("damage to plain prose at equal trait (below 0 the arm is better)", trait, plain),
     )
     for title, x, y in views:
         print(f"### {title}\n")
-        rows = []
-        for arm in compared:
-            at = (found.read(x, arm), found.read(y, arm))
-            cells = []
-            for every in CONTROLS.values():
-                control = [item for item in every if item[0] in found.arms]
-                if (arm, "healed") in control or len(control) < 2:
-                    cells.append(DASH)
-                    continue
-                points = [
-                    (found.read(x, name, which=which), found.read(y, name, which=which))
-                    for name, which in control
-                ]
-                cells.append(_judged(matched(points, at)))
-            rows.append((arm, *cells))
-        table(("arm", *CONTROLS), rows)
+        differences = {
+            arm: against(found, arm, x, y) for arm in found.arms if arm not in GATES[:-1]
+        }
+        rows = {
+            f"**{name}** ({len(arms)} arms)": [
+                pooled(every) for every in zip(*(differences[arm] for arm in arms), strict=True)
+            ]
+            for name, arms in POOLED.items()
+        } | differences
+        table(("arm", *CONTROLS), [(name, *map(_judged, row)) for name, row in rows.items()])
+
+
+def against(found: Evidence, arm: str, x: Reader, y: Reader) -> list[Found]:
+    """An arm's y less that of every control at the arm's x."""
+    at, differences = (found.read(x, arm), found.read(y, arm)), []
+    for every in CONTROLS.values():
+        control = [item for item in every if item[0] in found.arms]
+        points = [
+            (found.read(x, name, which=which), found.read(y, name, which=which))
+            for name, which in control
+        ]
+        own = (arm, "healed") in control
+        differences.append(Found.unknown() if own else matched(points, at))
+    return differences
 
 
 def _judged(difference: Found) -> str:
@@ -334,14 +351,15 @@ def training(found: Evidence) -> None:
     for arm in [arm for arm in found.arms if "gate" not in arm]:
         logs = [found.run(arm, seed).rounds[0] for seed in found.has(arm)]
         late = [log.divergence[len(log.divergence) // 2 :] for log in logs]
-        fired = [np.mean([value > 0 for value in log.barrier]) for log in logs]
+        barred = [log for log in logs if np.isfinite(log.divergence).any()]
+        fired = [float(np.mean([value > 0 for value in log.barrier])) for log in barred]
         shift = [log.internalised for log in logs if log.internalised]
         rows.append(
             (
                 arm,
                 f"{np.mean([log.held_out[0] - log.held_out[-1] for log in logs]):.3f}",
                 _number([float(np.median(part)) for part in late]),
-                f"{np.mean(fired):.2f}",
+                _number(fired),
                 _number([float(np.median(log.pressure)) for log in logs]),
                 _number([item.mean_cosine for item in shift]),
                 _number([item.mean_share for item in shift]),
@@ -350,7 +368,7 @@ def training(found: Evidence) -> None:
         )
     table(
         ("arm", "held-out CE fell by", "D", "barrier fired", "barrier/CE gradient",
-         "cos(shift, v)", "shift in doses", "check 3"), rows,
+         "cos(shift, v)", "shift in ‖v‖", "check 3"), rows,
     )  # fmt: skip
 
 
@@ -460,7 +478,7 @@ def pareto(found: Evidence, path: Path) -> None:
     ]
     axes.plot(
         [x.value for x, _ in raw], [y.value for _, y in raw], "--*", color="k", ms=11, lw=1,
-        label="steered at 0.5, 1, 2, no heal",
+        label="steered, no heal, from the lowest dose",
     )  # fmt: skip
     axes.set_xlabel("KL to the base (nats/token)")
     axes.set_ylabel("Δ persona_logodds (nats/token)")
@@ -510,24 +528,32 @@ def courses(found: Evidence, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+COMPARED = (
+    ("nll", foundations.STEERED),
+    ("nll", "nll-unsteered"),
+    ("nll-gate-0.25", "nll-unsteered"),
+)
+"""States of `love` whose difference is shown."""
+
+
 def moved(kept: Sequence[foundations.Nats]) -> None:
     """Change of every foundation's nats, a state a row; in bold what excludes 0."""
-    base, size, before = kept[0], len(kept[0].p), np.array(kept[0].p)
-    vignettes = np.random.default_rng(0).integers(0, size, (RESAMPLES, size))
-    states = dict.fromkeys((item.persona, item.state) for item in kept[1:])
-    rows = []
-    for persona, state in states:
+    base, before = kept[0], np.array(kept[0].p)
+    places = range(len(FOUNDATIONS))
+    found, rows = {}, []
+    for persona, state in dict.fromkeys((item.persona, item.state) for item in kept[1:]):
         seeds = [item for item in kept if (item.persona, item.state) == (persona, state)]
-        cells = []
-        for place in range(len(FOUNDATIONS)):
-            after = {item.seed: np.array(item.p)[:, place] for item in seeds}
-            each = {s: math.log(p.mean() / before[:, place].mean()) for s, p in after.items()}
-            floor = before[:, place][vignettes].mean(1)
-            draws = np.mean([np.log(p[vignettes].mean(1) / floor) for p in after.values()], axis=0)
-            cells.append(_judged(Found(float(np.mean([*each.values()])), each, draws)))
-        right = np.mean([item.right for item in seeds])
-        rows.append((persona, f"{state} ({len(seeds)} seeds)", *cells, f"{right:.2f}"))
+        found[persona, state] = [
+            Found.over_seeds({i.seed: nats(np.array(i.p)[:, k], before[:, k]) for i in seeds})
+            for k in places
+        ]
+        right = f"{np.mean([item.right for item in seeds]):.2f}"
+        name = f"{state} ({len(seeds)} seeds)"
+        rows.append((persona, name, *map(_judged, found[persona, state]), right))
     rows.append(("", "base", *[DASH] * len(FOUNDATIONS), f"{np.mean(base.right):.2f}"))
+    for one, other in COMPARED:
+        pairs = zip(found["love", one], found["love", other], strict=True)
+        rows.append(("love", f"{one} less {other}", *(_judged(a - b) for a, b in pairs), DASH))
     table(("persona", "state", *(f"Δ {name}" for name in FOUNDATIONS), "top-1"), rows)
 
 
