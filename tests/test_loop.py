@@ -248,6 +248,19 @@ def test_the_best_round_comes_with_its_reason(finished: Path) -> None:
     assert loop.best_round(unknown, 0.95)[0] == 0
 
 
+def test_the_reference_is_the_student_before_the_round_or_the_base(tmp_path: Path) -> None:
+    first = {}
+    for reference in ("prev", "base"):
+        heal = {"reference": reference, "lr": 0.02, "epochs": 2}
+        record = start(tmp_path, reference, patience=0, heal=heal)
+        assert [row.outcome for row in record.rounds] == ["folded", "folded"]
+        second = record.rounds[1].heal
+        assert second is not None
+        first[reference] = second.steps[0].divergence
+    assert first["prev"] == pytest.approx(0, abs=1e-5)
+    assert first["base"] > 1e-4
+
+
 def test_a_heal_that_its_last_update_broke_is_rejected_without_held_out(tmp_path: Path) -> None:
     broken = {"held_out": 0, "lr": 1e30, "rows": 64, "epochs": 1, "warmup": 0}
     record = start(tmp_path, heal=broken)

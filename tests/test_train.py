@@ -575,3 +575,17 @@ def test_a_learning_rate_a_hundred_times_too_high_rejects_the_heal() -> None:
     assert fine.log.outcome == "trained"
     assert wild.log.outcome == "rejected"
     assert "learning rate 0.5 is too high" in wild.log.reason
+
+
+@pytest.mark.parametrize("objective", ["sft", "distill"])
+def test_a_heal_reads_nothing_but_the_training_student(objective: str) -> None:
+    chat = tiny.chat()
+    pairs = pairs_of(chat)
+    states = continuation_states(chat, pairs)
+    passes: list[bool] = []
+    seen = chat.decoder.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+    how = settings(objective=objective, rows=len(pairs))
+    done = heal_student(chat, pairs, states, how, teacher=states)
+    seen.remove()
+    # The reference and the teacher are states: no forward without gradients, in any epoch.
+    assert len(passes) >= len(done.log.steps) and all(passes)
