@@ -504,15 +504,10 @@ def courses(found: Evidence, path: Path) -> None:
             panel.fill_between(xs, bands[:, 0], bands[:, 1], color=colours[arm], alpha=0.12, lw=0)
         xs, colour = range(1, most + 1), colours[arm]
         direct = [found.read(kl, arm, number).value for number in range(most)]
+        runs = [found.run(arm, seed) for seed in found.has(arm)]
         sums = [
-            np.nanmean(
-                [
-                    run.rounds[number].kl_cumulative
-                    for run in (found.run(arm, seed) for seed in found.has(arm))
-                    if number < len(run.rounds)
-                ]
-            )
-            for number in range(most)
+            np.mean([r.rounds[n].kl_cumulative for r in runs if n < len(r.rounds)] or [math.nan])
+            for n in range(most)
         ]
         panels[2].plot(xs, direct, "-o", ms=4, color=colour)
         panels[2].plot(xs, sums, "--", color=colour)
