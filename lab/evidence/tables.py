@@ -419,23 +419,24 @@ def loops(found: Evidence) -> None:
 
 def against_nll(found: Evidence) -> None:
     """Every other arm's rounds against nll's course, at equal KL to the base."""
-
-    def course(arm: str) -> list[tuple[Found, Found]]:
-        most = min(len(found.run(arm, seed).rounds) for seed in found.has(arm))
-        return [(found.read(kl, arm, n), found.read(trait, arm, n)) for n in range(most)]
-
-    if found.arms == ["nll"]:
-        return
-    known = course("nll")
-    others = {arm: course(arm) for arm in found.arms if arm != "nll"}
-    rows = [
-        (arm, *(_judged(matched(known, point)) for point in points))
-        for arm, points in others.items()
-    ]
-    most = max(map(len, others.values()), default=0)
-    print("### trait gained over nll's course at equal KL to base (nats/token)\n")
-    padded = [(*row, *[DASH] * (most + 1 - len(row))) for row in rows]
-    table(("arm", *(f"round {n + 1}" for n in range(most))), padded)
+    most = {arm: min(len(found.run(arm, s).rounds) for s in found.has(arm)) for arm in found.arms}
+    views = (
+        ("trait gained over nll's course at equal KL to base (nats/token)", trait),
+        ("ln perplexity of free answers over nll's course at equal KL (nats/token)", fluency),
+        ("damage to plain prose over nll's course at equal KL (nats/token)", plain),
+    )
+    for title, reader in views:
+        points = {
+            arm: [(found.read(kl, arm, n), found.read(reader, arm, n)) for n in range(rounds)]
+            for arm, rounds in most.items()
+        }
+        known = points.pop("nll")
+        rows = []
+        for arm, course in points.items():
+            cells = [_judged(matched(known, point)) for point in course]
+            rows.append((arm, *cells, *[DASH] * (max(most.values()) - len(cells))))
+        print(f"### {title}\n")
+        table(("arm", *(f"round {n + 1}" for n in range(max(most.values())))), rows)
 
 
 def pareto(found: Evidence, path: Path) -> None:
