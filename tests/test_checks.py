@@ -384,7 +384,8 @@ HEALING: dict[str, Callable[[], healing.Healing]] = {
     "barrier never fired": lambda: check3(retain=HALF, log=heal_log(divergence=0.08)),
     "overfit": lambda: check3(retain=HALF, log=heal_log(held=(2.1, 1.8, 1.9))),
     "rejected": lambda: check3(
-        log=heal_log(ces=(2.5, 14.0), outcome="rejected", reason="step 5 was not finite")
+        retain=HALF,
+        log=heal_log(ces=(2.5, 14.0), outcome="rejected", reason="step 5 was not finite"),
     ),
     "unlearned": lambda: check3(
         retain=HALF, log=heal_log(ces=(2.0, 2.2), held=(2.1, 2.3, 2.15), pressure=0.1)

@@ -374,7 +374,7 @@ def test_a_damaged_adapter_is_one_clear_message(tmp_path: Path) -> None:
     (folder / "adapter_config.json").write_text("{")
     with pytest.raises(UserError, match="Cannot read the adapter"):
         Adapter.load(folder)
-    with pytest.raises(UserError, match="Cannot read the adapter"):
+    with pytest.raises(UserError, match="is no PEFT adapter folder"):
         Adapter.load(tmp_path / "nowhere")
 
 

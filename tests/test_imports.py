@@ -9,7 +9,8 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "steerheal"
 ORDER = [
-    {"errors", "prompts"},
+    {"errors"},
+    {"prompts"},
     {"config", "records"},
     {"console", "store", "steer.persona"},
     {"models"},
