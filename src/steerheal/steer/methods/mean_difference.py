@@ -20,10 +20,9 @@ def directions(source: Source) -> dict[int, Float[Tensor, " D"]]:
 
 
 def direction(poles: Poles) -> Float[Tensor, " D"]:
-    """The mean difference of two poles, summed batch by batch as they were read."""
-    total = torch.zeros(poles.positive.batches[0].shape[1])
-    for states in poles.positive.batches:
-        total += states.sum(0)
-    for states in poles.negative.batches:
-        total -= states.sum(0)
-    return total / len(poles.positive.order)
+    """The mean difference of two poles; exactly 0 where they read the same."""
+    up, down = (
+        torch.stack([states.sum(0) for states in pole.batches]).sum(0)
+        for pole in (poles.positive, poles.negative)
+    )
+    return (up - down) / len(poles.positive.order)
