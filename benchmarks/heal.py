@@ -6,8 +6,8 @@ step; and, without a barrier, a heal against transformers' Trainer with the same
 rows per step. On a GPU the model is in bfloat16, as `steerheal` loads it. The bound is the time
 that the heal's own products take with nothing between them: every forward's, the backward of the
 blocks from the band's start on, the adapters', and the head's.
-Then, in a process of its own, a heal of a tiny body under a very wide head: the peak above its
-weights. `--memory` does only that.
+Before that, in a process of its own, a heal of a tiny body under a very wide head: the peak above
+its weights. `--memory` does only that.
 Usage: python benchmarks/heal.py [--steps N] [--tokens N] [--model NAME] | --memory
 """
 
@@ -268,8 +268,10 @@ def main() -> int:
     asked = parser.parse_args()
     if asked.memory:
         return memory()
+    # First, since a child's peak counts what its parent holds when it starts.
+    code = subprocess.run([sys.executable, __file__, "--memory"], check=False).returncode
     speed(ModelSettings(name=asked.model), asked.steps, asked.tokens)
-    return subprocess.run([sys.executable, __file__, "--memory"], check=False).returncode
+    return code
 
 
 if __name__ == "__main__":
