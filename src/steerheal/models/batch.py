@@ -58,20 +58,21 @@ def shared_prefix(rows: Sequence[Sequence[int]], limit: int | None = None) -> in
     return start if start >= SHARED else 0
 
 
-def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+def by_length(lengths: Sequence[int], budget: int, opening: int = 0) -> Iterator[list[int]]:
     """Indices in batches of similar length, each at most `budget` tokens wide and deep.
 
-    Padding is at most `WASTE` of a batch.
+    Padding is at most `WASTE` of what a batch reads, its rows' common opening apart.
     """
     batch: list[int] = []
     used = 0
     for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        size = lengths[index] * (len(batch) + 1)
-        if batch and (size > budget or used + lengths[index] < (1 - WASTE) * size):
+        count, own = len(batch) + 1, lengths[index] - opening
+        padded = used + own < (1 - WASTE) * own * count
+        if batch and (lengths[index] * count > budget or padded):
             yield batch
             batch, used = [], 0
         batch.append(index)
-        used += lengths[index]
+        used += own
     if batch:
         yield batch
 

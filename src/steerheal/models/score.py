@@ -98,7 +98,7 @@ def continuation_states(
             states[i] = hidden[row, start : start + len(continuation)].clone()
 
     opening = shared_prefix(rows, shortest - 1)
-    for batch in by_length([len(row) - opening for row in rows], token_budget(chat.device)):
+    for batch in by_length([len(row) for row in rows], token_budget(chat.device), opening):
         shrinking(batch, work)
     return states
 
