@@ -61,13 +61,13 @@ def shared_prefix(rows: Sequence[Sequence[int]], limit: int | None = None) -> in
 def by_length(lengths: Sequence[int], budget: int, opening: int = 0) -> Iterator[list[int]]:
     """Indices in batches of similar length, each at most `budget` tokens wide and deep.
 
-    Padding is at most `WASTE` of what a batch reads, its rows' common opening apart.
+    Padding is at most `WASTE` of what a batch reads, the opening that its rows share once.
     """
     batch: list[int] = []
     used = 0
     for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         count, own = len(batch) + 1, lengths[index] - opening
-        padded = used + own < (1 - WASTE) * own * count
+        padded = opening + used + own < (1 - WASTE) * (opening + own * count)
         if batch and (lengths[index] * count > budget or padded):
             yield batch
             batch, used = [], 0
