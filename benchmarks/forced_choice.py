@@ -26,7 +26,8 @@ from steerheal.measure.vignettes import Vignette
 from steerheal.models.batch import left_padded
 from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.hooks import hooked
-from steerheal.models.load import ChatModel, load
+from steerheal.models.load import load
+from steerheal.models.model import ChatModel
 
 PLAIN_ROWS = 8
 

@@ -33,7 +33,8 @@ from steerheal.heal.barrier import aggregated, kl
 from steerheal.heal.train import heal_student, training_pairs
 from steerheal.models.generate import Draw, generate
 from steerheal.models.hooks import hooked
-from steerheal.models.load import ChatModel, band_layers, load
+from steerheal.models.load import load
+from steerheal.models.model import ChatModel, band_layers
 from steerheal.models.score import Pair, continuation_states
 from steerheal.steer.persona import find
 

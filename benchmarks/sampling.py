@@ -21,7 +21,8 @@ from steerheal.models.batch import left_padded
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw, generate
 from steerheal.models.hooks import hooked
-from steerheal.models.load import ChatModel, load
+from steerheal.models.load import load
+from steerheal.models.model import ChatModel
 from steerheal.prompts import contexts
 from steerheal.steer.persona import find
 from steerheal.steer.vector import SteeringVector, extract

@@ -19,7 +19,7 @@ from steerheal.heal.factors import Pair
 from steerheal.heal.fold import Gated, assert_alive, attached, concatenated, folded
 from steerheal.heal.train import heal_student
 from steerheal.models.chat import prompt_ids, text_ids
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.models.score import chosen_logprobs, continuation_states
 
 import tiny

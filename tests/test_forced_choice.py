@@ -18,7 +18,8 @@ from steerheal.measure.protocol import Protocol
 from steerheal.measure.vignettes import Vignette
 from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.hooks import adding
-from steerheal.models.load import ChatModel, load, wrap
+from steerheal.models.load import load, wrap
+from steerheal.models.model import ChatModel
 from steerheal.records import FOUNDATIONS
 
 import tiny

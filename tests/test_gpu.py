@@ -9,7 +9,8 @@ from steerheal.heal.train import heal_student, training_pairs
 from steerheal.measure import coherence, likelihood, vignettes
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw, generate
-from steerheal.models.load import ChatModel, wrap
+from steerheal.models.load import wrap
+from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states
 from steerheal.steer.vector import extract
 

@@ -18,7 +18,8 @@ from steerheal.heal.fold import Gated, attached, concatenated, folded, merged
 from steerheal.heal.train import Healed, heal_student
 from steerheal.models import score
 from steerheal.models.chat import prompt_ids, text_ids
-from steerheal.models.load import ChatModel, load
+from steerheal.models.load import load
+from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states
 
 import tiny

@@ -5,15 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, normalizers
 from tokenizers.processors import TemplateProcessing
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from steerheal.config import ModelSettings
 from steerheal.errors import UserError
-from steerheal.models import load as loading
 from steerheal.models.batch import by_length, shrinking
 from steerheal.models.chat import prompt_ids, text_ids
+from steerheal.models.fingerprint import fingerprint, weights_digests
+from steerheal.models.gguf import EMBEDDED_NAME, embedded_file
 from steerheal.models.hooks import adding, hook_count, hooked
-from steerheal.models.load import find_blocks, load, wrap
+from steerheal.models.load import load, wrap
+from steerheal.models.model import find_blocks
 from steerheal.models.score import continuation_states, kl_between, token_logprobs
 
 import tiny
@@ -131,7 +135,7 @@ def test_a_truncated_gguf_is_one_clear_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STEERHEAL_CACHE", str(tmp_path / "cache"))
-    whole = loading._embedded_file()
+    whole = embedded_file()
     cut = tmp_path / "cut.gguf"
     with whole.open("rb") as source:
         cut.write_bytes(source.read(3_000_000))
@@ -238,5 +242,77 @@ def test_divergence_of_a_state_from_itself_is_zero_and_never_negative() -> None:
 
 def test_the_embedded_model_loads_from_its_converted_copy() -> None:
     chat = load(ModelSettings(device="cpu"))
-    assert chat.name == loading.EMBEDDED_NAME
+    assert chat.name == EMBEDDED_NAME
     assert "quantization_config" not in json.loads(chat.net.config.to_json_string())
+
+
+def altered(change: str) -> str:
+    """The fingerprint of the tiny Llama after one change."""
+    net, tok = tiny.net(), tiny.tokenizer()
+    weights = dict(net.named_parameters())
+    if change in weights:
+        weights[change].data.view(-1)[-1] += 1e-6
+    elif change == "eos of the generation config":
+        net.generation_config.eos_token_id = [258, 10]
+    elif change == "the normaliser":
+        tok._tokenizer.normalizer = normalizers.Lowercase()
+    elif change == "another vocabulary of that size":
+        raw = json.loads(tok._tokenizer.to_str())
+        words = raw["model"]["vocab"]
+        words["A"], words["B"] = words["B"], words["A"]
+        tok._tokenizer = Tokenizer.from_str(json.dumps(raw))
+    elif change == "the template":
+        tok.chat_template += " "
+    elif change == "a special token":
+        tok.add_special_tokens({"pad_token": tiny.START})
+    elif change == "the architecture":
+        net.config.rms_norm_eps = 1e-5
+    else:
+        assert not change
+    return fingerprint(net, tok)
+
+
+def test_one_changed_thing_anywhere_changes_the_fingerprint() -> None:
+    changes = [
+        *(name for name, _ in tiny.net().named_parameters()),
+        "eos of the generation config",
+        "the normaliser",
+        "another vocabulary of that size",
+        "the template",
+        "a special token",
+        "the architecture",
+    ]
+    found = {change: altered(change) for change in ["", *changes]}
+    assert len(set(found.values())) == len(found)
+    assert altered("") == found[""]
+
+
+def test_the_fingerprint_knows_every_byte_and_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("here", "there"):
+        tiny.net().save_pretrained(tmp_path / name)
+        tiny.tokenizer().save_pretrained(tmp_path / name)
+    here, there = (
+        load(ModelSettings(name=str(tmp_path / name), device="cpu")) for name in ("here", "there")
+    )
+    assert here.fingerprint == there.fingerprint
+    # Persistent buffers count, and so do pieces beyond the first of a large matrix.
+    monkeypatch.setattr("steerheal.models.fingerprint.PIECE", 100)
+    net = tiny.net()
+    net.register_buffer("scale", torch.ones(1))
+    before = weights_digests(net)
+    net.scale += 1
+    net.model.embed_tokens.weight.data[-1, -1] += 1
+    after = weights_digests(net)
+    assert {name for name in after if after[name] != before[name]} == {
+        "scale",
+        "model.embed_tokens.weight",
+    }
+
+
+def test_tied_weights_and_half_precision_have_a_digest() -> None:
+    net = LlamaForCausalLM(LlamaConfig(**tiny.SIZES, tie_word_embeddings=True)).bfloat16()
+    found = weights_digests(net)
+    assert found["lm_head.weight"] == found["model.embed_tokens.weight"]
+    assert found["lm_head.weight"][0] == "torch.bfloat16"

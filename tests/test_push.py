@@ -10,7 +10,7 @@ from steerheal.models.cache import RoomyCache
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw, Written, generate, write
 from steerheal.models.hooks import adding
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.models.push import repeats, share_at, spiking
 from steerheal.records import Completion
 from steerheal.steer.seen import seen_by

@@ -10,7 +10,7 @@ from steerheal.config import DoseSettings, VectorSettings
 from steerheal.errors import UserError
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw
-from steerheal.models.load import band_layers
+from steerheal.models.model import band_layers
 from steerheal.records import Calibration, Completion, Verdict
 from steerheal.steer.dose import harvest
 from steerheal.steer.persona import built_in, find

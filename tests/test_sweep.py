@@ -14,7 +14,7 @@ from steerheal.measure import coherence, free, instruments, sweep, vignettes
 from steerheal.measure.evaluate import evaluate
 from steerheal.models.generate import Draw, generate
 from steerheal.models.hooks import adding
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states, kl_between
 from steerheal.records import FOUNDATIONS, Completion, DosePoint, Reading, Sweep
 from steerheal.report.front import front, knee

@@ -21,7 +21,7 @@ from steerheal.heal.train import Healed, diverged, heal_student
 from steerheal.heal.trainer import Trainer
 from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.hooks import adding
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.models.score import Pair, continuation_states
 from steerheal.records import HealStep
 from steerheal.stages import Stages, Student

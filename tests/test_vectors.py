@@ -17,7 +17,7 @@ from steerheal.heal.factors import Pair
 from steerheal.heal.fold import Gated, folded
 from steerheal.models.chat import prompt_ids
 from steerheal.models.hooks import Kind, hook_count
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.steer.methods import mean_difference, pca, random, s_space, single_pair
 from steerheal.steer.methods.registry import METHODS, find
 from steerheal.steer.states import Poles, PoleStates, Source

@@ -33,7 +33,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from steerheal.models.load import ChatModel, wrap
+from steerheal.models.load import wrap
+from steerheal.models.model import ChatModel
 from steerheal.steer.persona import Axis, Persona, Prompts
 
 START, END = "<|im_start|>", "<|im_end|>"

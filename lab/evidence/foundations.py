@@ -22,7 +22,8 @@ from steerheal.measure import likelihood
 from steerheal.measure.evaluate import Enter
 from steerheal.measure.qualify import centre, hits, in_words, qualify
 from steerheal.measure.vignettes import chosen
-from steerheal.models.load import ChatModel, load
+from steerheal.models.load import load
+from steerheal.models.model import ChatModel
 from steerheal.records import Record, Scores, VignetteRow
 from steerheal.stages import ADAPTER, VECTOR, Student
 from steerheal.steer.equal import equal_kl

@@ -21,7 +21,8 @@ from steerheal.commands import environment
 from steerheal.config import RunConfig
 from steerheal.heal.adapter import Adapter
 from steerheal.measure.evaluate import Enter
-from steerheal.models.load import ChatModel, load
+from steerheal.models.load import load
+from steerheal.models.model import ChatModel
 from steerheal.records import HealStep, Reading, RoundRecord, RunRecord, Shown, StageMark
 from steerheal.stages import BASE, Stages, Student
 from steerheal.steer.persona import find

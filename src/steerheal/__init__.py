@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from steerheal.measure.evaluate import evaluate
     from steerheal.measure.summary import summarise
     from steerheal.models.generate import Draw, generate, write
-    from steerheal.models.load import ChatModel, load
+    from steerheal.models.load import load
+    from steerheal.models.model import ChatModel
     from steerheal.models.score import continuation_states, token_logprobs
     from steerheal.prompts import contexts
     from steerheal.steer.dose import harvest
@@ -53,7 +54,8 @@ _HOMES = {
     "steerheal.measure.evaluate": ("evaluate",),
     "steerheal.measure.summary": ("summarise",),
     "steerheal.models.generate": ("Draw", "generate", "write"),
-    "steerheal.models.load": ("ChatModel", "load"),
+    "steerheal.models.load": ("load",),
+    "steerheal.models.model": ("ChatModel",),
     "steerheal.models.score": ("continuation_states", "token_logprobs"),
     "steerheal.prompts": ("contexts",),
     "steerheal.steer.dose": ("harvest",),

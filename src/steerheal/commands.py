@@ -19,7 +19,8 @@ from steerheal.heal.fold import folded
 from steerheal.history import student_of
 from steerheal.measure import protocol, vignettes
 from steerheal.models.generate import Draw, generate
-from steerheal.models.load import ChatModel, load
+from steerheal.models.load import load
+from steerheal.models.model import ChatModel
 from steerheal.records import RunRecord
 from steerheal.report.page import conditions, headline, shown_differs, write_report
 from steerheal.stages import Stages

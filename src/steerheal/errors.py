@@ -18,3 +18,9 @@ def unknown(kind: str, given: str, known: Iterable[str], *, fix: str = "") -> Us
     hint = f" Perhaps you meant {near[0]!r}." if near else ""
     tail = f" {fix}" if fix else ""
     return UserError(f"Unknown {kind} {given!r}.{hint} Known: {', '.join(names)}.{tail}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, as a sentence."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".") + "."

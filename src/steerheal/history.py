@@ -7,7 +7,8 @@ from steerheal.console import Console
 from steerheal.errors import UserError
 from steerheal.heal.adapter import Adapter
 from steerheal.heal.fold import Gated
-from steerheal.models.load import ChatModel, load
+from steerheal.models.load import load
+from steerheal.models.model import ChatModel
 from steerheal.records import RunRecord
 from steerheal.store import round_folder
 

@@ -23,7 +23,8 @@ from steerheal.measure.compare import compare
 from steerheal.measure.evaluate import evaluate as evaluate_state
 from steerheal.measure.evaluate import size
 from steerheal.measure.qualify import in_words, qualify
-from steerheal.models.load import ChatModel, load
+from steerheal.models.load import load
+from steerheal.models.model import ChatModel
 from steerheal.records import FOUNDATIONS, Comparison, Evaluation, Reading, Scores
 from steerheal.stages import Student
 from steerheal.steer.persona import Persona, find

@@ -25,7 +25,8 @@ from steerheal.measure import sweep, vignettes
 from steerheal.measure.auto import resolve
 from steerheal.measure.qualify import in_words
 from steerheal.measure.summary import median_perplexity
-from steerheal.models.load import ChatModel, band_layers, load
+from steerheal.models.load import load
+from steerheal.models.model import ChatModel, band_layers
 from steerheal.records import Completion, Scores
 from steerheal.report.draw import png, svg
 from steerheal.report.scan import ScanBand, ScanPoint, ScanRecord, advised, figure

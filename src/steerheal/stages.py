@@ -24,7 +24,7 @@ from steerheal.measure.evaluate import Enter, evaluate, size
 from steerheal.measure.qualify import Qualification
 from steerheal.models.generate import Draw, generate, write
 from steerheal.models.hooks import Dosed
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states
 from steerheal.records import (
     Calibration,

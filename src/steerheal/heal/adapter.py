@@ -30,7 +30,7 @@ from steerheal.config import NO_DORA, HealSettings
 from steerheal.errors import UserError, unknown
 from steerheal.heal.factors import DOWN, PREFIX, UP, Pair, pairs_of, read_factors, scale_of
 from steerheal.models.hooks import Hook, hooked
-from steerheal.models.load import ChatModel, band_layers
+from steerheal.models.model import ChatModel, band_layers
 
 START = "steerheal_start"
 """Where a model in training keeps the factors it started from, if they are not nothing."""

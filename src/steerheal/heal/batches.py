@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steerheal.models.batch import WASTE, shared_prefix, token_budget
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.models.score import Pair, continuation_states, hidden_after_shared
 
 

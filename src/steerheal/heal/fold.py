@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from steerheal.errors import UserError
 from steerheal.heal.adapter import Adapter, Pair
 from steerheal.models.hooks import Dosed, Hook, hooked, per_row
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 
 ROUNDING = 1e-6
 """Share of the factors' sizes below which their product is rounding: see `Adapter.share`."""

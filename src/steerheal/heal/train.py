@@ -21,7 +21,7 @@ from steerheal.heal.batches import Data
 from steerheal.heal.checkpoint import Checkpoint, Place
 from steerheal.heal.trainer import Trainer
 from steerheal.models.chat import prompt_ids
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.models.score import Pair
 from steerheal.records import Completion, HealLog, HealStep
 from steerheal.store import key_of

@@ -13,7 +13,7 @@ from steerheal.heal.batches import Data, Micro, micro_batches, states_by_length
 from steerheal.heal.checkpoint import Checkpoint, Place
 from steerheal.heal.optimiser import Optimiser
 from steerheal.heal.spectral import Spectral
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.models.score import chosen_logprobs, kl_between
 from steerheal.records import HealStep
 

@@ -6,7 +6,7 @@ from steerheal.config import MeasureSettings
 from steerheal.errors import UserError
 from steerheal.measure import instruments, vignettes
 from steerheal.measure.qualify import Qualification, choose, qualify, refused
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.records import Scores
 from steerheal.steer.persona import Axis
 

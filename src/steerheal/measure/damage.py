@@ -15,7 +15,7 @@ from torch import Tensor
 from steerheal.measure.fluency import char_repetition, distinct, tail_perplexity, word_repetition
 from steerheal.measure.free import answer_pairs
 from steerheal.models.chat import text_ids
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.models.score import token_logprobs
 from steerheal.prompts import data
 from steerheal.records import Completion, HealthRow, JsonRow

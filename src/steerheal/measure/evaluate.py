@@ -10,7 +10,7 @@ from torch import Tensor
 from steerheal.config import MeasureSettings, SamplingSettings
 from steerheal.measure import coherence, damage, free, instruments, vignettes
 from steerheal.models.hooks import Dosed
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states
 from steerheal.prompts import lines
 from steerheal.records import Scores

@@ -25,7 +25,7 @@ from steerheal.models.cache import fitting, slides
 from steerheal.models.chat import Message, prompt_ids, text_ids
 from steerheal.models.generate import Prefilled, prefilled, read_on
 from steerheal.models.hooks import Dosed
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.models.score import chosen_logprobs
 from steerheal.records import FOUNDATIONS, Record, VignetteRow
 

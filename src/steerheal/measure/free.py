@@ -19,7 +19,7 @@ from steerheal.measure.fluency import distinct, perplexity, tail_perplexity, wor
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw, write
 from steerheal.models.hooks import Dosed
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.models.score import (
     Pair,
     chosen_logprobs,

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 
 from steerheal.errors import UserError
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 
 HARNESS = "lm_eval"
 

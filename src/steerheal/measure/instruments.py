@@ -8,7 +8,7 @@ from steerheal.config import MeasureSettings
 from steerheal.measure import forced_choice, likelihood, moralmaps, protocol
 from steerheal.measure.vignettes import Vignette, chosen
 from steerheal.models.hooks import Dosed
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.records import VignetteRow
 
 

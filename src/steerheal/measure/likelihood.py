@@ -21,7 +21,7 @@ from steerheal.models.batch import by_length, shrinking, token_budget
 from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.generate import Prefilled, prefilled
 from steerheal.models.hooks import Dosed
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.records import FOUNDATIONS, VignetteRow
 
 NAME = "likelihood"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from steerheal.errors import UserError
 from steerheal.measure.vignettes import COARSE, Vignette
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.records import FOUNDATIONS, VignetteRow
 
 NAME = "moralmaps"

@@ -13,7 +13,7 @@ from steerheal.config import CheckSettings, MeasureSettings, SamplingSettings
 from steerheal.measure import coherence, free, instruments, summary, vignettes
 from steerheal.measure.evaluate import Enter
 from steerheal.measure.vignettes import Vignette
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.prompts import lines
 from steerheal.records import CanaryRow, DosePoint, Scores, Sweep
 from steerheal.steer.persona import Axis, Persona

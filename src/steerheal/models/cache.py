@@ -7,7 +7,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from steerheal.models.batch import free_bytes
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 
 ROOM = 64
 """Positions by which the cache's buffers grow."""

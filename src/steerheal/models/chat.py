@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import cast
 
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 
 Message = tuple[str, str]
 """A role (user or assistant) and what it says."""

@@ -18,7 +18,7 @@ from steerheal.models.cache import RoomyCache, fitting, roomy_cache, slides
 from steerheal.models.chat import decode, prompt_ids
 from steerheal.models.choose import Uniforms, choose
 from steerheal.models.hooks import Dosed
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.models.push import Pushed, Row
 from steerheal.records import Completion
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 
 Hook = Callable[[nn.Module, Any, Any], Any]
 

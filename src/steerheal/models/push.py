@@ -23,7 +23,7 @@ from torch import Tensor
 from steerheal.config import PushSettings
 from steerheal.models.cache import RoomyCache
 from steerheal.models.hooks import Dosed
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 
 T = TypeVar("T")
 

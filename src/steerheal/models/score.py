@@ -14,7 +14,7 @@ from torch import Tensor
 from steerheal.models.batch import by_length, right_padded, shared_prefix, shrinking, token_budget
 from steerheal.models.cache import roomy_cache
 from steerheal.models.hooks import Dosed
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 
 Pair = tuple[Sequence[int], Sequence[int]]
 LOGIT_BYTES = {"cpu": 24 << 20, "cuda": 512 << 20}

@@ -20,7 +20,7 @@ import torch
 
 from steerheal.measure.free import answer_pairs
 from steerheal.models.hooks import Dosed
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states, kl_between
 from steerheal.records import Completion, Record
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerheal.models.hooks import adding
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.records import Completion
 from steerheal.steer.calibrate import Door, DoseSearch, calibrate, probe
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from steerheal.config import VectorSettings
 from steerheal.measure.evaluate import Enter
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.records import Internalisation
 from steerheal.steer.states import Source
 from steerheal.steer.vector import SteeringVector

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerheal.measure.free import answer_pairs
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states, readings, token_logprobs
 from steerheal.records import Completion
 from steerheal.steer.persona import Persona

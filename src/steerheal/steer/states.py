@@ -17,7 +17,7 @@ from steerheal.models.batch import by_length, shrinking, token_budget
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw, generate
 from steerheal.models.hooks import recording
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.models.score import hidden_after_shared
 
 Span = tuple[int, int]

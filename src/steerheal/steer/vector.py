@@ -19,7 +19,7 @@ from torch import Tensor
 from steerheal.config import VectorSettings
 from steerheal.errors import UserError
 from steerheal.models.hooks import STEERING, Dosed, Kind
-from steerheal.models.load import ChatModel, band_layers
+from steerheal.models.model import ChatModel, band_layers
 from steerheal.steer.control_vector import read_control_vector, write_control_vector
 from steerheal.steer.methods.registry import find
 from steerheal.steer.persona import Persona

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from steerheal.errors import UserError
 from steerheal.models.hooks import running
-from steerheal.models.load import ChatModel
+from steerheal.models.model import ChatModel
 from steerheal.steer.methods import mean_difference
 from steerheal.steer.states import Source
 
