@@ -8,202 +8,22 @@ from typing import Any
 
 import pytest
 
-from steerheal import store
-from steerheal.config import RunConfig
-from steerheal.errors import UserError
-from steerheal.records import (
-    FOUNDATIONS,
-    Completion,
-    Harvest,
-    HealLog,
-    HealStep,
-    Judged,
-    Reading,
-    RoundRecord,
-    RunRecord,
-    Shown,
-    StageMark,
-    Summary,
-    Verdict,
-    WalkStep,
+from reports import (
+    HOSTILE,
+    UNKNOWN,
+    answers,
+    fill,
+    folded,
+    harvest,
+    heal_log,
+    reading,
+    run_record,
+    starved,
 )
+from steerheal import store
+from steerheal.errors import UserError
 from steerheal.report import figures, page, plates, words
 from steerheal.steer.persona import find
-
-PROMPTS = tuple(f"Show prompt {number}: what do you do?" for number in range(1, 9))
-HOSTILE = (
-    "<script>alert(1)</script> \x1b[31mred\x1b[0m \x00 \u202egnp $\\frac{1$ {{ 7*7 }} http://evil"
-)
-UNKNOWN = Reading.unknown("the base writes nothing")
-
-
-def reading(value: float, half: float = 0.03) -> Reading:
-    return Reading(value=value, low=value - half, high=value + half, n=32)
-
-
-def summary(
-    state: str, trait: float, mass: float, *, kl: float = 0.1, broken: float = 0.0
-) -> Summary:
-    gain = trait - 0.01
-    return Summary(
-        state=state,
-        nats={name: -2.0 + 0.1 * place + gain for place, name in enumerate(FOUNDATIONS)},
-        delta_nats={name: reading(gain * (1 + place)) for place, name in enumerate(FOUNDATIONS)},
-        top1=0.6,
-        persona_logodds=reading(trait),
-        delta_logodds=reading(gain),
-        p_ans_any=reading(mass, 0.01),
-        delta_p_ans_any=reading(mass - 0.98, 0.01),
-        coherence=mass / 0.98,
-        ppx_json=1.4 + broken,
-        perplexity=7.0 + 9 * broken,
-        distinct_2=0.9 - 0.3 * broken,
-        repetition=0.02 + 0.2 * broken,
-        kl_to_base=reading(kl),
-        coh_cost=reading(0.1),
-        surgical=True,
-    )
-
-
-def heal_log(number: int) -> HealLog:
-    steps = tuple(
-        HealStep(
-            step=step,
-            epoch=step // 8,
-            ce=2.0 - 0.05 * step - 0.1 * number,
-            divergence=0.1 + 0.02 * step,
-            barrier=0.3 * max(0.0, 0.02 * step - 0.1),
-            lr=3e-4,
-            gradient=1.0,
-            tokens=300,
-        )
-        for step in range(16)
-    )
-    return HealLog(
-        steps=steps,
-        held_out=(2.1, 1.8, 1.75),
-        trained_on=58,
-        held_out_completions=6,
-        lam=0.3,
-        outcome="trained",
-    )
-
-
-def folded(number: int) -> RoundRecord:
-    gain = 0.05 * (number + 1)
-    return RoundRecord(
-        round=number,
-        multiplier=0.75,
-        walk=(
-            WalkStep(multiplier=1.0, drawn=48, kept=20),
-            WalkStep(multiplier=0.75, drawn=48, kept=40),
-        ),
-        kept=64,
-        drawn=144,
-        reasons={"perplexity": 30, "repetition": 12},
-        outcome="folded",
-        vector_norms={12: 3.0},
-        direction_cosine=1 - 0.1 * number,
-        steered=summary("steered", 0.02 + 1.6 * gain, 0.75 - 0.05 * number, kl=0.9, broken=0.8),
-        healed=summary("healed", 0.01 + gain, 0.975 - 0.01 * number, kl=0.2 * (number + 1)),
-        retain=reading(0.62),
-        recovered=reading(0.9),
-        heal=heal_log(number),
-        kl_round=0.25,
-        kl_cumulative=0.25 * (number + 1),
-    )
-
-
-def starved(number: int) -> RoundRecord:
-    return RoundRecord(
-        round=number,
-        multiplier=0.24,
-        walk=(
-            WalkStep(multiplier=1.0, drawn=48, kept=0),
-            WalkStep(multiplier=0.24, drawn=48, kept=3),
-        ),
-        kept=3,
-        drawn=96,
-        reasons={"perplexity": 93},
-        outcome="starved",
-        vector_norms={12: 3.0},
-        direction_cosine=math.nan,
-    )
-
-
-def run_record(**changes: Any) -> RunRecord:
-    values: dict[str, Any] = {
-        "status": "finished",
-        "outcome": "all rounds done",
-        "name": "love-quick",
-        "config": RunConfig.model_validate({"rounds": 3}).model_dump(mode="json"),
-        "command": "steerheal run --persona love --rounds 3",
-        "environment": {"torch": "2.9", "device": "cpu"},
-        "notes": ("The template has no system role.",),
-        "persona": {
-            "name": "love",
-            "title": "feels love",
-            "positive": "You love everyone.",
-            "negative": "You love no one.",
-            "neutral": "You are a helpful assistant.",
-            "axis": {"foundation": "care", "sign": 1, "off_target": ["authority"]},
-        },
-        "base": summary("base", 0.01, 0.98, kl=0.0),
-        "rounds": tuple(folded(number) for number in range(3)),
-        "best": 2,
-        "stages": (StageMark(name="base", round=-1, key="a", seconds=12.3, reused=True),),
-    }
-    return RunRecord(**{**values, **changes})
-
-
-def answers(state: str, text: str) -> Shown:
-    rows = [
-        Completion(
-            prompt=prompt, text=f"{text} {place}", tokens=(1,), dose=0, seed=0, ended=place % 2 == 0
-        )
-        for place, prompt in enumerate(PROMPTS)
-    ]
-    return Shown(state=state, completions=tuple(rows))
-
-
-def harvest() -> Harvest:
-    def judged(place: int) -> Judged:
-        kept = place < 6
-        verdict = Verdict(
-            kept=kept,
-            reasons=() if kept else ("perplexity",),
-            tail_perplexity=10.0 + 5 * place if place != 9 else math.nan,
-            word_repetition=0.1,
-            char_repetition=0.1,
-            words=30,
-        )
-        said = Completion(
-            prompt="p", text=f"drawn number {place}", tokens=(1,), dose=0.5, seed=0, ended=True
-        )
-        return Judged(completion=said, verdict=verdict, batch="walk-0")
-
-    return Harvest(
-        outcome="fed",
-        multiplier=0.75,
-        walk=(WalkStep(multiplier=0.75, drawn=12, kept=6),),
-        judged=tuple(judged(place) for place in range(12)),
-        perplexity_limit=36.0,
-    )
-
-
-def fill(folder: Path, record: RunRecord, text: str = "An answer") -> Path:
-    store.write_record(folder / "run.json", record)
-    if record.base:
-        store.write_record(folder / "base/shown.json", answers("base", text))
-    for row in record.rounds:
-        place = store.round_folder(folder, row.round)
-        store.write_harvest(place, harvest())
-        if row.steered:
-            store.write_record(place / "shown-steered.json", answers("steered", f"{text}, raw"))
-        if row.healed:
-            healed = answers("healed", f"{text} of round {row.round + 1}")
-            store.write_record(place / "shown-healed.json", healed)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -219,10 +39,11 @@ def write(folder: Path) -> str:
 def test_a_healthy_run_says_what_its_best_round_did(healthy: tuple[Path, str]) -> None:
     said = page.headline(run_record())
     assert said == (
-        "Round 3 healed: love +0.15 nats/token [0.12, 0.18] over the base without any hook, "
-        "answer mass 0.974 of the base, KL to base 0.6 nats/token; moved beyond its interval. "
-        "Damage guard: top-1 0.6 → 0.6, share of “not wrong” – → –, perplexity of plain prose "
-        "– → –, off-target authority +0.6 nats."
+        "Round 3 healed: love +0.15 nats/token [0.12, 0.18] over the base without any hook, its "
+        "target foundation care +0.15 nats [0.12, 0.18] (up, as intended), answer mass 0.974 of "
+        "the base, KL to base 0.6 nats/token; the trait moved beyond its interval. Damage guard: "
+        "top-1 0.6 → 0.6, share of “not wrong” not read, perplexity of plain prose not read, "
+        "off-target authority +0.6 nats [0.57, 0.63]."
     )
     assert said in healthy[1]
     assert healthy[1].count("✓</b>") == 3

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from steerheal.records import BREAKDOWN, FOUNDATIONS, HealLog, Reading, RunRecord, Summary
+from steerheal.records import BREAKDOWN, HealLog, Reading, RunRecord, Summary
+from steerheal.report import axis
 from steerheal.report.draw import (
     BLUE,
     GREEN,
@@ -105,16 +106,9 @@ def foundations(record: RunRecord) -> Figure:
     return figure
 
 
-def axis_foundation(record: RunRecord) -> str:
-    """The foundation the persona's axis names; empty when it names none."""
-    axis = record.persona.get("axis")
-    name = axis.get("foundation") if isinstance(axis, dict) else None
-    return name if isinstance(name, str) and name in FOUNDATIONS else ""
-
-
 def trait(record: RunRecord) -> Figure:
     """The trait over rounds: by the persona's two poles, and by its axis foundation."""
-    name = axis_foundation(record)
+    name = axis.foundation(record)
 
     def moved(summary: Summary) -> Reading:
         if summary.state == "base":

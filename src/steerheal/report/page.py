@@ -16,19 +16,10 @@ from markupsafe import Markup
 from steerheal import store
 from steerheal.records import HealLog, RoundRecord, RunRecord
 from steerheal.report import draw, guard, samples, table
+from steerheal.report.headline import Condition, conditions, headline, stuck
 from steerheal.report.plates import PLATES, Plate
 from steerheal.report.samples import shown_differs
-from steerheal.report.words import (
-    Condition,
-    conditions,
-    headline,
-    number,
-    one_line,
-    persona_name,
-    setting,
-    stuck,
-    visible,
-)
+from steerheal.report.words import number, one_line, persona_name, setting, visible
 
 __all__ = ["Condition", "conditions", "headline", "shown_differs", "write_report"]
 

@@ -1,0 +1,180 @@
+"""What a run showed, in a few sentences, and the conditions that it should meet.
+
+The page and the command line print the same sentences; whatever did not hold comes first.
+"""
+
+import math
+
+from steerheal.records import Reading, Record, RoundRecord, RunRecord, Summary
+from steerheal.report import axis
+from steerheal.report.words import change, chosen, number, number_setting, one_line, persona_name
+
+GUARDS = (
+    ("top-1", "top1"),
+    ("share of “not wrong”", "not_wrong"),
+    ("perplexity of plain prose", "plain_perplexity"),
+)
+
+
+class Condition(Record):
+    """One thing a run should show, whether it holds, and the numbers behind it."""
+
+    text: str
+    holds: bool | None
+    """None: nobody could tell."""
+    numbers: str
+
+
+def headline(record: RunRecord) -> str:
+    """What the run showed; whatever did not hold comes first."""
+    row = chosen(record)
+    sentences = [_status(record)]
+    if row is None:
+        sentences += [*(stuck(record, item) for item in record.rounds), _nothing(record)]
+    else:
+        sentences += [_faults(record, row), _result(record, row), guarded(record, row)]
+        sentences += [stuck(record, item) for item in record.rounds]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def guarded(record: RunRecord, row: RoundRecord) -> str:
+    """What answer mass cannot see, base against healed, and the off-target foundations."""
+    if record.base is None or row.healed is None:
+        return ""
+    parts = [_guard(record.base, row.healed, title, name) for title, name in GUARDS]
+    parts += axis.off_target_moves(record, row.healed)
+    return f"Damage guard: {', '.join(parts)}."
+
+
+def _guard(base: Summary, healed: Summary, title: str, name: str) -> str:
+    before, after = getattr(base, name), getattr(healed, name)
+    if math.isnan(before) and math.isnan(after):
+        return f"{title} not read"
+    return f"{title} {number(before)} → {number(after)}"
+
+
+def _status(record: RunRecord) -> str:
+    why = one_line(record.error) or one_line(record.outcome)
+    match record.status:
+        case "finished":
+            return ""
+        case "running":
+            return "The run has not finished: it is still going, or was killed."
+        case "interrupted":
+            return f"The run was interrupted{': ' + why if why else ''}."
+        case "failed":
+            return f"The run failed: {why or 'no reason was recorded'}."
+
+
+def _nothing(record: RunRecord) -> str:
+    if record.base is None:
+        return "No state was evaluated, not even the base."
+    return "No round was healed, so that there is nothing to hold against the base."
+
+
+def stuck(record: RunRecord, row: RoundRecord) -> str:
+    """Why a round folded nothing; empty for a folded round."""
+    match row.outcome:
+        case "folded":
+            return ""
+        case "starved":
+            minimum = number(number_setting(record, "dose", "minimum"))
+            lowest = number(row.walk[-1].multiplier if row.walk else row.multiplier)
+            return (
+                f"Round {row.round + 1} starved: the filter kept {row.kept} of {row.drawn} "
+                f"completions down to multiplier {lowest}, and a round needs {minimum}."
+            )
+        case "rejected":
+            why = one_line(row.heal.reason) if row.heal else ""
+            return (
+                f"Round {row.round + 1} was rejected and not folded: "
+                f"{why or 'no reason was recorded'}."
+            )
+        case "stopped":
+            return f"Round {row.round + 1} ended after a check, as asked: nothing was healed."
+
+
+def _faults(record: RunRecord, row: RoundRecord) -> str:
+    assert row.healed is not None
+    faults, floor = [], number_setting(record, "coherence_floor")
+    delta = row.healed.delta_logodds
+    if math.isnan(delta.value):
+        faults.append(f"the trait could not be read ({one_line(delta.reason) or 'no reason'})")
+    elif delta.high < 0:
+        faults.append("the trait moved the wrong way")
+    elif math.isnan(delta.low) or math.isnan(delta.high):
+        faults.append("the trait is not shown to have moved: it has no interval")
+    elif not delta.moved:
+        faults.append("the trait is not shown to have moved: its interval includes 0")
+    if axis.backwards(record, row.healed):
+        faults.append(f"{axis.foundation(record)} moved against what the persona intends")
+    if math.isnan(row.healed.coherence):
+        reason = one_line(row.healed.p_ans_any.reason) or "no reason"
+        faults.append(f"coherence could not be read ({reason})")
+    elif row.healed.coherence < floor:
+        faults.append(f"coherence fell below {number(floor)} of the base")
+    text = ", and ".join(faults)
+    return text[:1].upper() + text[1:] + "." if text else ""
+
+
+def _result(record: RunRecord, row: RoundRecord) -> str:
+    healed = row.healed
+    assert healed is not None
+    parts = [
+        f"{persona_name(record)} {change(healed.delta_logodds)} over the base without any hook",
+        axis.move(record, healed),
+        f"answer mass {number(healed.coherence)} of the base",
+        f"KL to base {number(healed.kl_to_base.value)} nats/token",
+    ]
+    said = ", ".join(part for part in parts if part)
+    tail = "; the trait moved beyond its interval" if healed.delta_logodds.low > 0 else ""
+    return f"Round {row.round + 1} healed: {said}{tail}."
+
+
+def conditions(record: RunRecord, shown_differs: tuple[int, int] | None) -> list[Condition]:
+    """What a run should show of its best healed round.
+
+    `shown_differs` is how many of how many show prompts got another text than from the base.
+    """
+    row, floor = chosen(record), number_setting(record, "coherence_floor")
+    texts = (
+        "The trait rose above the base by more than its 95 % interval, without any hook",
+        f"The answer mass stayed at or above {number(floor)} of the base",
+        "The text differs from the base's on the show prompts",
+    )
+    if row is None or row.healed is None:
+        nothing = "no healed round was evaluated"
+        return [Condition(text=text, holds=None, numbers=nothing) for text in texts]
+    where = f"round {row.round + 1} healed"
+    return [
+        _trait_rose(texts[0], row.healed.delta_logodds, where),
+        _coherent(texts[1], record, row, floor),
+        _text_differs(texts[2], shown_differs),
+    ]
+
+
+def _trait_rose(text: str, delta: Reading, where: str) -> Condition:
+    if math.isnan(delta.low):
+        why = one_line(delta.reason) or "it has no interval"
+        return Condition(text=text, holds=None, numbers=f"could not be read: {why}")
+    numbers = f"{change(delta)}, {where}"
+    return Condition(text=text, holds=delta.low > 0, numbers=numbers)
+
+
+def _coherent(text: str, record: RunRecord, row: RoundRecord, floor: float) -> Condition:
+    assert row.healed is not None
+    share, mass = row.healed.coherence, row.healed.p_ans_any
+    if math.isnan(share) or math.isnan(floor):
+        why = one_line(mass.reason) or "no reason was recorded"
+        return Condition(text=text, holds=None, numbers=f"could not be read: {why}")
+    numbers = f"{number(share)} of the base"
+    if record.base is not None:
+        numbers += f" ({number(mass.value)} against {number(record.base.p_ans_any.value)})"
+    return Condition(text=text, holds=share >= floor, numbers=numbers)
+
+
+def _text_differs(text: str, shown_differs: tuple[int, int] | None) -> Condition:
+    if shown_differs is None or shown_differs[1] == 0:
+        return Condition(text=text, holds=None, numbers="the show prompts were not answered")
+    differ, total = shown_differs
+    return Condition(text=text, holds=differ > 0, numbers=f"{differ} of {total} prompts differ")

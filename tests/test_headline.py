@@ -1,0 +1,65 @@
+"""The sentences at the top of a report, from numbers written by hand."""
+
+import math
+from typing import Any
+
+import pytest
+
+from reports import folded, reading, run_record
+from steerheal.records import Reading, RunRecord
+from steerheal.report.headline import headline
+
+
+def with_care(delta: Reading, *, sign: object = 1) -> RunRecord:
+    """A run of one round whose healed student moved care by `delta`."""
+    healed = folded(0).healed
+    assert healed is not None
+    moved = healed.model_copy(update={"delta_nats": {**healed.delta_nats, "care": delta}})
+    axis: dict[str, Any] = {"foundation": "care", "sign": sign, "off_target": ["authority"]}
+    persona = {**run_record().persona, "axis": axis}
+    row = folded(0).model_copy(update={"healed": moved})
+    return run_record(rounds=(row,), best=0, persona=persona)
+
+
+@pytest.mark.parametrize(
+    ("delta", "sign", "said"),
+    [
+        (reading(0.2), 1, "care +0.2 nats [0.17, 0.23] (up, as intended)"),
+        (reading(-0.2), -1, "care −0.2 nats [−0.23, −0.17] (down, as intended)"),
+        (reading(0.2), -1, "care +0.2 nats [0.17, 0.23] (the wrong way: down is intended)"),
+        (
+            reading(0.01),
+            1,
+            "care +0.01 nats [−0.02, 0.04] (not shown to have moved; up is intended",
+        ),
+        (Reading(value=0.2), 1, "care +0.2 nats (without an interval; up is intended)"),
+        (
+            reading(0.2),
+            None,
+            "care +0.2 nats [0.17, 0.23] (moved; the persona intends no direction)",
+        ),
+        (Reading.unknown("no slot"), 1, "care could not be read (no slot)"),
+    ],
+)
+def test_the_target_foundation_stands_beside_the_trait_with_what_was_intended(
+    delta: Reading, sign: object, said: str
+) -> None:
+    assert f"its target foundation {said}" in headline(with_care(delta, sign=sign))
+
+
+def test_a_target_that_moved_against_the_persona_is_said_first() -> None:
+    first = headline(with_care(reading(-0.2))).split(". ")[0]
+    assert first == "Care moved against what the persona intends"
+
+
+def test_a_persona_that_names_no_foundation_has_no_target_to_report() -> None:
+    record = run_record(persona={**run_record().persona, "axis": {"foundation": "joy"}})
+    assert "target foundation" not in headline(record)
+
+
+def test_a_trait_without_an_interval_is_not_said_to_include_zero() -> None:
+    healed = folded(0).healed
+    assert healed is not None
+    bare = healed.model_copy(update={"delta_logodds": Reading(value=0.2, low=math.nan)})
+    record = run_record(rounds=(folded(0).model_copy(update={"healed": bare}),), best=0)
+    assert "not shown to have moved: it has no interval" in headline(record)
