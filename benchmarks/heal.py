@@ -29,13 +29,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 from steerheal.config import HealSettings, ModelSettings, SamplingSettings
 from steerheal.heal.adapter import target_names, training
-from steerheal.heal.barrier import aggregated, kl
+from steerheal.heal.barrier import aggregated
 from steerheal.heal.train import heal_student, training_pairs
 from steerheal.models.generate import Draw, generate
 from steerheal.models.hooks import hooked
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel, band_layers
-from steerheal.models.score import Pair, continuation_states
+from steerheal.models.score import Pair, continuation_states, kl
 from steerheal.steer.persona import find
 
 SETTINGS = HealSettings(barrier="kl_rev", epochs=1, held_out=0.0, tau=0.0)

@@ -8,7 +8,9 @@ D_i:
     kl_fwd   KL(reference‖student) = Σ_v q_v (ln q_v − ln p_v)     mass-covering
     kl_rev   KL(student‖reference) = Σ_v p_v (ln p_v − ln q_v)     mode-seeking
 agg over a step's positions: mean, rmse = √mean(D²), p95, max. Incoherence is driven by outliers,
-which a mean hides.
+which a mean hides. A token without probability counts for nothing, in a sum and in a slope: 0·ln 0
+is 0, so that a head may mask tokens with −inf. Where p > 0 meets q = 0 the divergence is +inf and
+has no slope: such a step is not finite and ends the heal.
 
 With z the student's logits: ∂CE/∂z = p − onehot(y), ∂KL(t‖p)/∂z = p − t, ∂kl_fwd/∂z = p − q,
 ∂kl_rev/∂z_v = p_v (ln p_v − ln q_v − D). The output head is not trained, so that gradients stop at
@@ -25,7 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steerheal.models.model import ChatModel
-from steerheal.models.score import chunk_of
+from steerheal.models.score import chunk_of, kl
 
 Barrier = Literal["nll", "kl_fwd", "kl_rev"]
 Aggregate = Literal["mean", "rmse", "p95", "max"]
@@ -41,11 +43,6 @@ class PositionLosses:
     """Zeros without a barrier."""
     fit_grad: Float[Tensor, "N D"]
     divergence_grad: Float[Tensor, "N D"]
-
-
-def kl(log_p: Float[Tensor, "N V"], log_q: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-    """KL(p‖q) per row in nats, from log-probabilities."""
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def divergence(
@@ -147,7 +144,7 @@ def _chunk(
             d, slope = _towards(log_q, log_p, p)
         else:
             slope = log_p.sub_(log_q).mul_(p)
-            d = slope.sum(-1)
+            d = _summed(slope, p)
             slope.addcmul_(p, d[:, None], value=-1)
         return fit, d, fit_grad, pulled_back(slope)
 
@@ -177,5 +174,11 @@ def _towards(
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N V"]]:
     """KL(t‖p) per row and its slope in p's logits, p − t; overwrites log_t."""
     t = log_t.exp()
-    value = log_t.sub_(log_p).mul_(t).sum(-1)
+    value = _summed(log_t.sub_(log_p).mul_(t), t)
     return value, torch.sub(p, t, out=log_t)
+
+
+def _summed(terms: Float[Tensor, "N V"], p: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
+    """Σ_v p_v·x_v per row, from those products; where p is 0 they are made 0, as in `expected`."""
+    total = terms.sum(-1)
+    return total if total.isfinite().all() else terms.masked_fill_(p == 0, 0).sum(-1)

@@ -84,9 +84,16 @@ class Trainer:
                 }
             )
             progress(step, self._loop.total)
-            if not math.isfinite(step.ce) or not math.isfinite(step.gradient):
-                return place, f"step {step.step + 1} of {self._loop.total} was not finite"
+            if broken := self._not_finite(step):
+                return place, f"step {step.step + 1} of {self._loop.total} was not finite: {broken}"
         return place, ""
+
+    def _not_finite(self, step: HealStep) -> str:
+        """Which numbers of a step are not finite; a divergence that nothing hangs on may be."""
+        numbers = {"fit": step.ce, "gradient": step.gradient}
+        if self._settings.barrier != "nll" and self._lam:
+            numbers["divergence"] = step.divergence
+        return ", ".join(name for name, value in numbers.items() if not math.isfinite(value))
 
     def _step(self, micros: list[Micro], number: int, epoch: int) -> HealStep:
         """One optimiser step over its micro-batches.

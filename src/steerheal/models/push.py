@@ -24,6 +24,7 @@ from steerheal.config import PushSettings
 from steerheal.models.cache import RoomyCache
 from steerheal.models.hooks import Dosed
 from steerheal.models.model import ChatModel
+from steerheal.models.score import kl
 
 T = TypeVar("T")
 
@@ -128,13 +129,13 @@ class Pushed:
         """The rows' next tokens; a row is over at its stop token or at the longest length."""
         kls = [0.0] * len(self.rows) if self._kl is None else self._kl.tolist()
         columns = (chosen.tolist(), stops.tolist(), self._doses.tolist(), kls)
-        for i, (token, stop, dose, kl) in enumerate(zip(*columns, strict=True)):
+        for i, (token, stop, dose, nats) in enumerate(zip(*columns, strict=True)):
             row = self.rows[i]
             if row.over:
                 continue
             row.tokens.append(token)
             row.doses.append(dose)
-            row.kls.append(kl)
+            row.kls.append(nats)
             if row.keep_states:
                 row.states.append(self._hidden[i])
             row.over = stop or len(row.tokens) == longest
@@ -167,12 +168,12 @@ class Pushed:
         nominal, level = self._doses, torch.full((len(self.rows),), LEVELS)
         while True:
             assert self._kl is not None
-            kl = self._kl.cpu()
-            above = (kl > self._push.kl_budget) & (level > 0) & (nominal != 0)
+            found = self._kl.cpu()
+            above = (found > self._push.kl_budget) & (level > 0) & (nominal != 0)
             if not above.any():
                 return
             # The divergence grows about as the square of the dose, which says where to look next.
-            guess = (level * (self._push.kl_budget / kl).sqrt()).floor().long()
+            guess = (level * (self._push.kl_budget / found).sqrt()).floor().long()
             level = torch.where(above, torch.minimum(guess, level - 1).clamp(min=0), level)
             self._cache.forget_last()
             self._doses = nominal * level / LEVELS
@@ -195,8 +196,7 @@ class Pushed:
         logits, count = self._chat.logits(hidden), len(self.rows)
         self._hidden, self.logits = hidden[:count], logits[:count]
         if self._twins:
-            ours, theirs = logits[:count].log_softmax(-1), logits[count:].log_softmax(-1)
-            self._kl = (ours.exp() * (ours - theirs)).sum(-1)
+            self._kl = kl(logits[:count].log_softmax(-1), logits[count:].log_softmax(-1))
 
     def _take_back(self) -> None:
         """Rewinds the rows whose end went wrong, in the rows and in the cache."""

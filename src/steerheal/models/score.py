@@ -23,6 +23,24 @@ system anew (32 MiB and more) costs as much to fault in as to compute."""
 LEAST_CHUNK = 64
 
 
+def expected(p: Float[Tensor, "*N V"], values: Float[Tensor, "*N V"]) -> Float[Tensor, "*N"]:
+    """Σ_v p_v·x_v per row, where a token without probability counts for nothing: 0·ln 0 = 0.
+
+    A head that masks tokens with −inf gives such tokens, and x is not finite there. A probability
+    that float32 rounds to 0 is 0. Where p is above 0 the value stands, so that a KL to what has no
+    probability there is +inf, and NaN stays NaN.
+    """
+    total = (p * values).sum(-1)
+    if total.isfinite().all():  # a second pass over the vocabulary costs as much as the first
+        return total
+    return (p * values.masked_fill(p == 0, 0)).sum(-1)
+
+
+def kl(log_p: Float[Tensor, "*N V"], log_q: Float[Tensor, "*N V"]) -> Float[Tensor, "*N"]:
+    """KL(p‖q) per row in nats, from log-probabilities; +inf where q lacks what p has."""
+    return expected(log_p.exp(), log_p - log_q)
+
+
 def chunk_of(chat: ChatModel) -> int:
     """Positions whose logits are in memory at once."""
     room = LOGIT_BYTES.get(chat.device.type, LOGIT_BYTES["cpu"])
@@ -133,8 +151,7 @@ def kl_between(
     """KL(p‖q) per position in nats, exact over the whole vocabulary, through the shared head."""
     out, chunk = [], chunk_of(chat)
     for ours, theirs in zip(p.split(chunk), q.split(chunk), strict=True):
-        log_p, log_q = chat.logits(ours).log_softmax(-1), chat.logits(theirs).log_softmax(-1)
-        out.append((log_p.exp() * (log_p - log_q)).sum(-1))
+        out.append(kl(chat.logits(ours).log_softmax(-1), chat.logits(theirs).log_softmax(-1)))
     return torch.cat(out) if out else torch.empty(0)
 
 
@@ -168,10 +185,9 @@ def readings(
     for part, target, other in zip(states.split(chunk), targets.split(chunk), theirs, strict=False):
         log_q = chat.logits(part).log_softmax(-1)
         columns[0].append(log_q.gather(1, target[:, None])[:, 0])
-        columns[1].append(-(log_q.exp() * log_q).sum(-1))
+        columns[1].append(-expected(log_q.exp(), log_q))
         if other is not None:
-            log_p = chat.logits(other).log_softmax(-1)
-            columns[2].append((log_p.exp() * (log_p - log_q)).sum(-1))
+            columns[2].append(kl(chat.logits(other).log_softmax(-1), log_q))
     logs, entropies, kls = (torch.cat(column) if column else None for column in columns)
     empty = states.new_empty(0)
     return Readings(empty if logs is None else logs, empty if entropies is None else entropies, kls)
