@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "steerheal"
 ORDER = [
     {"errors"},
-    {"prompts"},
+    {"prompts", "bounds", "line"},
     {"config", "records"},
     {"console", "store", "steer.persona"},
     {"models"},

@@ -1,20 +1,45 @@
 """The command line: parses, calls, prints. Heavy imports wait until a command needs them."""
 
-import argparse
 import importlib
 import importlib.metadata
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar
 
-import tyro
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from steerheal.config import Instrument, MeasureSettings, RunConfig, problems, resolve
+from steerheal.bounds import (
+    Amount,
+    Count,
+    CountOrNone,
+    FilePath,
+    FolderNameOrNone,
+    Gate,
+    Label,
+    Place,
+    RoundOrBest,
+    Seed,
+    Temperature,
+    Tokens,
+    TokensOrNone,
+)
+from steerheal.config import (
+    MOST_LISTED,
+    Conditions,
+    Doses,
+    Instrument,
+    MeasureSettings,
+    RunConfig,
+    merge,
+    problems,
+    resolve,
+)
 from steerheal.console import Console
 from steerheal.errors import UserError, unknown
+from steerheal.helping import asked, page
+from steerheal.line import As, Given, flag_of, read
 from steerheal.steer.persona import find
 
 SUMMARIES = {
@@ -27,43 +52,45 @@ SUMMARIES = {
     "report": "write a run's report again",
     "export": "a run's history as one PEFT adapter or a merged model",
 }
-Positional = tyro.conf.Positional
+POSITIONAL = As(positional=True)
 C = TypeVar("C", bound=BaseModel)
 
 
 class Command(BaseModel):
     """Options of one command."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class RunCommand(Command):
     """Steers, filters, heals, folds, measures and loops; leaves a run folder and a report."""
 
-    persona: Positional[str | None] = None
+    persona: Annotated[Place | None, POSITIONAL] = None
     """A built-in persona or a TOML file; the configuration's when none is given."""
     preset: Literal["quick", "standard", "full"] = "standard"
     """How much of everything: quick is minutes on a laptop."""
-    config: Path | None = None
+    config: FilePath | None = None
     """TOML file with settings, on top of the preset; options on the line win."""
-    runs: Path = Path("runs")
+    runs: FilePath = Path("runs")
     """Folder of run folders; finished stages are shared between the runs in it."""
-    name: str = ""
+    name: FolderNameOrNone = ""
     """Name of the run folder; made from the persona when not given."""
-    resume: Path | None = None
+    resume: FilePath | None = None
     """A run folder to continue with its own settings; other settings are not allowed."""
     until: Literal["check1", "check2"] | None = None
     """End after this check of the first round: check1 says whether steering works, check2 whether
     its text can be filtered. The same command without it goes on from there."""
-    line: Annotated[str, tyro.conf.Suppress] = ""
+    line: Annotated[str, As(hidden=True)] = ""
     """The command line itself, recorded so that the run can be repeated."""
-    settings: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig()
+    settings: Annotated[RunConfig, As(name="")] = RunConfig()
 
 
 class PersonasCommand(Command):
     """Shows the built-in personas."""
 
-    name: Positional[str | None] = None
+    name: Annotated[Place | None, POSITIONAL] = None
     """One persona, whole; also a TOML file, which is checked."""
     reverse: bool = False
     """Show it with its poles swapped."""
@@ -72,64 +99,64 @@ class PersonasCommand(Command):
 class ReportCommand(Command):
     """Writes a run's figures and report again."""
 
-    run: Positional[Path]
+    run: Annotated[FilePath, POSITIONAL]
     """The run folder."""
 
 
 class SampleCommand(Command):
     """Shows answers of a round's student beside the base's."""
 
-    run: Positional[Path]
+    run: Annotated[FilePath, POSITIONAL]
     """The run folder."""
-    round: int = Field(default=0, ge=0)
+    round: RoundOrBest = 0
     """Round whose student answers, from 1; 0 is the run's best."""
-    gate: float = Field(default=1.0, ge=0)
+    gate: Gate = 1.0
     """Dial on every adapter of the history; 0 is the base."""
     prompt: tuple[str, ...] = ()
     """What is asked; the persona's show prompts when not given."""
-    tokens: int = Field(default=96, ge=1)
+    tokens: Tokens = 96
     """Longest answer, in tokens."""
-    temperature: float = Field(default=0.7, ge=0)
+    temperature: Temperature = 0.7
     """Softmax temperature; 0 is greedy."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of both answers."""
 
 
 class ExportCommand(Command):
     """Exports a run's history and prints the largest logit difference to the gated model."""
 
-    run: Positional[Path]
+    run: Annotated[FilePath, POSITIONAL]
     """The run folder."""
     format: Literal["peft", "merged"] = "peft"
     """One rank-concatenated PEFT adapter, or the whole model with the history in its weights."""
-    round: int = Field(default=0, ge=0)
+    round: RoundOrBest = 0
     """Last round of the history, from 1; 0 is the run's best."""
-    gate: float = Field(default=1.0, gt=0)
+    gate: Gate = 1.0
     """Dial on every adapter of the history."""
-    out: Path | None = None
+    out: FilePath | None = None
     """Where to; `<run>/export-<format>` when not given."""
 
 
 class ReadCommand(Command):
     """What every command that reads a model asks for."""
 
-    model: str = ""
+    model: Place = ""
     """Base model: empty for the embedded one, a hub id, a local folder or a GGUF file."""
     instrument: Instrument = "auto"
     """likelihood, forced_choice, moralmaps, or auto: forced_choice if the base can answer it."""
-    protocol: str = ""
+    protocol: Place = ""
     """JSON file with forced_choice's wording; empty for the bundled one."""
-    vignettes: str = "everyday"
+    vignettes: Place = "everyday"
     """Bundled set (everyday, ai), a JSONL file in tinymfv's fields, or wassname/tiny-mfv:SET."""
-    per_foundation: int = Field(default=0, ge=0)
+    per_foundation: CountOrNone = 0
     """Vignettes per foundation, a stratified subset; 0 is all of them."""
-    conditions: tuple[Literal["other", "self"], ...] = Field(default=("other",), min_length=1)
+    conditions: Conditions = ("other",)
     """Who acts in the vignettes: someone else, or the reader."""
-    think: int = Field(default=128, ge=0)
+    think: TokensOrNone = 128
     """forced_choice: tokens of thinking before the answer; 0 is none."""
     orders: Literal["two", "cyclic"] = "two"
     """forced_choice: the options forwards and backwards, or every option once at every position."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of the free answers."""
 
     def measure(self, **others: int) -> MeasureSettings:
@@ -142,52 +169,58 @@ class ReadCommand(Command):
 class EvaluateCommand(ReadCommand):
     """Reads a model, a run's round or a PEFT adapter; compares two readings with intervals."""
 
-    target: Positional[Path | None] = None
+    target: Annotated[FilePath | None, POSITIONAL] = None
     """A run folder, a PEFT adapter folder, or readings saved with --json; nothing is the model."""
-    against: Path | None = None
+    against: FilePath | None = None
     """Readings saved with --json, or a run folder's best round, to compare the target with."""
-    round: int = Field(default=0, ge=0)
+    round: RoundOrBest = 0
     """Round of the run, from 1; 0 is the run's best."""
-    gate: float = Field(default=1.0, ge=0)
+    gate: Gate = 1.0
     """Dial on every adapter."""
-    persona: str = "love"
+    persona: Place = "love"
     """Whose axis and prompts are read, when the target is not a run."""
-    guard: tuple[str, ...] = ()
+    guard: Annotated[tuple[Label, ...], Field(max_length=MOST_LISTED)] = ()
     """Outside damage guards, as lm_eval:TASK."""
-    json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+    json_out: Annotated[FilePath | None, As(name="json")] = None
     """Write the readings to this file as one JSON object."""
 
 
 class ScanCommand(ReadCommand):
     """Tries bands of blocks times doses, and names the knee of trait against coherence."""
 
-    persona: Positional[str] = "love"
+    persona: Annotated[Place, POSITIONAL] = "love"
     """A built-in persona or a TOML file."""
     reverse: bool = False
     """Swap the persona's poles."""
-    bands: tuple[str, ...] = ("0.2-0.4", "0.3-0.5", "0.4-0.6", "0.5-0.7", "0.45-0.55")
+    bands: Annotated[tuple[Label, ...], Field(max_length=MOST_LISTED)] = (
+        "0.2-0.4",
+        "0.3-0.5",
+        "0.4-0.6",
+        "0.5-0.7",
+        "0.45-0.55",
+    )
     """Blocks that are steered, as fractions of depth."""
-    doses: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 1.0, 1.5)
+    doses: Doses = (0.5, 1.0, 1.5)
     """Multiples of the coefficient that reaches the target KL, band by band."""
-    target_kl: float = Field(default=1.0, ge=0)
+    target_kl: Amount = 1.0
     """95th percentile over positions of KL(steered‖base) at dose 1, in nats: bands compare at equal
     KL. 0 switches it off: doses are then multiples of the raw vector."""
-    contexts: int = Field(default=64, ge=1)
+    contexts: Count = 64
     """Diverse user messages that the vector is averaged over."""
-    prompts: int = Field(default=16, ge=2)
+    prompts: Annotated[Count, Field(ge=2)] = 16
     """The persona's evaluation prompts that every point answers."""
-    tokens: int = Field(default=40, ge=1)
+    tokens: Tokens = 40
     """Longest free answer, in tokens."""
-    per_foundation: int = Field(default=4, ge=0)
+    per_foundation: CountOrNone = 4
     """Vignettes per foundation, a stratified subset; 0 is all of them."""
-    out: Path | None = None
+    out: FilePath | None = None
     """Folder for the record and the figure; runs/scan-<persona> when not given."""
 
 
 class SeedsCommand(Command):
     """Reads runs that differ in their seed alone together: means with intervals over seeds."""
 
-    runs: Positional[tuple[Path, ...]]
+    runs: Annotated[tuple[FilePath, ...], POSITIONAL, Field(max_length=MOST_LISTED)]
     """Two or more run folders."""
     all: bool = False
     """Show every reading, not only the headline's."""
@@ -220,9 +253,12 @@ def _dispatch(argv: list[str], console: Console) -> None:
     if argv[0] == "--version":
         console.say(importlib.metadata.version("steerheal"))
         return
-    if argv[0] not in PARSERS:
-        raise unknown("command", argv[0], PARSERS)
-    options = PARSERS[argv[0]](argv[1:])
+    if argv[0] not in KINDS:
+        raise unknown("command", argv[0], KINDS)
+    if asked(argv[1:]) is not None:
+        console.say(help_of(argv[0], argv[1:]))
+        return
+    options = parse(argv[0], argv[1:])
     # The one late import: help, personas and mistakes on the line must not wait for torch.
     homes = {
         "personas": "steerheal.listing",
@@ -235,59 +271,83 @@ def _dispatch(argv: list[str], console: Console) -> None:
     handler(options, console)
 
 
-def _parse(kind: type[C], name: str, argv: list[str], default: C | None = None) -> C:
+def _parse(kind: type[C], given: Given, under: dict[str, Any] | None = None) -> C:
+    """The line's words as a command, on top of the settings in `under`."""
+    values = given.values if under is None else merge(under, given.values)
     try:
-        return cast(C, tyro.cli(kind, prog=f"steerheal {name}", args=argv, default=default))
+        return kind.model_validate(values)
     except ValidationError as error:
-        # tyro words the bounds of nested settings itself, and lets those of the outermost through.
-        found = "; ".join(problems(kind, error))
-        raise UserError(f"{found}. `steerheal {name} --help` shows what is allowed.") from error
+        raise UserError(
+            "; ".join(problems(kind, error, lambda path: flag_of(kind, path)))
+        ) from error
 
 
-def parse_run(argv: list[str]) -> RunCommand:
+def parse_run(given: Given) -> RunCommand:
     """Options of `run`: the preset and the file give the defaults that the line overrides.
 
     Raises:
-        UserError: unknown preset or persona, wrong file.
+        UserError: unknown preset or persona, wrong file, a value out of its bounds.
     """
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--preset", default="standard")
-    early.add_argument("--config", type=Path)
-    known, _ = early.parse_known_args(argv)
-    settings = resolve(known.preset, known.config)
-    default = RunCommand(preset=known.preset, config=known.config, settings=settings)
-    options = _parse(RunCommand, "run", argv, default)
+    early = {name: given.values.get(name) for name in ("preset", "config")}
+    file = early["config"] and Path(early["config"])
+    settings = resolve(early["preset"] or "standard", file)
+    options = _parse(RunCommand, given, {"settings": settings.model_dump()})
     if options.resume is None:
         find(options.persona or options.settings.persona)
     else:
-        _refuse_beside_resume(argv)
-    return options.model_copy(update={"line": shlex.join(["steerheal", "run", *argv])})
+        _refuse_beside_resume(options.resume, given)
+    return options
 
 
-def _refuse_beside_resume(argv: list[str]) -> None:
+def _refuse_beside_resume(folder: Path, given: Given) -> None:
     """A run goes on with its own settings: what else is asked for would be silently ignored.
 
     Read off the line, since what is given may equal a default and still not be the run's.
     """
-    allowed = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--resume", "--until"):
-        allowed.add_argument(name)
-    known, besides = allowed.parse_known_args(argv)
+    besides = [
+        word
+        for path, words in given.words.items()
+        if path not in (("resume",), ("until",))
+        for word in words
+    ]
     if besides:
         raise UserError(
-            f"--resume continues {known.resume} with its own settings; given besides: "
+            f"--resume continues {folder} with its own settings; given besides: "
             f"{shlex.join(besides)}. Leave that out, or start another run under another --name in "
             "the same --runs: stages that it shares with this one are not made again."
         )
 
 
-PARSERS: dict[str, Callable[[list[str]], Command]] = {
-    "run": parse_run,
-    "personas": lambda argv: _parse(PersonasCommand, "personas", argv),
-    "evaluate": lambda argv: _parse(EvaluateCommand, "evaluate", argv),
-    "scan": lambda argv: _parse(ScanCommand, "scan", argv),
-    "seeds": lambda argv: _parse(SeedsCommand, "seeds", argv),
-    "sample": lambda argv: _parse(SampleCommand, "sample", argv),
-    "report": lambda argv: _parse(ReportCommand, "report", argv),
-    "export": lambda argv: _parse(ExportCommand, "export", argv),
+def help_of(name: str, argv: Sequence[str]) -> str:
+    """A command's help; that of `run` shows the values of the preset and the file before it."""
+    if name != "run":
+        return page(name, KINDS[name], argv, None)
+    given = read(RunCommand, argv[: asked(argv)])
+    preset, file = given.values.get("preset", "standard"), given.values.get("config")
+    settings = resolve(preset, Path(file) if file else None)
+    return page(name, RunCommand, argv, RunCommand(preset=preset, settings=settings))
+
+
+KINDS: dict[str, type[Command]] = {
+    "run": RunCommand,
+    "personas": PersonasCommand,
+    "evaluate": EvaluateCommand,
+    "scan": ScanCommand,
+    "seeds": SeedsCommand,
+    "sample": SampleCommand,
+    "report": ReportCommand,
+    "export": ExportCommand,
 }
+
+
+def parse(name: str, argv: Sequence[str]) -> Command:
+    """A command's line as its options.
+
+    Raises:
+        UserError: an unknown option, a missing or wrong value.
+    """
+    given = read(KINDS[name], argv)
+    if name == "run":
+        line = shlex.join(["steerheal", "run", *argv])
+        return parse_run(given).model_copy(update={"line": line})
+    return _parse(KINDS[name], given)

@@ -4,23 +4,55 @@ The sentence under a setting is its only documentation: the command line shows i
 """
 
 import tomllib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import tyro
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
+from steerheal.bounds import (
+    Amount,
+    Band,
+    BelowOne,
+    Count,
+    CountOrNone,
+    Dose,
+    Fraction,
+    Inside,
+    Label,
+    Place,
+    PositiveAmount,
+    PositiveFraction,
+    Power,
+    Rank,
+    Resamples,
+    Rounds,
+    Rows,
+    Seed,
+    Temperature,
+    Tokens,
+    TokensOrNone,
+    TopK,
+    allowed,
+    read_text,
+    shorten,
+)
 from steerheal.errors import UserError, unknown
+from steerheal.line import As
+from steerheal.prompts import lines
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Band = tuple[Fraction, Fraction]
+MOST_LISTED = 64
+Doses = Annotated[tuple[Dose, ...], Field(max_length=MOST_LISTED)]
+Conditions = Annotated[tuple[Literal["other", "self"], ...], Field(min_length=1, max_length=2)]
 Instrument = Literal["auto", "likelihood", "forced_choice", "moralmaps"]
 VectorMethod = Literal[
     "mean_difference",
@@ -53,13 +85,13 @@ class Settings(BaseModel):
 class ModelSettings(Settings):
     """Which model, in which precision, where."""
 
-    name: Annotated[str, tyro.conf.arg(aliases=("--model",))] = ""
+    name: Annotated[Place, As(also=("--model",))] = ""
     """Empty: the embedded SmolLM2-135M-Instruct; else a hub id, a local folder or a GGUF file."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights; auto is float32 on a CPU and bfloat16 on a GPU."""
-    device: str = "auto"
+    device: Label = "auto"
     """Where it runs: auto, cpu, cuda, cuda:1, mps."""
-    revision: str | None = None
+    revision: Place | None = None
     """Branch, tag or commit of a hub model."""
     trust_remote_code: bool = False
     """Let the model's repository run its own Python code on this machine."""
@@ -70,7 +102,7 @@ class VectorSettings(Settings):
 
     contrast: Literal["negative", "neutral"] = "negative"
     """The pole that the positive one is compared with."""
-    contexts: int = Field(default=256, ge=1)
+    contexts: Count = 256
     """Diverse user messages averaged over; more gives a less noisy direction."""
     band: Band = (0.4, 0.6)
     """Blocks that are steered, as fractions of depth; a wide band compounds and collapses."""
@@ -80,26 +112,26 @@ class VectorSettings(Settings):
     position: Literal["tag", "last", "mean"] = "tag"
     """Where states are read: at the assistant tag, or at the last token or over the mean of a short
     answer by each pole. contrastive_answers always takes the mean, with no system prompt."""
-    answer_tokens: int = Field(default=24, ge=1)
+    answer_tokens: Tokens = 24
     """Longest answer that a pole writes to be read, in tokens."""
-    energy: float = Field(default=0.9, gt=0, le=1)
+    energy: PositiveFraction = 0.9
     """s_space: share of what a block can write that the kept directions hold; 1 keeps all."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """random: which directions are drawn."""
 
 
 class SamplingSettings(Settings):
     """How completions are sampled."""
 
-    tokens: int = Field(default=64, ge=1)
+    tokens: Tokens = 64
     """Longest completion, in tokens."""
-    temperature: float = Field(default=1.0, ge=0)
+    temperature: Temperature = 1.0
     """Softmax temperature; 0 is greedy."""
-    top_p: float = Field(default=0.95, gt=0, le=1)
+    top_p: PositiveFraction = 0.95
     """Nucleus: the smallest set of tokens that holds this much probability."""
-    top_k: int = Field(default=0, ge=0)
+    top_k: TopK = 0
     """Only the k likeliest tokens; 0 is no limit."""
-    rows: int = Field(default=48, ge=1)
+    rows: Rows = 48
     """Rows sampled together; halved when memory runs out."""
 
 
@@ -108,40 +140,40 @@ class PushSettings(Settings):
 
     decay: Literal["constant", "linear", "exponential"] = "constant"
     """How the dose falls with the token's position."""
-    decay_tokens: int = Field(default=64, ge=1)
+    decay_tokens: Tokens = 64
     """linear: the dose is 0 from this token on; exponential: it halves every so many tokens."""
-    kl_budget: float = Field(default=0.0, ge=0)
+    kl_budget: Amount = 0.0
     """Most nats of KL(steered‖base) at any token; the dose is lowered where it would be more, as
     far as the token's own dose can. 0 is no budget. The base runs along in the same batch."""
     backtrack: bool = False
     """Take tokens back where the text loops or its KL spikes, and go on at a lower dose."""
-    spike: float = Field(default=0.0, ge=0)
+    spike: Amount = 0.0
     """Mean nats of KL to the base over eight tokens that count as a spike; 0 looks for loops only,
     and needs no base in the batch."""
-    factor: float = Field(default=0.5, ge=0, lt=1)
+    factor: BelowOne = 0.5
     """The dose after a rewind, as a share of the dose before it."""
-    rewinds: int = Field(default=4, ge=1)
+    rewinds: Count = 4
     """Most rewinds per completion; what breaks after them is left to the filter."""
 
 
 class DoseSettings(Settings):
     """walk-C: the sweep of doses and how it walks down until enough completions survive."""
 
-    start: float = Field(default=1.0, gt=0)
+    start: Dose = 1.0
     """Multiplier tried first in every round; 1 adds the raw difference of the two poles."""
-    sweep: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(0.5, 0.75, 1.0), min_length=1)
+    sweep: Annotated[Doses, Field(min_length=1)] = (0.5, 0.75, 1.0)
     """Doses in one batch, as fractions of the multiplier."""
-    target: float = Field(default=0.75, gt=0, le=1)
+    target: PositiveFraction = 0.75
     """Share of completions that must survive the filter before the multiplier is accepted."""
-    step: float = Field(default=0.75, gt=0, lt=1)
+    step: Inside = 0.75
     """Factor on the multiplier at each step down."""
-    walks: int = Field(default=6, ge=1)
+    walks: Count = 6
     """Most multipliers tried in a round."""
-    want: int = Field(default=64, ge=1)
+    want: Count = 64
     """Kept completions a round trains on."""
-    minimum: int = Field(default=16, ge=2)
+    minimum: Annotated[Count, Field(ge=2)] = 16
     """Fewest kept completions a round may train on; with fewer it ends as starved."""
-    batches: int = Field(default=4, ge=1)
+    batches: Count = 4
     """Most batches drawn at the accepted multiplier."""
 
     @model_validator(mode="after")
@@ -154,32 +186,32 @@ class DoseSettings(Settings):
 class FilterSettings(Settings):
     """Which completions are kept."""
 
-    tail_perplexity: float = Field(default=4.0, gt=0)
+    tail_perplexity: PositiveAmount = 4.0
     """Highest perplexity of a completion's last quarter under the base, in multiples of the base's
     median on its own text: collapse comes late."""
-    word_repetition: float = Field(default=0.35, ge=0, le=1)
+    word_repetition: Fraction = 0.35
     """Highest share of word trigrams that repeat an earlier one."""
-    char_repetition: float = Field(default=0.5, ge=0, le=1)
+    char_repetition: Fraction = 0.5
     """Highest share of character 8-grams that repeat an earlier one."""
-    words: int = Field(default=8, ge=1)
+    words: Count = 8
     """Fewest words."""
-    false_drop: float = Field(default=0.05, ge=0, lt=1)
+    false_drop: BelowOne = 0.05
     """Share of the base's own text that the combined rule for incoherence may drop: its limit is
     set there. 0 switches the rule off."""
-    rule_drop: float = Field(default=0.01, ge=0, lt=1)
+    rule_drop: BelowOne = 0.01
     """The same for every single calibrated rule (a stretch the base cannot follow, compression,
     distinct bigrams, foreign characters); 0 switches them off."""
-    kl_spike: float = Field(default=8.0, gt=0)
+    kl_spike: PositiveAmount = 8.0
     """Most nats of KL(steered‖base), mean over any eight tokens in a row."""
-    similarity: float = Field(default=0.5, gt=0)
+    similarity: PositiveAmount = 0.5
     """Highest share of a pole's own words in first-person sentences; above it the text narrates."""
-    trait: float = Field(default=0.0, ge=0, lt=1)
+    trait: BelowOne = 0.0
     """Share of the base's own text whose persona log-odds a completion must exceed, so that
     base-like text is left out; 0 switches the rule off."""
     read_trait: bool = True
     """Read every completion's persona log-odds, which is two thirds of the filter's time. Without
     it what check 2 says of the kept text's trait is unknown."""
-    calibration_texts: int = Field(default=64, ge=8)
+    calibration_texts: Annotated[Count, Field(ge=8)] = 64
     """Completions of the base that the limits are set on."""
 
     @model_validator(mode="after")
@@ -211,45 +243,45 @@ class HealSettings(Settings):
     """How D is aggregated over the completion positions of a batch."""
     reference: Literal["prev", "base"] = "prev"
     """The student before this round (a trust region) or the round-0 model (a leash)."""
-    lam: float = Field(default=0.3, ge=0)
+    lam: Amount = 0.3
     """λ: weight of the barrier; 0 is no barrier."""
-    tau: float = Field(default=0.1, ge=0)
+    tau: Amount = 0.1
     """τ in nats: D below it costs nothing. Above the operating divergence it never fires."""
-    lam_power: float = 0.0
+    lam_power: Power = 0.0
     """λ in round r is λ·(1+r)^power; below 0 it loosens as the history grows."""
-    spectral: float = Field(default=0.0, ge=0)
+    spectral: Amount = 0.0
     """Weight of the operator norm of every adapted layer's ΔW, summed over the layers, so that a
     layer pays the same however many others there are; 0 is no penalty. Goes with any barrier."""
-    rank: int = Field(default=16, ge=1)
+    rank: Rank = 16
     """Rank of the adapter."""
-    alpha: float = Field(default=32.0, gt=0)
+    alpha: PositiveAmount = 32.0
     """The adapter's output is scaled by alpha / rank, rslora's by alpha / √rank."""
     adapter: Literal["lora", "rslora", "dora", "pissa"] = "lora"
     """Kind: lora; rslora keeps its size as the rank grows; pissa starts from the weights' leading
     singular part and is stored at twice the rank. dora cannot be folded and is refused."""
-    targets: tuple[str, ...] = Field(default=("all",), min_length=1)
+    targets: tuple[Label, ...] = Field(default=("all",), min_length=1, max_length=MOST_LISTED)
     """Linear layers of the band's blocks that get an adapter: all, attention, mlp (the others of
     a block), or names such as q_proj."""
     band: Band = (0.2, 0.8)
     """Blocks that get an adapter, as fractions of depth."""
-    epochs: int = Field(default=2, ge=1)
+    epochs: Annotated[Count, Field(le=1_000)] = 2
     """Passes over the kept completions."""
-    rows: int = Field(default=8, ge=1)
+    rows: Rows = 8
     """Completions per optimiser step."""
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: Rows = 1
     """Micro-batches a step's rows are split into; more needs less memory and more time, and changes
     nothing else. Each is split further by length where that saves padding."""
-    lr: float = Field(default=5e-4, gt=0)
+    lr: Annotated[PositiveAmount, Field(le=10)] = 5e-4
     """Peak learning rate: linear warm-up, then a cosine to 0."""
-    warmup: float = Field(default=0.1, ge=0, lt=1)
+    warmup: BelowOne = 0.1
     """Share of the steps that warm up."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: Annotated[Amount, Field(le=100)] = 0.0
     """Decoupled weight decay on the adapter; goes with any barrier."""
-    beta2: float = Field(default=0.95, gt=0, lt=1)
+    beta2: Inside = 0.95
     """Adam's second-moment decay; 0.95 warms up within a round."""
-    clip: float = Field(default=1.0, gt=0)
+    clip: PositiveAmount = 1.0
     """Largest gradient norm; a larger gradient is scaled down to it."""
-    held_out: float = Field(default=0.1, ge=0, lt=1)
+    held_out: BelowOne = 0.1
     """Share of the kept completions that only measures the held-out CE."""
 
     @field_validator("adapter")
@@ -279,72 +311,80 @@ class HealSettings(Settings):
 class MeasureSettings(Settings):
     """What an evaluation reads."""
 
-    instrument: Annotated[Instrument, tyro.conf.arg(aliases=("--instrument",))] = "auto"
+    instrument: Annotated[Instrument, As(also=("--instrument",))] = "auto"
     """likelihood, forced_choice (the tinymfv protocol), moralmaps (upstream itself, if installed),
     or auto: forced_choice if the base can answer it, else likelihood."""
-    protocol: str = ""
+    protocol: Place = ""
     """JSON file with forced_choice's wording; empty for the bundled one."""
-    think: int = Field(default=128, ge=0)
+    think: TokensOrNone = 128
     """forced_choice: tokens of thinking before the answer; 0 is none."""
     orders: Literal["two", "cyclic"] = "two"
     """forced_choice: the options forwards and backwards, or every option once at every position."""
-    vignettes: str = "everyday"
+    vignettes: Place = "everyday"
     """Bundled set (everyday, ai), a JSONL file in tinymfv's fields, or wassname/tiny-mfv:SET."""
-    conditions: tuple[Literal["other", "self"], ...] = Field(default=("other",), min_length=1)
+    conditions: Conditions = ("other",)
     """Who acts in the vignettes: someone else, or the reader."""
-    per_foundation: int = Field(default=0, ge=0)
+    per_foundation: CountOrNone = 0
     """Vignettes per foundation, a stratified subset; 0 is all of them."""
-    prompts: int = Field(default=32, ge=2)
+    prompts: Annotated[Count, Field(ge=2)] = 32
     """The persona's evaluation prompts that are answered freely."""
-    tokens: int = Field(default=48, ge=1)
+    tokens: Tokens = 48
     """Longest free answer, in tokens."""
-    long_prompts: int = Field(default=8, ge=0)
+    long_prompts: CountOrNone = 8
     """Open prompts answered at length, for long-form health; 0 is none."""
-    long_tokens: int = Field(default=128, ge=1)
+    long_tokens: Tokens = 128
     """Longest of those answers, in tokens."""
-    json_prompts: int = Field(default=12, ge=0)
+    json_prompts: CountOrNone = 12
     """Requests for JSON that are answered freely; 0 is none."""
-    resamples: int = Field(default=2000, ge=100)
+    resamples: Resamples = 2000
     """Bootstrap resamples behind every interval."""
+
+    @field_validator("long_prompts", "json_prompts")
+    @classmethod
+    def _as_many_as_bundled(cls, count: int, info: ValidationInfo) -> int:
+        pool = {"long_prompts": "open", "json_prompts": "json"}[str(info.field_name)]
+        if count > len(lines(pool)):
+            raise ValueError(f"at most {len(lines(pool))} are bundled")
+        return count
 
 
 class CheckSettings(Settings):
     """The sweep of doses that is read before the first harvest."""
 
-    doses: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 1.0)
+    doses: Doses = (0.5, 1.0)
     """Doses read, as multiples of the one the walk starts at; none switches the sweep off."""
     control: bool = True
     """Also read a random vector whose KL equals that of the largest dose."""
-    prompts: int = Field(default=16, ge=2)
+    prompts: Annotated[Count, Field(ge=2)] = 16
     """The persona's evaluation prompts that every dose answers."""
-    per_foundation: int = Field(default=8, ge=0)
+    per_foundation: CountOrNone = 8
     """Vignettes per foundation, of those that an evaluation reads; 0 is all of these."""
-    tokens: int = Field(default=40, ge=1)
+    tokens: Tokens = 40
     """Longest free answer, in tokens."""
-    base_texts: int = Field(default=8, ge=1)
+    base_texts: Count = 8
     """Answers of the base that the control's KL is matched on."""
 
 
 class RunConfig(Settings):
     """Everything a run depends on, and nothing else."""
 
-    persona: Annotated[str, tyro.conf.Suppress] = "love"
+    persona: Annotated[Place, As(hidden=True)] = "love"
     """A built-in persona or a TOML file."""
     reverse: bool = False
     """Swap the persona's poles: less of the trait instead of more."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of everything random; same settings, same record."""
-    rounds: int = Field(default=4, ge=1)
+    rounds: Rounds = 4
     """Most rounds of the loop."""
-    gate: float = Field(default=1.0, gt=0, le=1)
+    gate: PositiveFraction = 1.0
     """Gate at which a finished round is folded in."""
-    coherence_floor: float = Field(default=0.95, ge=0, le=1)
+    coherence_floor: Fraction = 0.95
     """The loop stops when answer mass falls below this share of the base's."""
-    kl_budget: float = Field(default=0.0, ge=0)
+    kl_budget: Amount = 0.0
     """The loop stops once this many nats of KL per token are spent: the rounds' sum, or the
     student's own KL to the base where that is more, and the best round is one within it; 0 is no
     budget. Steering without healing is published to break down near 1.7."""
-    patience: int = Field(default=2, ge=0)
+    patience: CountOrNone = 2
     """The loop stops when this many rounds in a row have not raised the trait above the best round
     before them; 0 goes on."""
     read_steered: bool = True
@@ -421,17 +461,22 @@ def resolve(preset: str = "standard", file: Path | None = None) -> RunConfig:
     return validated(RunConfig, values, source=str(file or f"preset {preset}"))
 
 
+MOST_BYTES = 8_000_000
+"""Largest settings or persona file that is read."""
+
+
 def read_toml(file: Path) -> dict[str, Any]:
     """A TOML file's content.
 
     Raises:
-        UserError: unreadable, or not TOML.
+        UserError: unreadable, too large, nested too deeply, or not TOML.
     """
+    text = read_text(file, what="the file", most=MOST_BYTES)
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"Cannot read {file}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise UserError(f"{file} is nested too deeply to be read.") from error
+    except ValueError as error:
         raise UserError(f"{file} is not valid TOML: {error}") from error
 
 
@@ -447,24 +492,66 @@ def validated(kind: type[S], values: object, *, source: str) -> S:
         raise UserError(f"{source}: " + "; ".join(problems(kind, error))) from error
 
 
-def problems(kind: type[BaseModel], error: ValidationError) -> list[str]:
-    """One sentence per validation problem: setting, what was given, what is allowed."""
-    sentences = []
-    for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            known = _fields_at(kind, [str(part) for part in item["loc"][:-1]])
-            sentences.append(str(unknown("setting", path.rpartition(".")[2], known)))
-            continue
-        message = item["msg"].removeprefix("Value error, ")
-        given = f" (given: {item['input']!r})" if item["type"] != "missing" and path else ""
-        sentences.append(f"{path + ': ' if path else ''}{message}{given}")
-    return sentences
+def problems(
+    kind: type[BaseModel],
+    error: ValidationError,
+    name: Callable[[Sequence[str | int]], str] = lambda path: ".".join(map(str, path)),
+) -> list[str]:
+    """One sentence per validation problem: setting, what was given, what is allowed.
+
+    Args:
+        kind: What was to be made.
+        error: Why it could not be.
+        name: What the user calls the setting at a place in it.
+    """
+    return [_sentence(kind, item, name) for item in _first_each(error.errors())]
 
 
-def _fields_at(kind: type[BaseModel], path: list[str]) -> list[str]:
+def _first_each(items: Sequence[Any]) -> list[Any]:
+    """One problem per setting: a union complains once for each of its members, a list per item."""
+    found: dict[tuple[str, ...], Any] = {}
+    for item in items:
+        found.setdefault(tuple(part for part in item["loc"] if isinstance(part, str)), item)
+    return list(found.values())
+
+
+def _sentence(kind: type[BaseModel], item: Any, name: Callable[[Sequence[str | int]], str]) -> str:
+    path, what = item["loc"], item["type"]
+    if what == "extra_forbidden":
+        return str(unknown("setting", str(path[-1]), _fields_at(kind, path[:-1])))
+    field, place = _field_at(kind, path)
+    called = name(place)
+    if what == "missing":
+        return f"{called or path[-1]} is missing"
+    given = shorten(item["input"]) if item["input"] not in ("", (), []) else "nothing"
+    if what in ("value_error", "assertion_error"):
+        said = item["msg"].removeprefix("Value error, ")
+        return f"{called}: {said} (given: {given})" if field else f"{called}: {said}".lstrip(": ")
+    if field is None:
+        return f"{called + ': ' if called else ''}{item['msg']} (given: {given})"
+    return f"{called}: given {given}; allowed: {allowed(field.annotation, tuple(field.metadata))}"
+
+
+def _field_at(
+    kind: type[BaseModel], path: Sequence[str | int]
+) -> tuple[FieldInfo | None, Sequence[str | int]]:
+    """The field that a place lies in, and the place without what a type adds to it."""
+    field: FieldInfo | None = None
+    for depth, part in enumerate(path):
+        if part not in kind.model_fields:
+            return field, path[: depth + isinstance(part, int)]
+        field = kind.model_fields[str(part)]
+        inner = field.annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            items = path[depth + 1 : depth + 2]
+            return field, path[: depth + 1 + bool(items and isinstance(items[0], int))]
+        kind, field = inner, None
+    return None, path
+
+
+def _fields_at(kind: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     for name in path:
-        field = kind.model_fields.get(name)
+        field = kind.model_fields.get(str(name))
         inner = field.annotation if field else None
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             kind = inner

@@ -4,18 +4,27 @@ In: a built-in name or a TOML file. Out: a frozen `Persona`. It knows nothing of
 """
 
 import tomllib
+import unicodedata
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
+from steerheal.bounds import MOST_TEXT, FolderName, shorten
 from steerheal.config import read_toml, validated
 from steerheal.errors import unknown
 from steerheal.records import Record
 
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MOST_TEXT)]
+Pool = Annotated[tuple[Text, ...], Field(max_length=10_000)]
 Foundation = Literal["care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social"]
+
+
+def alike(text: str) -> str:
+    """What two texts share that say the same: case, width and what is not seen do not count."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join("".join(c for c in plain if unicodedata.category(c) != "Cf").split())
 
 
 class Closed(Record):
@@ -46,11 +55,11 @@ class Axis(Closed):
 class Prompts(Closed):
     """User messages by purpose; no message serves two purposes."""
 
-    train: tuple[Text, ...] = Field(min_length=1)
+    train: Pool = Field(min_length=1)
     """Answered under steering; what survives the filter is trained on."""
-    evaluate: tuple[Text, ...] = Field(min_length=2)
+    evaluate: Pool = Field(min_length=2)
     """Answered freely by every evaluated state."""
-    show: tuple[Text, ...] = Field(min_length=1)
+    show: Pool = Field(min_length=1)
     """Answered in the report, fixed in advance."""
 
     @model_validator(mode="after")
@@ -59,16 +68,19 @@ class Prompts(Closed):
         seen: dict[str, str] = {}
         for name, pool in pools.items():
             for prompt in pool:
-                other = seen.setdefault(prompt.casefold(), name)
-                if other != name:
-                    raise ValueError(f"{prompt!r} is in both {other} and {name}")
+                key = alike(prompt)
+                if key in seen:
+                    place = f"in both {seen[key]} and {name}"
+                    place = f"twice in {name}" if seen[key] == name else place
+                    raise ValueError(f"{shorten(prompt)!r} is {place}")
+                seen[key] = name
         return self
 
 
 class Persona(Closed):
     """A trait as a contrast of two system prompts."""
 
-    name: Text
+    name: FolderName
     title: Text
     """What the persona is, in one line."""
     positive: Text
@@ -90,8 +102,10 @@ class Persona(Closed):
         names = list(poles)
         for i, one in enumerate(names):
             for other in names[i + 1 :]:
-                if poles[one].casefold() == poles[other].casefold():
-                    raise ValueError(f"the poles {one} and {other} are equal: {poles[one]!r}")
+                if alike(poles[one]) == alike(poles[other]):
+                    raise ValueError(
+                        f"the poles {one} and {other} are equal: {shorten(poles[one])!r}"
+                    )
         return self
 
     def reversed(self) -> Self:
