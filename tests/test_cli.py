@@ -298,9 +298,9 @@ def test_ctrl_c_leaves_an_interrupted_record_and_exit_code_130(
 
     monkeypatch.setattr("steerheal.stages.extract", stop)
     options = [part.format(model=model).replace("--device", "--model.device") for part in OPTIONS]
-    line = ["run", CALM, "--runs", str(tmp_path), "--name", "cut", *options]
+    options[options.index("--measure.prompts") + 1] = "20"
     with pytest.raises(SystemExit) as ended:
-        main([*line, "--measure.prompts", "20"])
+        main(["run", CALM, "--runs", str(tmp_path), "--name", "cut", *options])
     assert ended.value.code == 130
     said = capsys.readouterr().err
     assert f"steerheal run --resume {tmp_path / 'cut'}" in said
