@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "steerheal"
 ORDER = [
-    {"errors"},
+    {"errors", "code"},
     {"prompts", "bounds", "line"},
     {"config", "records"},
     {"console", "store", "steer.persona"},

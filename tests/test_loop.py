@@ -19,7 +19,7 @@ from steerheal.errors import UserError
 from steerheal.heal.adapter import Adapter
 from steerheal.records import Reading, RoundRecord, RunRecord, Summary
 from steerheal.report.page import write_report
-from steerheal.stages import Stages, Student
+from steerheal.stages import Stages
 from steerheal.store import Store, read_harvest, read_run, read_scores, read_shown
 
 import tiny
@@ -267,14 +267,6 @@ def test_a_heal_that_its_last_update_broke_is_rejected_without_held_out(tmp_path
     (done,) = record.rounds
     assert done.outcome == "rejected" and done.healed is None
     assert "logits at gate 1 are not finite" in record.outcome
-
-
-def test_a_student_in_half_precision_shares_no_stage_with_one_whose_weights_hold_it() -> None:
-    chat = tiny.chat()
-    adapter = Adapter({}, 1.0, 2)
-    whole = Student(chat).healed(adapter, 1.0, "key").keys
-    chat.net.to(torch.bfloat16)
-    assert Student(chat).healed(adapter, 1.0, "key").keys != whole
 
 
 def test_every_round_starts_from_factors_of_its_own(tmp_path: Path) -> None:

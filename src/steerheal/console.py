@@ -124,9 +124,11 @@ class Console:
         self.note(" · ".join([*parts, f"lr {step.lr:.1e}", pace]))
 
     def stage_mark(self, mark: StageMark) -> None:
-        """A stage that did not have to be made again."""
+        """A stage that did not have to be made, or that was made again."""
+        place = "base" if mark.round < 0 else f"round {mark.round + 1}"
+        if mark.made_again:
+            self.note(f"{place} · {mark.name} · made again: {mark.made_again}")
         if mark.reused:
-            place = "base" if mark.round < 0 else f"round {mark.round + 1}"
             self.note(f"{place} · {mark.name} · reused ({mark.seconds:.1f} s saved)")
 
     def round_done(self, record: RoundRecord) -> None:

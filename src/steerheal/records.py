@@ -553,6 +553,8 @@ class StageMark(Record):
     key: str
     seconds: float
     reused: bool = False
+    made_again: str = ""
+    """Why it was made although one of the same inputs was on disk."""
 
 
 class RunRecord(Record):

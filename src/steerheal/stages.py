@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-import torch
-
 from steerheal import prompts
+from steerheal.code import made_by
 from steerheal.config import Instrument, RunConfig
 from steerheal.heal.adapter import Adapter
 from steerheal.heal.checkpoint import Checkpoint
@@ -104,10 +103,13 @@ class Student:
 
     def healed(self, adapter: Adapter, gate: float, key: str) -> "Student":
         """This student with one more round folded in."""
-        # In half precision the history is not in the weights, and reads otherwise.
-        beside = () if self.chat.net.dtype == torch.float32 else ("beside",)
-        keys = (*self.keys, key_of(key, gate, *beside))
+        keys = (*self.keys, key_of(key, gate))
         return Student(self.chat, (*self.history, Gated(adapter, gate)), keys)
+
+
+def stage_key(stage: str, *inputs: object) -> str:
+    """A stage's key: digest of its inputs, then of the code that makes it of them."""
+    return f"{key_of(stage, *inputs)}-{made_by(stage)}"
 
 
 def _origin(before: Student | None) -> Enter | Literal["base"] | None:
@@ -141,7 +143,7 @@ class Stages:
         measure = self.config.measure
         if measure.instrument != "auto":
             return self
-        key = key_of(
+        key = stage_key(
             "qualify", self.chat.fingerprint, measure, instruments.texts(measure), self.persona.axis
         )
         file = "instrument.json"
@@ -175,7 +177,7 @@ class Stages:
     ) -> Scores:
         """Readings of a state; `key` stands for what made the state."""
         measure, seed = self.config.measure, self.config.seed
-        full_key = key_of(
+        full_key = stage_key(
             "evaluate", self.chat.fingerprint, state, key, measure, self.config.sampling,
             seed, dose, self.persona, before.keys if before else None, instruments.texts(measure),
         )  # fmt: skip
@@ -210,7 +212,7 @@ class Stages:
         """The fixed show prompts, answered greedily: what differs is the state, not the draw."""
         asked, seed = self.persona.prompts.show, self.config.seed
         sampling = self.config.sampling.model_copy(update={"temperature": 0.0})
-        full_key = key_of("show", self.chat.fingerprint, state, key, sampling, seed, dose, asked)
+        full_key = stage_key("show", self.chat.fingerprint, state, key, sampling, seed, dose, asked)
 
         def make() -> Shown:
             draws = [Draw(prompt, dose, seed * 7_919 + i) for i, prompt in enumerate(asked)]
@@ -233,7 +235,7 @@ class Stages:
         settings, persona = self.config.vector, self.persona
         chosen = prompts.first_contexts(settings.contexts)
         poles = (persona.positive, persona.negative, persona.neutral)
-        key = key_of("vector", self.chat.fingerprint, student.keys, settings, chosen, poles)
+        key = stage_key("vector", self.chat.fingerprint, student.keys, settings, chosen, poles)
         rows = find(settings.method).rows(settings, len(chosen))
 
         def make() -> SteeringVector:
@@ -264,7 +266,7 @@ class Stages:
         doses = [config.dose.start * multiple for multiple in check.doses]
         texts = [row.completion for row in base.persona[: check.base_texts]]
         ask = sweep.asked(self.persona, check, config.measure, config.sampling, config.seed)
-        full_key = key_of(
+        full_key = stage_key(
             "sweep", self.chat.fingerprint, key, check, doses, config.measure, ask.sampling,
             config.seed, self.persona, instruments.texts(config.measure),
             [(text.prompt, text.tokens) for text in texts],
@@ -311,7 +313,7 @@ class Stages:
         """The filter's limits on the base's own text, and their key."""
         config, persona = self.config, self.persona
         seed, asked = config.seed * 1_009 + BASE, persona.prompts.train
-        key = key_of(
+        key = stage_key(
             "calibrate", self.chat.fingerprint, config.sampling, config.filter, seed, asked,
             persona.positive, persona.negative, weights(),
         )  # fmt: skip
@@ -342,7 +344,7 @@ class Stages:
         config, persona = self.config, self.persona
         calibration, limits_key = self.calibrated()
         seed = config.seed * 1_009 + number
-        full_key = key_of(
+        full_key = stage_key(
             "harvest", key, limits_key, config.dose, config.push, config.sampling, config.filter,
             seed, persona.prompts.train, persona.positive, persona.negative,
         )  # fmt: skip
@@ -393,7 +395,7 @@ class Stages:
         kept = found.kept(config.dose.want)
         # LoRA that started from the last round's A would stay in its input directions.
         seed = config.seed + 1_009 * number
-        full_key = key_of("heal", key, student.keys, settings, seed, number, len(kept))
+        full_key = stage_key("heal", key, student.keys, settings, seed, number, len(kept))
 
         checkpoint = Checkpoint(self.store.scratch("heal", full_key), self.watcher.note)
 
@@ -462,7 +464,7 @@ class Stages:
         """
         chosen = prompts.contexts()[: min(self.config.vector.contexts, internalise.CONTEXTS)]
         neutral = self.persona.neutral
-        full_key = key_of(
+        full_key = stage_key(
             "internalise", self.chat.fingerprint, key, before.keys, after.keys, chosen, neutral
         )
 

@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,14 +47,11 @@ STAGES = ".stages"
 
 
 def key_of(*inputs: object) -> str:
-    """Digest of a stage's inputs: settings, records and keys of earlier stages.
-
-    The package's version is part of it: another version's stages are not taken for this one's.
-    """
+    """Digest of a stage's inputs: settings, records and keys of earlier stages."""
     plain = [
         item.model_dump(mode="json") if isinstance(item, BaseModel) else item for item in inputs
     ]
-    plain += [VERSION, version("steerheal")]
+    plain += [VERSION]
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
@@ -228,20 +224,30 @@ class Store:
     ) -> T:
         """The stage's result: read when its key is finished, else made and saved.
 
+        The key is the digest of the inputs, a hyphen and the digest of the code that makes it.
         Both ways the result is the one read back from disk, so that a resumed run continues from
         the very same values as an uninterrupted one.
         """
         home = self.runs / STAGES / f"{name}-{key}"
-        reused = home.is_dir()
+        reused, again = home.is_dir(), ""
         if not reused:
+            again = self._by_other_code(name, key)
             self._make(home, make, save)
         result = load(home)
         self._place(home, round_folder(self.folder, number))
         seconds = json.loads((home / "stage.json").read_text(encoding="utf-8"))["seconds"]
-        mark = StageMark(name=name, round=number, key=key, seconds=seconds, reused=reused)
+        mark = StageMark(
+            name=name, round=number, key=key, seconds=seconds, reused=reused, made_again=again
+        )
         self.marks.append(mark)
         self._notify(mark)
         return result
+
+    def _by_other_code(self, name: str, key: str) -> str:
+        """Why a stage is made although one of its inputs is there; empty when none is."""
+        inputs, _, code = key.partition("-")
+        twins = (self.runs / STAGES).glob(f"{name}-{inputs}-*") if code else ()
+        return "other code made the one on disk" if any(map(Path.is_dir, twins)) else ""
 
     def scratch(self, name: str, key: str) -> Path:
         """Where an unfinished stage may keep what it needs to go on, until its maker removes it."""

@@ -21,9 +21,9 @@ class Read(NamedTuple):
 
 
 def texts(settings: MeasureSettings) -> list[str]:
-    """Every text that a reading hangs on: what a file says counts, not what it is called."""
+    """All that a reading takes from files: what they say counts, not what they are called."""
     wording = Path(settings.protocol).read_text(encoding="utf-8") if settings.protocol else ""
-    return [wording, *(vignette.text for vignette in chosen(settings))]
+    return [wording, *(vignette.model_dump_json() for vignette in chosen(settings))]
 
 
 def read(
