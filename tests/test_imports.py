@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ ORDER = [
 """Lower floors first; a module imports from its own package and from floors below it."""
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     return {
         ".".join(path.relative_to(SOURCE).with_suffix("").parts): ast.parse(path.read_text())
