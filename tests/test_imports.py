@@ -17,7 +17,7 @@ ORDER = [
     {"models"},
     {"measure"},
     {"steer", "heal", "report"},
-    {"checks"},
+    {"checks", "state"},
     {"stages", "history"},
     {"loop"},
     {"listing", "commands", "reading", "scan"},

@@ -11,10 +11,12 @@ Sources: Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732;
 Meng et al. 2024, arXiv:2404.02948; Liu et al. 2024, arXiv:2402.09353.
 """
 
+import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self, cast
 
@@ -43,6 +45,16 @@ class Adapter:
     pairs: dict[str, Pair]
     scale: float
     rank: int
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the factors and their scale, whatever they were read from."""
+        found = hashlib.sha256(f"{self.scale!r} {self.rank}".encode())
+        for name, pair in sorted(self.pairs.items()):
+            found.update(name.encode())
+            for factor in (pair.down, pair.up):
+                found.update(factor.float().contiguous().cpu().numpy().tobytes())
+        return found.hexdigest()[:20]
 
     def delta(self, name: str) -> Float[Tensor, "O I"]:
         """s·B·A in float32: what the adapter adds to the layer's weight at gate 1."""

@@ -131,15 +131,15 @@ def _logits(chat: ChatModel, ids: Sequence[int]) -> Float[Tensor, "T V"]:
 
 @contextmanager
 def attached(
-    chat: ChatModel, history: Sequence[Gated], rows: float | Float[Tensor, " B"] = 1.0
+    chat: ChatModel, history: Sequence[Gated], rows: float | Float[Tensor, "B ..."] = 1.0
 ) -> Iterator[Dosed]:
     """The history as a branch beside each layer: y + Σᵢ gateᵢ·sᵢ·(x·Aᵢᵀ)·Bᵢᵀ, weights untouched.
 
     Args:
         chat: The model.
         history: Adapters with their gates.
-        rows: A further gate on everything, or one per row of every forward, so that one batch
-            holds many gates; the handle sets it anew.
+        rows: A further gate on everything, one per row of every forward, or one per row and
+            adapter, so that one batch holds many histories; the handle sets it anew.
     """
     state = Dosed(rows)
     names = sorted({name for item in history for name in item.adapter.pairs})
@@ -149,10 +149,16 @@ def attached(
 
 
 def _branch(chat: ChatModel, history: Sequence[Gated], name: str, state: Dosed) -> Hook:
-    joined = _side_by_side([item for item in history if name in item.adapter.pairs], name)
+    here = [i for i, item in enumerate(history) if name in item.adapter.pairs]
+    joined = _side_by_side([history[i] for i in here], name)
     down, up = joined.down.to(chat.device), joined.up.to(chat.device)
+    owner = torch.tensor([i for i in here for _ in range(history[i].adapter.rank)])
 
     def hook(_module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        if isinstance(state.dose, Tensor) and state.dose.ndim == 2:
+            gates = state.dose[:, owner.to(state.dose.device)].to(down.device, torch.float32)
+            added = (inputs[0].float() @ down.T * gates[:, None]) @ up.T
+            return (output.float() + added).to(output.dtype)
         added = inputs[0].float() @ down.T @ up.T
         return (output.float() + per_row(state.dose, added) * added).to(output.dtype)
 

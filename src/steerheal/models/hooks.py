@@ -25,11 +25,11 @@ def hooked(hooks: Mapping[nn.Module, Hook]) -> Iterator[None]:
 
 @dataclass
 class Dosed:
-    """A coefficient that hooks read: one number, or one per row of the next forwards."""
+    """A coefficient that hooks read: one number, or one per row or per position of a forward."""
 
-    dose: float | Float[Tensor, " B"]
+    dose: float | Float[Tensor, "B ..."]
 
-    def set(self, doses: float | Float[Tensor, " B"]) -> None:
+    def set(self, doses: float | Float[Tensor, "B ..."]) -> None:
         """Coefficients of the rows in the forwards that follow."""
         self.dose = doses
 
@@ -134,9 +134,12 @@ def _changing(
 
 
 def per_row(dose: float | Tensor, states: Float[Tensor, "B T D"]) -> float | Tensor:
-    """The coefficient in a shape that multiplies states."""
+    """The coefficient, one or one per row or per position, in a shape that multiplies states."""
     if not isinstance(dose, Tensor):
         return dose
+    if dose.ndim == 2:
+        assert dose.shape == states.shape[:2], f"doses {dose.shape} for states {states.shape}"
+        return dose.to(states.device, states.dtype)[..., None]
     assert dose.shape[0] == states.shape[0], f"{dose.shape[0]} doses for {states.shape[0]} rows"
     return dose.to(states.device, states.dtype)[:, None, None]
 

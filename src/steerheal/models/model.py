@@ -3,6 +3,7 @@
 Knows nothing of steering, nor of where the model came from.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from steerheal.config import Band
 from steerheal.errors import UserError
+from steerheal.models.rows import Acting, Line
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,36 @@ class ChatModel:
     def device(self) -> torch.device:
         return self.net.device
 
-    def hidden(self, ids: Int[Tensor, "B T"], **inputs: Any) -> Float[Tensor, "B T D"]:
-        """Final hidden states, after the decoder's last norm."""
+    @property
+    def parts(self) -> int:
+        """Rows of a forward that one row of a batch takes: one, unless a state needs several."""
+        return 1
+
+    def systems(self, state: int = 0) -> tuple[str, ...]:
+        """The system prompt that each part of an entered state reads; the bare model has none."""
+        assert state == 0, "only a state that was entered has neighbours"
+        return ("",)
+
+    def dose(self, state: int = 0) -> float:
+        """The dose that an entered state is steered at; 0 for the bare model."""
+        assert state == 0, "only a state that was entered has neighbours"
+        return 0.0
+
+    def acting(self, lines: Sequence[Line]) -> Acting | None:
+        """What acts on the rows of a forward over the lines, parts included; None on all alike."""
+        assert not any(line.state for line in lines), "only states that were entered are several"
+        return None
+
+    def hidden(
+        self, ids: Int[Tensor, "N T"], acting: Acting | None = None, **inputs: Any
+    ) -> Float[Tensor, "N T D"]:
+        """Final hidden states of the rows of a forward, after the decoder's last norm."""
+        assert acting is None, "nothing acts on the bare model"
         return self.decoder(input_ids=ids, **inputs).last_hidden_state
+
+    def combined(self, hidden: Float[Tensor, "N *T D"]) -> Float[Tensor, "B *T W"]:
+        """The rows of the batch from those of a forward: what `logits` takes."""
+        return hidden
 
     def logits(self, hidden: Float[Tensor, "*N D"]) -> Float[Tensor, "*N V"]:
         """Float32 logits of final hidden states, soft-capped where the model does so."""

@@ -4,9 +4,11 @@ In: a persona's two poles over diverse contexts, by one of the methods in `metho
 with arithmetic, which is saved, read, exported, and applied to a model at a dose.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Self, cast
 
@@ -36,6 +38,14 @@ class SteeringVector:
     """Direction in float32 on the CPU, by block index."""
     kind: Kind = "add"
     """What it does to a state: added, ablated, or added only where the state points along it."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the directions, their blocks, and what the vector does."""
+        found = hashlib.sha256(self.kind.encode())
+        for layer, vector in sorted(self.layers.items()):
+            found.update(f" {layer} ".encode() + vector.float().cpu().numpy().tobytes())
+        return found.hexdigest()[:20]
 
     @property
     def foldable(self) -> bool:
