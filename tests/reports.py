@@ -16,6 +16,7 @@ from steerheal.records import (
     Reading,
     RoundRecord,
     RunRecord,
+    Scores,
     Shown,
     StageMark,
     Summary,
@@ -159,7 +160,11 @@ def answers(state: str, text: str) -> Shown:
     return Shown(state=state, completions=tuple(rows))
 
 
-def harvest() -> Harvest:
+def scores(state: str) -> Scores:
+    return Scores(state=state, instrument="likelihood", vignettes=(), canary=(), persona=())
+
+
+def harvest(drawn: int = 12) -> Harvest:
     def judged(place: int) -> Judged:
         kept = place < 6
         verdict = Verdict(
@@ -179,7 +184,7 @@ def harvest() -> Harvest:
         outcome="fed",
         multiplier=0.75,
         walk=(WalkStep(multiplier=0.75, drawn=12, kept=6),),
-        judged=tuple(judged(place) for place in range(12)),
+        judged=tuple(judged(place) for place in range(drawn)),
         perplexity_limit=36.0,
     )
 
@@ -188,12 +193,18 @@ def fill(folder: Path, record: RunRecord, text: str = "An answer") -> Path:
     store.write_record(folder / "run.json", record)
     if record.base:
         store.write_record(folder / "base/shown.json", answers("base", text))
+        store.write_record(folder / "base/scores.json", scores("base"))
     for row in record.rounds:
         place = store.round_folder(folder, row.round)
-        store.write_harvest(place, harvest())
-        if row.steered:
+        store.write_harvest(place, harvest(row.drawn))
+        if row.heal:
+            store.write_record(place / "heal.json", row.heal)
+        if row.drawn:
             store.write_record(place / "shown-steered.json", answers("steered", f"{text}, raw"))
+        if row.steered:
+            store.write_record(place / "steered.json", scores("steered"))
         if row.healed:
+            store.write_record(place / "healed.json", scores("healed"))
             healed = answers("healed", f"{text} of round {row.round + 1}")
             store.write_record(place / "shown-healed.json", healed)
     return folder

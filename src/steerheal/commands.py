@@ -22,7 +22,7 @@ from steerheal.models.generate import Draw, generate
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.records import RunRecord
-from steerheal.report.page import conditions, headline, shown_differs, write_report
+from steerheal.report.page import conditions, headline, lacking, shown_differs, write_report
 from steerheal.stages import Stages
 from steerheal.steer.persona import Persona, find
 from steerheal.store import Store, free_name, read_run, read_shown, sweep_unfinished
@@ -199,7 +199,10 @@ def notes(chat: ChatModel, heal: HealSettings) -> tuple[str, ...]:
 
 def report(options: ReportCommand, console: Console) -> None:
     """`steerheal report`."""
-    console.say(str(write_report(options.run)))
+    page = write_report(options.run)
+    for sentence in lacking(options.run, read_run(options.run)):
+        console.note(f"missing from the report: {sentence}")
+    console.say(str(page))
 
 
 def sample(options: SampleCommand, console: Console) -> None:

@@ -1,7 +1,7 @@
 """The figures' shared hand: style, marks, arrows, and a figure as SVG or PNG. Never pyplot.
 
-Steered is a red square, healed a green circle, the base a black star, so that the states differ
-by shape as well as by colour. No text of a model, prompt or file is drawn.
+Steered is a red square, healed a green circle, the base a black star, so that the states differ by
+shape as well as by colour. No text of a model, prompt or file is drawn.
 """
 
 import io
@@ -16,29 +16,38 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from steerheal.records import Reading, RunRecord, Summary
+from steerheal.report.theme import LIGHT
 
-INK, GREY, RED, GREEN, BLUE = "#1b1b1b", "#757575", "#d04a02", "#00805e", "#4a78b5"
+INK, GREY, CARD = LIGHT["ink"], LIGHT["soft"], LIGHT["card"]
+RED, GREEN, BLUE = LIGHT["steer"], LIGHT["heal"], LIGHT["accent"]
 COLOURS = {"base": INK, "steered": RED, "healed": GREEN}
 MARKERS = {"base": "*", "steered": "s", "healed": "o"}
 STYLE = {
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "font.size": 10,
-    "axes.edgecolor": "#9a9a9a",
+    "figure.facecolor": CARD,
+    "savefig.facecolor": CARD,
+    "axes.facecolor": CARD,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "font.size": 10.5,
+    "axes.edgecolor": LIGHT["edge"],
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 10,
+    "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.formatter.useoffset": False,
-    "grid.color": "#e8e8e8",
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
+    "grid.color": LIGHT["rule"],
+    "xtick.color": LIGHT["edge"],
+    "ytick.color": LIGHT["edge"],
+    "xtick.labelcolor": GREY,
+    "ytick.labelcolor": GREY,
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
+WIDTH = 7.4
+"""Inches of every figure: on paper its words are as large as the page's small print."""
 Kind = Literal["base", "steered", "healed"]
 Read = Callable[[Summary], Reading]
 
@@ -89,13 +98,13 @@ def stamp(axes: Axes, spot: tuple[float, float], kind: Kind, number: int) -> Non
     """A state's mark with its round's number inside; the base's star has none."""
     size = {"base": 17, "steered": 11, "healed": 12.5}[kind]
     axes.plot(
-        *spot, marker=MARKERS[kind], color=COLOURS[kind], ms=size, mec="white", mew=0.8, zorder=5
+        *spot, marker=MARKERS[kind], color=COLOURS[kind], ms=size, mec=CARD, mew=0.8, zorder=5
     )
     if kind != "base":
         axes.annotate(
             str(number),
             spot,
-            color="white",
+            color=CARD,
             ha="center",
             va="center_baseline",
             size=7.5 if number < 10 else 6.5,
@@ -156,7 +165,7 @@ def course(axes: Axes, record: RunRecord, read: Read) -> list[float]:
         for x, what, reading in known:
             size = 12 if what == "base" else 6.5
             shape = {"marker": MARKERS[what], "color": COLOURS[what], "ms": size}
-            axes.plot(x, reading.value, **shape, mec="white", mew=0.7, zorder=5)
+            axes.plot(x, reading.value, **shape, mec=CARD, mew=0.7, zorder=5)
             whisker(axes, x, reading, what)
             drawn.append(reading.value)
     round_ticks(axes, len(record.rounds))
@@ -193,8 +202,8 @@ def legend(figure: Figure, *extra: tuple[str, Line2D]) -> None:
 
 
 def key(figure: Figure, entries: Sequence[tuple[str, Line2D]]) -> None:
-    """A key under the panels: one row, or two that read from left to right."""
-    columns = len(entries) if len(entries) <= 5 else (len(entries) + 1) // 2
+    """A key under the panels, in as few rows as the figure's width takes; read from the left."""
+    columns = next(n for n in range(len(entries), 0, -1) if n == 1 or _fits(entries, n))
     ordered = [entry for place in range(columns) for entry in entries[place::columns]]
     handles, labels = [handle for _, handle in ordered], [label for label, _ in ordered]
     figure.legend(
@@ -202,20 +211,26 @@ def key(figure: Figure, entries: Sequence[tuple[str, Line2D]]) -> None:
     )
 
 
+def _fits(entries: Sequence[tuple[str, Line2D]], columns: int) -> bool:
+    """Whether the key's columns are within the figure: 0.08 inches a letter, 0.6 a mark."""
+    widest = [max(len(label) for label, _ in entries[place::columns]) for place in range(columns)]
+    return sum(0.08 * size + 0.6 for size in widest) <= WIDTH
+
+
 def mark(kind: Kind) -> Line2D:
     """A state's mark for the key."""
     size = 13 if kind == "base" else 8
-    return Line2D([], [], ls="", marker=MARKERS[kind], color=COLOURS[kind], ms=size, mec="white")
+    return Line2D([], [], ls="", marker=MARKERS[kind], color=COLOURS[kind], ms=size, mec=CARD)
 
 
 def line(dash: str, colour: str = GREY, marker: str = "", *, hollow: bool = False) -> Line2D:
     """A line or a mark for the key."""
-    fill = "white" if hollow else colour
+    fill = CARD if hollow else colour
     return Line2D([], [], ls=dash, marker=marker, color=colour, mfc=fill, lw=1.4, ms=6)
 
 
 def sheet(height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """An empty figure of the page's width and its panels, row by row."""
-    figure = Figure(figsize=(9, height))
+    figure = Figure(figsize=(WIDTH, height))
     panels = figure.subplots(rows, columns, squeeze=False, sharex=rows > 1)
     return figure, [panel for row in panels for panel in row]

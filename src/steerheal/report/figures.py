@@ -8,8 +8,10 @@ from matplotlib.figure import Figure
 
 from steerheal.records import BREAKDOWN, HealLog, Reading, RunRecord, Summary
 from steerheal.report import axis
+from steerheal.report.captions import plane
 from steerheal.report.draw import (
     BLUE,
+    CARD,
     GREEN,
     GREY,
     INK,
@@ -26,6 +28,7 @@ from steerheal.report.draw import (
     styled,
 )
 from steerheal.report.front import front
+from steerheal.report.theme import LIGHT
 from steerheal.report.words import number_setting
 
 
@@ -40,7 +43,7 @@ def _nats(foundation: str) -> Callable[[Summary], Reading]:
 def trajectory(record: RunRecord) -> Figure:
     """Trait against coherence, an arrow per round from steered to healed, and the Pareto front."""
     with styled():
-        figure, (axes,) = sheet(5.6)
+        figure, (axes,) = sheet(4.5)
         _draw_front(axes, record)
         level(axes, number_setting(record, "coherence_floor"), vertical=True)
         journey(
@@ -51,7 +54,7 @@ def trajectory(record: RunRecord) -> Figure:
             whiskers=True,
         )
         axes.set_xlabel("coherence: answer mass over the base's (share)")
-        axes.set_ylabel("trait: persona_logodds (nats/token)")
+        axes.set_ylabel("trait: log-odds of the poles (nats/token)")
         legend(
             figure,
             ("Pareto front of all states", line("-", BLUE)),
@@ -71,15 +74,15 @@ def _draw_front(axes: Axes, record: RunRecord) -> None:
 def coherence(record: RunRecord) -> Figure:
     """The coherence instruments over rounds, one panel each, each on its own scale."""
     panels: tuple[tuple[str, str, Callable[[Summary], Reading]], ...] = (
-        ("p_ans_any", "answer mass (share)", lambda summary: summary.p_ans_any),
-        ("ppx_json", "perplexity of the JSON prefill", _value(lambda row: row.ppx_json)),
-        ("perplexity", "median under the base", _value(lambda row: row.perplexity)),
-        ("distinct_2", "distinct bigrams (share)", _value(lambda row: row.distinct_2)),
-        ("repetition", "repeated trigrams (share)", _value(lambda row: row.repetition)),
-        ("kl_to_base", "KL(state‖base) (nats/token)", lambda row: row.kl_to_base),
+        ("answer mass", "share", lambda summary: summary.p_ans_any),
+        ("JSON prefill", "perplexity", _value(lambda row: row.ppx_json)),
+        ("free answers", "perplexity", _value(lambda row: row.perplexity)),
+        ("distinct bigrams", "share", _value(lambda row: row.distinct_2)),
+        ("repeated trigrams", "share", _value(lambda row: row.repetition)),
+        ("KL to the base", "nats/token", lambda row: row.kl_to_base),
     )
     with styled():
-        figure, axes = sheet(5.8, 2, 3)
+        figure, axes = sheet(4.9, 2, 3)
         for panel, (title, unit, read) in zip(axes, panels, strict=True):
             drawn = course(panel, record, read)
             panel.set_title(title)
@@ -96,12 +99,13 @@ def coherence(record: RunRecord) -> Figure:
 
 
 def foundations(record: RunRecord) -> Figure:
-    """Care against Authority, an arrow per round from steered to healed."""
+    """The target foundation against one that should stay, an arrow per round to the healed."""
+    across, up = plane(record)
     with styled():
-        figure, (axes,) = sheet(5.2)
-        journey(axes, record, _nats("authority"), _nats("care"), whiskers=False)
-        axes.set_xlabel("Authority: ln mean probability (nats)")
-        axes.set_ylabel("Care: ln mean probability (nats)")
+        figure, (axes,) = sheet(4.2)
+        journey(axes, record, _nats(across), _nats(up), whiskers=False)
+        axes.set_xlabel(f"{across.capitalize()}: ln mean probability (nats)")
+        axes.set_ylabel(f"{up.capitalize()}: ln mean probability (nats)")
         legend(figure)
     return figure
 
@@ -116,11 +120,11 @@ def trait(record: RunRecord) -> Figure:
         return summary.delta_nats.get(name, Reading.unknown("not read"))
 
     with styled():
-        figure, (left, right) = sheet(4.2, 1, 2)
+        figure, (left, right) = sheet(3.5, 1, 2)
         course(left, record, lambda summary: summary.persona_logodds)
         if record.base:
             level(left, record.base.persona_logodds.value)
-        left.set_title("persona_logodds")
+        left.set_title("log-odds of the poles")
         left.set_ylabel("nats/token")
         if name:
             course(right, record, moved)
@@ -146,31 +150,31 @@ def heal(record: RunRecord) -> Figure:
     steps = [step for _, log in heals(record) for step in log.steps]
     barrier = any(math.isfinite(step.divergence) for step in steps)
     with styled():
-        figure, panels = sheet(7.6, 4) if barrier else sheet(3.6)
+        figure, panels = sheet(6.4, 4) if barrier else sheet(3.0)
         start = 0
         for count, (number, log) in enumerate(heals(record)):
             _draw_heal(panels, log, start)
             end = start + len(log.steps)
             for panel in panels:
                 if count % 2:
-                    panel.axvspan(start + 0.5, end + 0.5, color="#f3f3f0", zorder=0)
+                    panel.axvspan(start + 0.5, end + 0.5, color=LIGHT["tint"], zorder=0)
             middle, spot = (start + end + 1) / 2, panels[0].get_xaxis_transform()
             label = f"round {number}" if len(record.rounds) <= 8 else str(number)
             panels[0].text(middle, 1.03, label, transform=spot, ha="center", color=GREY, size=9)
             start = end
         panels[0].set_xlim(0, max(start, 1) + 1)
         units = (
-            "CE (nats/token)",
-            "divergence D (nats)",
-            "barrier λ·relu(D − τ)\n(nats)",
-            "pressure\n‖∇barrier‖/‖∇CE‖",
+            "CE\n(nats/token)",
+            "divergence\n(nats)",
+            "barrier\n(nats)",
+            "pressure",
         )
         for panel, unit in zip(panels, units, strict=False):
             panel.set_ylabel(unit)
         panels[-1].set_xlabel("optimiser step, over all rounds")
         figure.align_ylabels(panels)
-        held = ("held-out CE, before training and after each epoch", line("", INK, "D"))
-        keys = [("training", line("-", GREEN)), held]
+        held = ("held out, before training and after each epoch", line("", INK, "D"))
+        keys = [("trained on", line("-", GREEN)), held]
         if barrier:
             level(panels[1], number_setting(record, "heal", "tau"))
             keys.append(("τ", line(":", INK)))
@@ -194,7 +198,7 @@ def _draw_heal(panels: list[Axes], log: HealLog, start: int) -> None:
     last = [x for x, now, then in zip(xs, epochs, [*epochs[1:], None], strict=True) if now != then]
     for x, held in zip([start + 0.5, *last], log.held_out, strict=False):
         if math.isfinite(held):
-            panels[0].plot(x, held, "D", color=INK, ms=4.5, mec="white", mew=0.6, zorder=4)
+            panels[0].plot(x, held, "D", color=INK, ms=4.5, mec=CARD, mew=0.6, zorder=4)
 
 
 def budget(record: RunRecord) -> Figure:
@@ -202,23 +206,23 @@ def budget(record: RunRecord) -> Figure:
     summed = [(0, 0.0)] + [(row.round + 1, row.kl_cumulative) for row in record.rounds]
     direct = [(row.round + 1, row.healed.kl_to_base.value) for row in record.rounds if row.healed]
     with styled():
-        figure, (axes,) = sheet(4.4)
+        figure, (axes,) = sheet(3.6)
         level(axes, BREAKDOWN)
         top = BREAKDOWN
         for points, dash, colour, fill, size in (
             (summed, "-o", GREEN, GREEN, 7),
-            (direct, "D", INK, "white", 6),
+            (direct, "D", INK, CARD, 6),
         ):
             known = [point for point in points if math.isfinite(point[1])]
             xs, ys = [x for x, _ in known], [y for _, y in known]
-            edge = "white" if fill == colour else colour
+            edge = CARD if fill == colour else colour
             axes.plot(xs, ys, dash, color=colour, mfc=fill, mec=edge, ms=size, lw=1.6, zorder=4)
             top = max([top, *ys])
         round_ticks(axes, len(record.rounds))
         axes.set_ylim(-0.04 * top, 1.12 * top)
         axes.set_xlabel("round")
         axes.set_ylabel("KL (nats/token)")
-        published = f"published breakdown of unhealed additive steering ({BREAKDOWN} nats)"
+        published = f"published breakdown without healing ({BREAKDOWN} nats)"
         keys = (
             ("KL per round, summed", line("-", GREEN, "o")),
             ("KL to the base, direct", line("", INK, "D", hollow=True)),

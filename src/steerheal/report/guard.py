@@ -36,12 +36,12 @@ def guard_table(record: RunRecord) -> Table | None:
     ]
     replies = [reading(state.json_is_valid) for _, state in columns]
     rows.append([Cell("JSON replies that parse"), Cell("share"), *replies])
-    return Table("Damage guard", heads, rows)
+    return Table("Readings of every state", heads, rows)
 
 
-def difference_tables(record: RunRecord) -> list[Table]:
-    """Per round, the paired differences of its states with their intervals."""
-    return [_differences(row) for row in record.rounds if row.comparisons]
+def difference_tables(record: RunRecord) -> list[tuple[int, Table]]:
+    """Rounds, and the paired differences of their states with their intervals."""
+    return [(row.round, _differences(row)) for row in record.rounds if row.comparisons]
 
 
 def _differences(row: RoundRecord) -> Table:
@@ -51,7 +51,7 @@ def _differences(row: RoundRecord) -> Table:
         [Cell(title), Cell(unit), *(_marked(item, name) for item in row.comparisons)]
         for title, name, unit in DIFFERENCES
     ]
-    return Table(f"Round {row.round + 1}", heads, rows)
+    return Table(f"Round {row.round + 1}: paired differences", heads, rows)
 
 
 def _marked(item: Comparison, name: str) -> Cell:

@@ -175,6 +175,8 @@ def _coherent(text: str, record: RunRecord, row: RoundRecord, floor: float) -> C
 
 def _text_differs(text: str, shown_differs: tuple[int, int] | None) -> Condition:
     if shown_differs is None or shown_differs[1] == 0:
-        return Condition(text=text, holds=None, numbers="the show prompts were not answered")
+        return Condition(
+            text=text, holds=None, numbers="the answers to the show prompts are not there"
+        )
     differ, total = shown_differs
     return Condition(text=text, holds=differ > 0, numbers=f"{differ} of {total} prompts differ")

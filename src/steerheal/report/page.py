@@ -4,7 +4,6 @@ Whatever a model, prompt or file wrote is data: the template escapes every value
 control characters instead of passing them on.
 """
 
-import base64
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -15,13 +14,14 @@ from markupsafe import Markup
 
 from steerheal import store
 from steerheal.records import HealLog, RoundRecord, RunRecord
-from steerheal.report import draw, guard, samples, table
+from steerheal.report import draw, guard, samples, table, theme
+from steerheal.report.files import attempt, lacking
 from steerheal.report.headline import Condition, conditions, headline, stuck
 from steerheal.report.plates import PLATES, Plate
 from steerheal.report.samples import shown_differs
-from steerheal.report.words import number, one_line, persona_name, setting, visible
+from steerheal.report.words import chosen, number, one_line, persona_name, setting, visible
 
-__all__ = ["Condition", "conditions", "headline", "shown_differs", "write_report"]
+__all__ = ["Condition", "conditions", "headline", "lacking", "shown_differs", "write_report"]
 
 
 ENDED = {
@@ -32,13 +32,20 @@ ENDED = {
 }
 
 
+PRINTED = 2
+"""Show prompts whose answers are printed; the rest is on the screen."""
+
+
 class Picture(NamedTuple):
     """A figure on the page."""
 
     title: str
-    caption: str
-    source: str
-    """Data URI; empty when it is not drawn."""
+    seen: str
+    """What is seen, in numbers."""
+    how: str
+    """How it is read."""
+    drawing: str
+    """SVG in the page's colours; empty when it is not drawn."""
     lacks: str
     """Why it is not drawn."""
 
@@ -62,7 +69,7 @@ def _with_heals(folder: Path, record: RunRecord) -> RunRecord:
     def filled(row: RoundRecord) -> RoundRecord:
         if row.heal is not None:
             return row
-        log = samples.attempt(store.read_heal, folder, row.round)
+        log = attempt(folder, lambda: store.read_heal(folder, row.round))
         return row.model_copy(update={"heal": log}) if isinstance(log, HealLog) else row
 
     return record.model_copy(update={"rounds": tuple(filled(row) for row in record.rounds)})
@@ -71,17 +78,20 @@ def _with_heals(folder: Path, record: RunRecord) -> RunRecord:
 def _picture(folder: Path, plate: Plate, record: RunRecord) -> Picture:
     lacks = plate.lacks(record)
     if lacks:
-        return Picture(plate.title, plate.caption, "", lacks)
-    figure = plate.draw(record)
+        return Picture(plate.title, "", plate.how, "", lacks)
+    figure, seen = plate.draw(record), visible(plate.seen(record))
     vector = draw.svg(figure, plate.name)
     store.write_text(folder / f"{plate.name}.svg", vector)
     store.write_bytes(folder / f"{plate.name}.png", draw.png(figure))
-    code = base64.b64encode(vector.encode()).decode()
-    return Picture(plate.title, plate.caption, f"data:image/svg+xml;base64,{code}", "")
+    drawing = theme.inline(vector, plate.name, f"{plate.title}. {seen}")
+    return Picture(plate.title, seen, plate.how, drawing, "")
+
+
+def _part(name: str) -> str:
+    return files("steerheal.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _render(folder: Path, record: RunRecord, pictures: list[Picture]) -> str:
-    source = files("steerheal.report").joinpath("template.html.j2").read_text(encoding="utf-8")
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -90,24 +100,32 @@ def _render(folder: Path, record: RunRecord, pictures: list[Picture]) -> str:
         finalize=_shown,
     )
     held = conditions(record, shown_differs(folder, record))
-    return environment.from_string(source).render(
+    row = chosen(record)
+    return environment.from_string(_part("template.html.j2")).render(
+        style=theme.style_sheet(_part("style.css")),
         record=record,
         headline=headline(record),
         verdict=_verdict(held),
         conditions=held,
         facts=_facts(record),
+        environment=sorted(record.environment.items()),
         poles=_poles(record),
-        missing=_missing(record),
+        missing=_missing(record) + [visible(text) for text in lacking(folder, record)],
         stages=table.stages_table(record),
         rounds=[
-            (table.rounds_table(record, "Course", table.COURSE), table.COURSE),
-            (table.rounds_table(record, "Price", table.PRICE), table.PRICE),
+            (table.rounds_table(record, title, columns), columns)
+            for title, columns in (
+                ("What went in and what came out", table.COURSE),
+                ("What healing kept, bought back and cost", table.PRICE),
+            )
         ],
+        best=-1 if row is None else row.round,
         pictures=pictures,
         heals=table.heals_table(record),
         diary=samples.diary(folder, record),
         filtered=samples.filtered(folder, record),
         borderline=samples.BORDERLINE,
+        on_paper=PRINTED,
         foundations=table.foundations_tables(record),
         guard=guard.guard_table(record),
         differences=guard.difference_tables(record),
@@ -127,7 +145,6 @@ def _verdict(held: list[Condition]) -> str:
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
-    environment = sorted(record.environment.items())
     return [
         ("run", record.name),
         ("status", record.status + (f": {one_line(record.outcome)}" if record.outcome else "")),
@@ -137,7 +154,6 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         ("rounds", f"{len(record.rounds)} of at most {setting(record, 'rounds') or '?'}"),
         *([("best round", record.best_reason)] if record.best_reason else []),
         ("seed", str(setting(record, "seed"))),
-        *environment,
     ]
 
 

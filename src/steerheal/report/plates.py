@@ -7,7 +7,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from steerheal.records import RunRecord
-from steerheal.report import figures
+from steerheal.report import captions, figures
 from steerheal.report.draw import states
 
 
@@ -17,7 +17,10 @@ class Plate(NamedTuple):
     name: str
     """Name of its files."""
     title: str
-    caption: str
+    seen: Callable[[RunRecord], str]
+    """What is seen, from the record's numbers."""
+    how: str
+    """How it is read."""
     draw: Callable[[RunRecord], Figure]
     lacks: Callable[[RunRecord], str]
     """What is missing for it to be drawn; empty when nothing is."""
@@ -42,47 +45,57 @@ def no_budget(record: RunRecord) -> str:
 PLATES = (
     Plate(
         "trajectory",
-        "Trait against coherence",
-        "Each round is steered (square), which gains trait and loses answer mass, and then healed "
-        "(circle): healing works when the arrow points right and hardly down.",
+        "What healing does to trait and coherence",
+        captions.trajectory,
+        "A numbered square is a round with its hook on, the circle of the same number that round "
+        "healed, without a hook; the arrow joins them. Further up is more of the trait, further "
+        "right more coherent: a good heal goes right and hardly down. Bars are 95 % intervals.",
         figures.trajectory,
         no_state,
     ),
     Plate(
         "coherence",
-        "Coherence over rounds",
-        "Every coherence instrument on its own scale, with the hook on (square) and after healing "
-        "without it (circle).",
+        "Coherence, round by round",
+        captions.coherence,
+        "One panel per instrument, each on its own scale. Higher is more coherent for answer mass "
+        "and distinct bigrams; lower is for the two perplexities, repetition and KL.",
         figures.coherence,
         no_state,
     ),
     Plate(
         "foundations",
-        "Care against Authority",
-        "Where the vignettes are read to lie: right is more Authority, up is more Care.",
+        "The target foundation against one that should stay",
+        captions.foundations,
+        "Where the vignettes are read to lie. Up or down is the persona's target; sideways is a "
+        "foundation that it should leave alone.",
         figures.foundations,
         no_state,
     ),
     Plate(
         "trait",
-        "Trait over rounds",
-        "The trait by the log-odds of the persona's two poles, and by its axis foundation.",
+        "Trait, round by round",
+        captions.trait,
+        "Left: how much likelier the persona's positive pole makes the answers than its negative "
+        "one. Right: the moral foundation that the persona aims at. Bars are 95 % intervals.",
         figures.trait,
         no_state,
     ),
     Plate(
         "heal",
-        "The heal's course",
-        "Training and held-out cross-entropy; with a barrier also the divergence from the "
-        "reference with its limit τ, and what the barrier added to the loss.",
+        "How the training went",
+        captions.heal,
+        "The loss on what is trained on (line) and on completions held out (diamonds); with a "
+        "barrier also the divergence D from the reference with its limit τ, what the barrier, "
+        "λ·relu(D − τ), added to the loss, and its pressure, ‖∇barrier‖/‖∇CE‖.",
         figures.heal,
         no_heal,
     ),
     Plate(
         "kl",
-        "KL budget",
-        "KL spent so far against the budget at which steering without healing is published to "
-        "break down, whatever its schedule.",
+        "How far the student is from the base",
+        captions.budget,
+        "The dotted line is where steering without healing is published to break down, on whatever "
+        "schedule. The rounds' sum and the direct reading differ, since divergences do not add up.",
         figures.budget,
         no_budget,
     ),

@@ -5,28 +5,25 @@ A file that is missing or unreadable becomes a sentence.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple
 
 from steerheal import store
-from steerheal.errors import UserError
 from steerheal.records import (
     Completion,
     Harvest,
     Judged,
-    Record,
     RoundRecord,
     RunRecord,
     Shown,
     WalkStep,
 )
+from steerheal.report.files import attempt
 from steerheal.report.table import Cell, Table, plain, survival
 from steerheal.report.words import chosen, number
 
 BORDERLINE = 3
-P = ParamSpec("P")
-R = TypeVar("R", bound=Record)
 
 
 class Line(NamedTuple):
@@ -39,6 +36,8 @@ class Line(NamedTuple):
     ended: bool
     as_base: bool
     """The same text as the base's."""
+    on_paper: bool
+    """Whether it is printed: the base, the first steered state and the chosen round are."""
 
 
 class Entry(NamedTuple):
@@ -78,21 +77,13 @@ class Filtered(NamedTuple):
     missing: str
 
 
-def attempt(read: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | str:
-    """What was read, or the reason why it could not be."""
-    try:
-        return read(*args, **kwargs)
-    except UserError as error:
-        return str(error)
-
-
 def shown_differs(folder: Path, record: RunRecord) -> tuple[int, int] | None:
     """How many of how many show prompts the chosen round answers unlike the base."""
     row = chosen(record)
-    base = attempt(store.read_shown, folder, -1, "base")
+    base = attempt(folder, lambda: store.read_shown(folder, -1, "base"))
     if row is None or isinstance(base, str):
         return None
-    healed = attempt(store.read_shown, folder, row.round, "healed")
+    healed = attempt(folder, lambda: store.read_shown(folder, row.round, "healed"))
     if isinstance(healed, str):
         return None
     before, after = _texts(base), _texts(healed)
@@ -107,25 +98,27 @@ def _texts(shown: Shown) -> dict[str, Completion]:
 def diary(folder: Path, record: RunRecord) -> Diary:
     """Every show prompt with the answers of the base, the first steered state, and each heal."""
     wanted = [(-1, "base", "base")]
-    if any(row.round == 0 for row in record.rounds):
+    if any(row.round == 0 and row.drawn for row in record.rounds):
         wanted.append((0, "steered", "round 1 steered, raw"))
     wanted += [
         (row.round, "healed", f"round {row.round + 1} healed")
         for row in record.rounds
         if row.outcome == "folded"
     ]
+    best = chosen(record)
     answers: dict[str, list[Line]] = {}
     base: dict[str, Completion] = {}
     missing: list[str] = []
     for number_of, state, label in wanted:
-        shown = attempt(store.read_shown, folder, number_of, state)
+        shown = attempt(folder, lambda n=number_of, s=state: store.read_shown(folder, n, s))
         if isinstance(shown, str):
             missing.append(f"{label}: {shown}")
             continue
         base = _texts(shown) if state == "base" else base
         for item in shown.completions:
             same = state != "base" and item.prompt in base and base[item.prompt].text == item.text
-            line = Line(label, state, item.text, item.ended, same)
+            paper = state != "healed" or (best is not None and best.round == number_of)
+            line = Line(label, state, item.text, item.ended, same, paper)
             answers.setdefault(item.prompt, []).append(line)
     return Diary([Entry(prompt, lines) for prompt, lines in answers.items()], missing)
 
@@ -141,7 +134,7 @@ def filtered(folder: Path, record: RunRecord) -> list[Filtered]:
 
 def _filtered(folder: Path, number_of: int, row: RoundRecord | None) -> Filtered:
     title = f"Round {number_of + 1}" + ("" if row else " (unfinished)")
-    harvest = attempt(store.read_harvest, folder, number_of)
+    harvest = attempt(folder, lambda: store.read_harvest(folder, number_of))
     if isinstance(harvest, Harvest):
         walk, reasons, samples, missing = harvest.walk, harvest.reasons(), borderline(harvest), ""
         limit = number(harvest.perplexity_limit)
@@ -154,7 +147,11 @@ def _filtered(folder: Path, number_of: int, row: RoundRecord | None) -> Filtered
 def _reasons_table(reasons: dict[str, int]) -> Table:
     ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     rows = [[Cell(reason), Cell(str(count))] for reason, count in ordered]
-    return Table("Dropped", [Cell("reason"), Cell("completions")], rows)
+    return Table(
+        "Completions dropped, by reason; one may have several",
+        [Cell("reason"), Cell("completions")],
+        rows,
+    )
 
 
 def _walk_table(walk: Sequence[WalkStep]) -> Table:
@@ -168,7 +165,9 @@ def _walk_table(walk: Sequence[WalkStep]) -> Table:
         ]
         for step in walk
     ]
-    return Table("Survival", [*heads, Cell("survival", "share")], rows)
+    return Table(
+        "What survived at each step of the walk", [*heads, Cell("survival", "share")], rows
+    )
 
 
 def borderline(harvest: Harvest) -> list[Sample]:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from steerheal.records import DosePoint, Reading, Record
-from steerheal.report.draw import INK, RED, key, level, line, note, sheet, styled
+from steerheal.report.draw import CARD, INK, RED, key, level, line, note, sheet, styled
 from steerheal.report.front import front, knee
 
 VERSION = 1
@@ -200,7 +200,7 @@ def _draw(axes: Axes, record: ScanRecord, names: list[str], read: Any) -> None:
             if math.isfinite(y.low) and math.isfinite(y.high):
                 axes.vlines(x, y.low, y.high, color=colour, lw=1, alpha=0.4)
             size = 5 + 3 * min(2.0, point.multiple)
-            axes.plot(x, y.value, shape, color=colour, ms=size, mec="white", mew=0.7, zorder=4)
+            axes.plot(x, y.value, shape, color=colour, ms=size, mec=CARD, mew=0.7, zorder=4)
             if point.name == record.knee:
                 axes.plot(x, y.value, "o", mfc="none", mec=RED, mew=1.8, ms=19, zorder=5)
     axes.margins(0.1, 0.12)

@@ -15,7 +15,7 @@ class Cell(NamedTuple):
     under: str = ""
     """Second, smaller line."""
     why: str = ""
-    """Shown on hover: why the value is unknown, or what it is made of."""
+    """Shown in a note under the table: why the value is unknown, or what it is made of."""
 
 
 class Column(NamedTuple):
@@ -33,6 +33,11 @@ class Table(NamedTuple):
     title: str
     heads: list[Cell]
     rows: list[list[Cell]]
+
+    @property
+    def notes(self) -> list[str]:
+        """What its cells say under the table, each sentence once, in the order of the cells."""
+        return list(dict.fromkeys(cell.why for row in self.rows for cell in row if cell.why))
 
 
 def plain(value: float, why: str = "") -> Cell:
@@ -111,6 +116,7 @@ def _internalised(row: RoundRecord) -> Cell:
     if found is None:
         return Cell(UNKNOWN, why="nothing was folded")
     blocks = ", ".join(f"block {i}: {number(value)}" for i, value in found.cosine.items())
+    blocks = f"round {row.round + 1}, cosine {blocks}"
     return Cell(number(found.mean_cosine), f"{number(found.mean_share)} ‖v‖", why=blocks)
 
 
@@ -228,16 +234,16 @@ def _round_name(record: RunRecord, row: RoundRecord) -> Cell:
     return Cell(f"{row.round + 1}{star}", row.outcome)
 
 
-def foundations_tables(record: RunRecord) -> list[Table]:
-    """Nats per foundation of base, steered and healed, a table per evaluated round."""
+def foundations_tables(record: RunRecord) -> list[tuple[int, Table]]:
+    """Rounds, and nats per foundation of base, steered, healed; -1 is a table of the base alone."""
     if record.base is None:
         return []
     tables = [
-        _foundations(f"Round {row.round + 1}", record.base, row)
+        (row.round, _foundations(f"Round {row.round + 1}", record.base, row))
         for row in record.rounds
         if row.steered or row.healed
     ]
-    return tables or [_foundations("Base", record.base, None)]
+    return tables or [(-1, _foundations("Base", record.base, None))]
 
 
 def _foundations(title: str, base: Summary, row: RoundRecord | None) -> Table:
@@ -285,7 +291,7 @@ def heals_table(record: RunRecord) -> Table:
         ]
         cells += [Cell(_trend(log.held_out)), Cell(log.outcome, one_line(log.reason))]
         rows.append([Cell(str(row.round + 1)), *cells])
-    return Table("Heals", heads, rows)
+    return Table("How every round was trained", heads, rows)
 
 
 def _trend(values: Sequence[float]) -> str:
@@ -306,4 +312,4 @@ def stages_table(record: RunRecord) -> Table:
     ]
     total = sum(mark.seconds for mark in record.stages if not mark.reused)
     rows.append([Cell("made in this run"), Cell(""), plain(total), Cell("")])
-    return Table("Stages", heads, rows)
+    return Table("Stages and how long they took", heads, rows)
