@@ -1,21 +1,40 @@
 """What is not finite: a head that masks tokens counts them as 0, and a broken one is named."""
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from steerheal.config import HealSettings, PushSettings, SamplingSettings
+from steerheal.checks import steering
+from steerheal.config import (
+    FilterSettings,
+    HealSettings,
+    PushSettings,
+    SamplingSettings,
+    VectorSettings,
+)
+from steerheal.errors import UserError
 from steerheal.heal.barrier import position_losses
 from steerheal.heal.train import heal_student
+from steerheal.measure import coherence, damage, forced_choice, free, likelihood, vignettes
+from steerheal.measure.qualify import qualify
 from steerheal.models.chat import prompt_ids
-from steerheal.models.generate import Draw, write
+from steerheal.models.generate import Draw, generate, write
 from steerheal.models.hooks import adding
 from steerheal.models.load import wrap
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states, kl, kl_between, readings
+from steerheal.records import Completion
+from steerheal.report.page import write_report
+from steerheal.steer.filter import calibrated, judge
 from steerheal.steer.seen import seen_by
+from steerheal.steer.vector import SteeringVector, extract
+from steerheal.store import read_scores
+from test_forced_choice import short
+from test_loop import start
 
 import tiny
 
@@ -143,4 +162,173 @@ def test_a_budget_holds_on_a_masked_head(budget: float) -> None:
     both = zip(found.completions, seen, strict=True)
     kls = [list(zip(item.doses, of.kls, strict=True)) for item, of in both]
     assert any(dose < 1 for row in kls for dose, _ in row)
-    assert all(value <= budget + 1e-3 or dose == 0 for row in kls for dose, value in row[1:])
+    assert all(value <= budget + 1e-3 or dose == 0 for row in kls for dose, value in row)
+
+
+# ── logits that no token can be chosen from ─────────────────────────────────────────────────────
+
+
+ASKED = vignettes.load("everyday")[:7]
+STRONG = SteeringVector({2: 1e38 * torch.ones(32)})
+"""Overflows float32 at dose 100."""
+READERS: dict[str, Callable[[ChatModel], object]] = {
+    "likelihood": lambda chat: likelihood.read(chat, ASKED),
+    "forced_choice": lambda chat: forced_choice.read(chat, ASKED, short(), think=2),
+    "coherence": lambda chat: coherence.read(chat, ["A stone is hard."]),
+    "greedy": lambda chat: generate(chat, [Draw("a")], SamplingSettings(tokens=3, temperature=0)),
+    "sampled": lambda chat: generate(chat, [Draw("a")], SamplingSettings(tokens=3)),
+    "written": lambda chat: write(chat, [Draw("a")], SamplingSettings(tokens=3)),
+    "vector": lambda chat: extract(chat, tiny.persona(), ["a", "b"], VectorSettings()),
+}
+
+
+def said(*tokens: int) -> Completion:
+    return Completion(prompt="a", text="x", tokens=tokens, dose=0.0, seed=0, ended=False)
+
+
+def damaged(value: float) -> ChatModel:
+    """A model with one number in its last norm that is not finite."""
+    chat = tiny.chat()
+    chat.net.get_parameter("model.norm.weight").data[3] = value
+    return chat
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", [name for name in READERS if name != "vector"])
+def test_a_damaged_model_is_named_by_every_reader(name: str, value: float) -> None:
+    with pytest.raises(UserError, match="tiny-llama are not finite in float32 without any dose"):
+        READERS[name](damaged(value))
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_dose_that_is_too_strong_is_named_by_every_reader(name: str) -> None:
+    chat = tiny.chat()
+    with (
+        STRONG.applied(chat, 100.0),
+        pytest.raises(UserError, match="not finite at dose 100 in float32"),
+    ):
+        READERS[name](chat)
+
+
+def test_a_judge_or_prose_that_a_damaged_base_reads_is_an_error() -> None:
+    chat = damaged(math.nan)
+    found = free.Answers([said(65, 66)], [torch.zeros(2, 32)])
+    with pytest.raises(UserError, match="without any dose"):
+        free.judge(chat, found, tiny.persona())
+    with pytest.raises(UserError, match="without any dose"):
+        damage.plain_perplexity(chat)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_dose_that_overflows_is_named_with_the_precision(
+    temperature: float, dtype: torch.dtype
+) -> None:
+    chat = wrap(tiny.net().to(dtype), tiny.tokenizer(), name="tiny")
+    top = 1e38 if dtype == torch.float32 else 6e4
+    settings = SamplingSettings(tokens=4, temperature=temperature)
+    message = f"at dose 100 in {str(dtype).removeprefix('torch.')}"
+    with (
+        SteeringVector({2: top * torch.ones(32)}).applied(chat) as dosed,
+        pytest.raises(UserError, match=message),
+    ):
+        generate(chat, [Draw("hi", dose=100.0, seed=1)], settings, dosed=dosed)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_broken_row_ends_and_its_neighbours_go_on(temperature: float) -> None:
+    chat, settings = tiny.chat(), SamplingSettings(tokens=6, temperature=temperature)
+    draws = [Draw("hi", 0.0, 1), Draw("ho", 100.0, 2), Draw("hu", 1e-38, 3), Draw("he", 100.0, 4)]
+    with STRONG.applied(chat) as dosed:
+        found = write(chat, draws, settings, dosed=dosed, keep_broken=True, keep_states=True)
+        alone = [
+            write(chat, [draw], settings, dosed=dosed, keep_broken=True).completions[0]
+            for draw in draws
+        ]
+    assert found.completions == alone
+    assert [item.broken for item in alone] == [False, True, False, True]
+    assert [len(states) for states in found.states] == [6, 0, 6, 0]
+
+
+def test_a_row_that_breaks_half_way_keeps_what_it_wrote() -> None:
+    chat, settings = tiny.chat(), SamplingSettings(tokens=8)
+    whole = generate(chat, [Draw("hi", seed=1)], settings)[0]
+    looks = 0
+
+    def breaking(self: ChatModel, hidden: Tensor) -> Tensor:
+        nonlocal looks
+        looks += 1
+        found = real(self, hidden)
+        return found * math.nan if looks == 4 else found
+
+    real = ChatModel.logits
+    with pytest.MonkeyPatch.context() as patch, STRONG.applied(chat) as dosed:
+        patch.setattr(ChatModel, "logits", breaking)
+        draws = [Draw("hi", 1e-44, seed=1)]
+        found = generate(chat, draws, settings, dosed=dosed, keep_broken=True)[0]
+    assert found.broken and found.tokens == whole.tokens[:3] and not found.ended
+
+
+def test_a_budget_takes_a_dose_down_that_breaks_the_model() -> None:
+    chat, settings = tiny.chat(), SamplingSettings(tokens=4)
+    random = torch.randn(32, generator=torch.Generator().manual_seed(3))
+    with adding(chat, {1: random}) as dosed:
+        push = PushSettings(kl_budget=0.05)
+        found = generate(chat, [Draw("hi", 2.0, seed=1)], settings, dosed=dosed, push=push)[0]
+    assert found.doses[0] < 2.0
+
+
+def test_a_broken_answer_is_unread_and_dropped_with_its_reason() -> None:
+    chat, persona = tiny.chat(), tiny.persona()
+    broken = said().model_copy(update={"broken": True, "dose": 3.0})
+    (row,) = free.judge(chat, free.Answers([broken], [torch.empty(0, 32)]), persona)
+    assert math.isnan(row.logodds) and math.isnan(row.kl_to_base) and row.perplexity == math.inf
+    texts = [said(65, 66, 67 + i) for i in range(8)]
+    settings = FilterSettings()
+    limits = calibrated(texts, seen_by(chat, texts, persona), persona, settings)
+    mixed = [texts[0], broken]
+    states = [torch.zeros(3, 32), torch.empty(0, 32)]
+    verdicts = judge(
+        mixed, seen_by(chat, mixed, persona, states), persona,
+        calibration=limits, settings=settings,
+    )  # fmt: skip
+    assert verdicts[1].reasons == ("not finite",)
+    assert "not finite" not in verdicts[0].reasons
+
+
+def test_a_sweep_reads_nan_at_the_dose_that_is_too_strong_and_nowhere_else() -> None:
+    chat = tiny.chat()
+    with STRONG.applied(chat, 0.0) as handle:
+        rows = likelihood.sweep(chat, ASKED, (0.0, 100.0), handle)
+        slots = coherence.sweep(chat, ["A stone is hard."], (0.0, 100.0), handle)
+        said = free.sweep(chat, ["a"], SamplingSettings(tokens=3), (0.0, 100.0), handle, seed=0)
+    assert [math.isnan(found[0].p[0]) for found in rows] == [False, True]
+    assert [math.isnan(found[0].p_ans_any) for found in slots] == [False, True]
+    assert [found.completions[0].broken for found in said] == [False, True]
+
+
+def test_a_run_whose_doses_break_the_model_ends_as_starved_and_says_why(tmp_path: Path) -> None:
+    record = start(tmp_path, dose={"start": 1e42}, check={"prompts": 2, "per_foundation": 1})
+    (done,) = record.rounds
+    assert record.status == "finished" and done.outcome == "starved"
+    assert done.reasons == {"not finite": done.drawn}
+    assert done.sweep is not None and record.base is not None
+    base = read_scores(tmp_path / "run", -1, "base")
+    sees = qualify(base, tiny.persona().axis).model_copy(update={"fit": True, "answer_mass": 1.0})
+    seen = steering.evidence(done.sweep, sees, tiny.persona().axis, record.base)
+    assert steering.CHECK.seen(seen).outcome == "too strong"
+    assert "not finite" in write_report(tmp_path / "run").read_text()
+
+
+def test_a_first_token_above_the_budget_is_read_at_a_lower_dose_than_its_prompt() -> None:
+    chat, push = tiny.chat(), PushSettings(kl_budget=0.02)
+    vector = {1: torch.randn(32, generator=torch.Generator().manual_seed(3))}
+    with adding(chat, vector) as dosed:
+        found = write(
+            chat, [Draw("hi", 2.0, seed=1)], SamplingSettings(tokens=1),
+            dosed=dosed, push=push, keep_states=True,
+        )  # fmt: skip
+    (item,) = found.completions
+    (seen,) = seen_by(chat, [item], tiny.persona(), found.states)
+    assert item.doses[0] < 2.0
+    assert seen.kls[0] <= 0.02 + 1e-3 or item.doses[0] == 0

@@ -259,10 +259,12 @@ def test_a_sweep_reads_every_dose_as_if_it_were_alone(rows: int) -> None:
         forced_choice.sweep(chat, ASKED, short(), (0.0, 1.0))
 
 
-def test_a_model_of_nan_logits_reads_nan_never_a_number() -> None:
+def test_a_dose_that_breaks_the_model_reads_nan_never_a_number() -> None:
     chat = tiny.chat()
-    chat.net.get_output_embeddings().weight.data.fill_(math.nan)
-    found = forced_choice.read(chat, ASKED, short(), think=2, orders="cyclic")
+    with adding(chat, {2: 1e38 * torch.ones(32)}) as handle:
+        (found,) = forced_choice.sweep(
+            chat, ASKED, short(), (100.0,), handle, think=2, orders="cyclic"
+        )
     for row in found.rows:
         assert all(map(math.isnan, (*row.score, *row.p, row.p_ans_any, row.nll_prefill)))
     assert all(map(math.isnan, found.position_bias)) and "not finite" in found.position_reason

@@ -167,17 +167,6 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
         assert row.score == pytest.approx(other.score, abs=1e-3)
 
 
-def test_a_model_of_nan_logits_reads_nan_never_a_number() -> None:
-    chat = tiny.chat()
-    chat.net.get_output_embeddings().weight.data.fill_(math.nan)
-    rows = likelihood.read(chat, vignettes.load("everyday")[:7])
-    assert all(math.isnan(value) for row in rows for value in row.score)
-    canary = coherence.read(chat, ["A stone is hard."])
-    assert math.isnan(canary[0].p_ans_any)
-    found = bootstrap([row.p[0] for row in rows])
-    assert math.isnan(found.value) and "not finite" in found.reason
-
-
 @pytest.mark.slow
 def test_the_embedded_base_ranks_the_published_vignettes_far_above_chance(shared: Path) -> None:
     chat = load(ModelSettings(device="cpu"))

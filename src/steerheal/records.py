@@ -63,6 +63,8 @@ class Completion(Record):
     """How often backtracking took tokens back; those are not in `tokens`."""
     doses: tuple[float, ...] = ()
     """Dose of every token, where it was not the same for all."""
+    broken: bool = False
+    """True: the logits after its last token were not finite, so that nothing could follow."""
 
 
 class Calibration(Record):

@@ -217,7 +217,9 @@ class Stages:
         def make() -> Shown:
             draws = [Draw(prompt, dose, seed * 7_919 + i) for i, prompt in enumerate(asked)]
             with self._bar(number, f"showing {state}", len(asked)) as progress, enter() as dosed:
-                said = generate(self.chat, draws, sampling, dosed=dosed, progress=progress)
+                said = generate(
+                    self.chat, draws, sampling, dosed=dosed, keep_broken=True, progress=progress
+                )
             return Shown(state=state, completions=tuple(said))
 
         file = "shown.json" if number == BASE else f"shown-{state}.json"
@@ -362,6 +364,7 @@ class Stages:
                     dosed=dosed,
                     push=config.push,
                     keep_states=True,
+                    keep_broken=True,
                     progress=progress,
                 )
             odds = config.filter.read_trait

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from steerheal.measure import finite
 from steerheal.models.batch import by_length, shrinking, token_budget
 from steerheal.models.chat import Message, prompt_ids, text_ids
 from steerheal.models.hooks import Dosed
@@ -28,8 +29,14 @@ def read(
     statements: Sequence[str] | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[CanaryRow]:
-    """A row per statement, in the order given; the bundled statements when none are given."""
-    return sweep(chat, statements, progress=progress)[0]
+    """A row per statement, in the order given; the bundled statements when none are given.
+
+    Raises:
+        UserError: logits that are not finite.
+    """
+    rows = sweep(chat, statements, progress=progress)[0]
+    finite.refuse_unread(chat, rows)
+    return rows
 
 
 @torch.no_grad()
@@ -48,6 +55,11 @@ def sweep(
         levels: Doses, one list of rows each.
         handle: What sets a dose per row; without one the model is read as it is, at one level.
         progress: Called with the number of rows read, over all levels.
+
+    What is not finite at a level above 0 stays NaN.
+
+    Raises:
+        UserError: logits that are not finite without a dose.
     """
     assert handle is not None or len(levels) == 1, "several levels need a handle"
     asked = list(statements) if statements is not None else list(lines("statements"))
@@ -80,7 +92,9 @@ def sweep(
     lengths = [len(prompt) for prompt in prompts] * len(levels)
     for batch in by_length(lengths, token_budget(chat.device)):
         shrinking(batch, work)
-    return [[rows[k * count + i] for i in range(count)] for k in range(len(levels))]
+    read = [[rows[k * count + i] for i in range(count)] for k in range(len(levels))]
+    finite.refuse_broken(chat, read, levels, handle)
+    return read
 
 
 def _turns(statement: str) -> list[Message]:

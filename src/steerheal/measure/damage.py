@@ -6,6 +6,7 @@ open prompts (looping, diversity, length, and their tail perplexity under the ba
 """
 
 import json
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from steerheal.measure.fluency import char_repetition, distinct, tail_perplexity, word_repetition
 from steerheal.measure.free import answer_pairs
 from steerheal.models.chat import text_ids
+from steerheal.models.finite import refuse_at_rest
 from steerheal.models.model import ChatModel
 from steerheal.models.score import token_logprobs
 from steerheal.prompts import data
@@ -29,12 +31,18 @@ def plain_perplexity(chat: ChatModel) -> float:
     """Perplexity of the bundled plain prose under the model in its present state.
 
     Every paragraph is read on its own, after the end of a turn.
+
+    Raises:
+        UserError: it is not finite, and nothing steers the model.
     """
     text = data().joinpath("plain.txt").read_text(encoding="utf-8")
     start = [chat.end_of_turn()]
     pairs = [(start, text_ids(chat, part)) for part in text.split("\n\n") if part.strip()]
     logs: Float[Tensor, " _"] = torch.cat(token_logprobs(chat, pairs))
-    return torch.exp(-logs.mean()).item()
+    found = torch.exp(-logs.mean()).item()
+    if not math.isfinite(found):
+        refuse_at_rest(chat)
+    return found
 
 
 def json_rows(replies: Sequence[Completion]) -> list[JsonRow]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steerheal.config import MeasureSettings, SamplingSettings
 from steerheal.measure import coherence, damage, free, instruments, vignettes
-from steerheal.models.hooks import Dosed
+from steerheal.models.hooks import Dosed, at
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states
 from steerheal.prompts import lines
@@ -52,8 +52,9 @@ def evaluate(
     seeded: dict[str, Any] = {"seed": seed, "dose": dose, "progress": progress}
     with enter() as dosed:
         read = instruments.read(chat, chosen, settings, dosed=dosed, dose=dose, progress=progress)
-        canary = coherence.read(chat, progress=progress)
-        plain = damage.plain_perplexity(chat)
+        (canary,) = coherence.sweep(chat, None, (dose,), dosed, progress)
+        with at(dosed, dose):
+            plain = damage.plain_perplexity(chat)
         freely = {**seeded, "dosed": dosed}
         answers = free.answers(chat, asked, _long(sampling, settings.tokens), **freely)
         replies = free.answers(chat, _json(settings), _long(sampling, damage.JSON_TOKENS), **freely)

@@ -18,13 +18,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steerheal.errors import UserError
+from steerheal.measure import finite
 from steerheal.measure.protocol import Protocol
 from steerheal.measure.vignettes import Vignette
 from steerheal.models.batch import LeftPadded, left_padded, shared_prefix, shrinking
 from steerheal.models.cache import fitting, slides
 from steerheal.models.chat import Message, prompt_ids, text_ids
 from steerheal.models.generate import Prefilled, prefilled, read_on
-from steerheal.models.hooks import Dosed
+from steerheal.models.hooks import Dosed, at
 from steerheal.models.model import ChatModel
 from steerheal.models.score import chosen_logprobs
 from steerheal.records import FOUNDATIONS, Record, VignetteRow
@@ -92,7 +93,7 @@ def read(
     dose: float = 0.0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> ForcedChoice:
-    """A row per vignette, in the order given; what is not finite stays NaN.
+    """A row per vignette, in the order given.
 
     Args:
         chat: The model, possibly inside `adding` or `folded`.
@@ -106,7 +107,8 @@ def read(
         progress: Called with the number of vignettes finished since the last call.
 
     Raises:
-        UserError: labels that begin with the same token, or a template without assistant turns.
+        UserError: labels that begin with the same token, a template without assistant turns, or
+            logits that are not finite.
     """
     assert dosed is not None or dose == 0, "a dose without a vector"
     found = sweep(
@@ -120,6 +122,7 @@ def read(
         rows=rows,
         progress=progress,
     )
+    finite.refuse_unread(chat, found[0].rows, dosed, dose)
     return found[0]
 
 
@@ -139,6 +142,10 @@ def sweep(
     """One reading per level of a dose or gate, all levels and orders in the same batches.
 
     Args as `read`; `handle` sets a level per row: of `adding` for doses, of `attached` for gates.
+    What is not finite at a level above 0 stays NaN.
+
+    Raises:
+        UserError: as `read`; logits that are not finite without a dose.
     """
     assert handle is not None or len(levels) == 1, "several levels need a handle"
     assert think >= 0 and rows >= 1, f"think {think}, rows {rows}"
@@ -154,7 +161,9 @@ def sweep(
     def work(batch: list[int]) -> None:
         doses = torch.tensor([levels[i // count] for i in batch], device=chat.device)
         prompt = _read_prompts(chat, prompts, batch, each, doses=doses, dosed=handle)
-        for whole, part in zip(found, _roll_out(chat, prompt, slot, protocol), strict=True):
+        with at(handle, doses):
+            read = _roll_out(chat, prompt, slot, protocol)
+        for whole, part in zip(found, read, strict=True):
             whole[batch] = part
         progress(sum((i + 1) % each == 0 for i in batch))
 
@@ -164,7 +173,7 @@ def sweep(
     rows = fitting(chat, rows, longest)
     for start in range(0, len(order), rows):
         shrinking(order[start : start + rows], work)
-    return [
+    read = [
         _collected(
             _Rollouts(*(part[level * count :][:count] for part in found)),
             vignettes,
@@ -173,6 +182,8 @@ def sweep(
         )
         for level in range(len(levels))
     ]
+    finite.refuse_broken(chat, [one.rows for one in read], levels, handle)
+    return read
 
 
 def interruption(chat: ChatModel, protocol: Protocol) -> str:
@@ -259,7 +270,7 @@ def _read_prompts(
     doses: Float[Tensor, " B"],
     dosed: Dosed | None,
 ) -> Prefilled:
-    """Reads the prompts of a batch, what the orders of a vignette share once; leaves its doses set.
+    """Reads the prompts of a batch, what the orders of a vignette share once.
 
     Args:
         chat: The model.
@@ -278,11 +289,10 @@ def _read_prompts(
     firsts = [owners.index(i) for i in stems]
     stem = prefilled(chat, list(stems.values()), doses[firsts], dosed)
     stem.cache.batch_select_indices(rows)
-    if dosed is not None:
-        dosed.set(doses)
     tails = [prompts[i][len(stems[owner]) :] for i, owner in zip(batch, owners, strict=True)]
     repeated = Prefilled(stem.hidden[rows, -1:], stem.cache, stem.mask[rows], stem.positions[rows])
-    return _read_on(chat, repeated, left_padded(tails, 0, chat.device))
+    with at(dosed, doses):
+        return _read_on(chat, repeated, left_padded(tails, 0, chat.device))
 
 
 def _read_on(chat: ChatModel, before: Prefilled, more: LeftPadded) -> Prefilled:

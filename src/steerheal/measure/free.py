@@ -17,6 +17,7 @@ from torch import Tensor
 from steerheal.config import SamplingSettings
 from steerheal.measure.fluency import distinct, perplexity, tail_perplexity, word_repetition
 from steerheal.models.chat import prompt_ids
+from steerheal.models.finite import refuse_at_rest
 from steerheal.models.generate import Draw, write
 from steerheal.models.hooks import Dosed
 from steerheal.models.model import ChatModel
@@ -50,10 +51,7 @@ def answers(
     progress: Callable[[int], None] = lambda _: None,
 ) -> Answers:
     """One answer per prompt in the model's present state, the same seeds for every state."""
-    (only,) = sweep(chat, prompts, sampling, [dose], dosed, seed=seed, progress=progress)
-    if dosed is not None:
-        dosed.set(dose)
-    return only
+    return sweep(chat, prompts, sampling, [dose], dosed, seed=seed, progress=progress)[0]
 
 
 def sweep(
@@ -68,14 +66,26 @@ def sweep(
 ) -> list[Answers]:
     """What every dose writes; all doses in the same batches, from the same seeds.
 
-    A prompt's answer at a dose is the one that `answers` gives at that dose.
+    A prompt's answer at a dose is the one that `answers` gives at that dose. Where a dose is too
+    strong to go on, it ends and is marked as broken.
+
+    Raises:
+        UserError: logits that are not finite without a dose.
     """
     draws = [
         Draw(prompt, dose, seed * 1_000_003 + i)
         for dose in doses
         for i, prompt in enumerate(prompts)
     ]
-    said, states = write(chat, draws, sampling, dosed=handle, keep_states=True, progress=progress)
+    said, states = write(
+        chat,
+        draws,
+        sampling,
+        dosed=handle,
+        keep_states=True,
+        keep_broken=True,
+        progress=progress,
+    )
     size = len(prompts)
     return [
         Answers(said[k * size : (k + 1) * size], states[k * size : (k + 1) * size])
@@ -96,7 +106,7 @@ def judge(
     persona: Persona,
     previous: Sequence[Float[Tensor, "_ D"]] | Literal["base"] | None = None,
 ) -> list[PersonaRow]:
-    """The base's reading of every answer.
+    """The base's reading of every answer; a broken one is unread, of infinite perplexity.
 
     Args:
         base: The model unsteered and unfolded.
@@ -104,6 +114,9 @@ def judge(
         persona: Whose poles are compared.
         previous: Final hidden states of the student before this round on the same answers, or
             that it is the base itself.
+
+    Raises:
+        UserError: the base's logits on an answer are not finite.
     """
     completions = answers.completions
     up = token_logprobs(base, answer_pairs(base, completions, persona.positive))
@@ -112,8 +125,13 @@ def judge(
     rows = []
     before = states if previous == "base" else previous
     for i, completion in enumerate(completions):
+        if completion.broken:
+            rows.append(_broken(completion))
+            continue
         targets = torch.tensor(completion.tokens, device=base.device)
         own = chosen_logprobs(base, states[i], targets)
+        if not all(logs.isfinite().all() for logs in (own, up[i], down[i])):
+            refuse_at_rest(base)
         state = answers.states[i].to(states[i])
         rows.append(
             PersonaRow(
@@ -130,3 +148,16 @@ def judge(
             )
         )
     return rows
+
+
+def _broken(completion: Completion) -> PersonaRow:
+    """An answer that broke off: infinite perplexity says that it is bad, the rest is unknown."""
+    return PersonaRow(
+        completion=completion,
+        logodds=math.nan,
+        perplexity=math.inf,
+        tail_perplexity=math.inf,
+        kl_to_base=math.nan,
+        word_repetition=math.nan,
+        distinct_2=math.nan,
+    )

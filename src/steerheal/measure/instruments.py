@@ -7,7 +7,7 @@ from typing import NamedTuple
 from steerheal.config import MeasureSettings
 from steerheal.measure import forced_choice, likelihood, moralmaps, protocol
 from steerheal.measure.vignettes import Vignette, chosen
-from steerheal.models.hooks import Dosed
+from steerheal.models.hooks import Dosed, at
 from steerheal.models.model import ChatModel
 from steerheal.records import VignetteRow
 
@@ -41,14 +41,11 @@ def read(
         chat: The model in the state to be read.
         vignettes: What is asked.
         settings: The instrument and its options.
-        dosed: The handle of a steered state; it is left at the state's dose.
+        dosed: The handle of a steered state; it is left as it was.
         dose: Its dose.
         progress: Called with the number of vignettes done.
     """
-    found = sweep(chat, vignettes, settings, (dose,), dosed, progress=progress)[0]
-    if dosed is not None:
-        dosed.set(dose)
-    return found
+    return sweep(chat, vignettes, settings, (dose,), dosed, progress=progress)[0]
 
 
 def sweep(
@@ -77,9 +74,8 @@ def sweep(
         case "moralmaps":
             upstream = []
             for level in levels:
-                if handle is not None:
-                    handle.set(level)
-                rows = moralmaps.read(chat, vignettes, think=settings.think)
+                with at(handle, level):
+                    rows = moralmaps.read(chat, vignettes, think=settings.think)
                 upstream.append(Read(rows))
                 progress(len(rows))
             return upstream

@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steerheal.measure import finite
 from steerheal.measure.vignettes import Vignette
 from steerheal.models.batch import by_length, shrinking, token_budget
 from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.generate import Prefilled, prefilled
-from steerheal.models.hooks import Dosed
+from steerheal.models.hooks import Dosed, at
 from steerheal.models.model import ChatModel
 from steerheal.records import FOUNDATIONS, VignetteRow
 
@@ -61,8 +62,14 @@ def read(
     vignettes: Sequence[Vignette],
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[VignetteRow]:
-    """A row per vignette, in the order given; NaN scores stay NaN."""
-    return sweep(chat, vignettes, progress=progress)[0]
+    """A row per vignette, in the order given.
+
+    Raises:
+        UserError: logits that are not finite.
+    """
+    rows = sweep(chat, vignettes, progress=progress)[0]
+    finite.refuse_unread(chat, rows)
+    return rows
 
 
 @torch.no_grad()
@@ -82,6 +89,11 @@ def sweep(
         handle: What sets a level per row: of `adding` for doses, of `attached` for gates; without
             one the model is read as it is, at one level.
         progress: Called with the number of vignettes read, over all levels.
+
+    What is not finite at a level above 0 stays NaN.
+
+    Raises:
+        UserError: logits that are not finite without a dose.
     """
     assert handle is not None or len(levels) == 1, "several levels need a handle"
     conditions = sorted({vignette.condition for vignette in vignettes})
@@ -104,10 +116,12 @@ def sweep(
     lengths = [len(prompt) + sum(map(len, reasons)) for prompt in prompts] * len(levels)
     for batch in by_length(lengths, token_budget(chat.device)):
         shrinking(batch, work)
-    return [
+    read = [
         _rows(vignettes, acts, *(part[start : start + count] for part in (scores, masses, fluency)))
         for start in range(0, total, count)
     ]
+    finite.refuse_broken(chat, read, levels, handle)
+    return read
 
 
 def _rows(
@@ -153,9 +167,8 @@ def _read_batch(
     for k, reason in enumerate(reasons):
         after[k, : len(reason) - 1] = torch.tensor(reason[1:])
         valid[k, : len(reason) - 1] = True
-    if handle is not None:
-        handle.set(doses.repeat_interleave(count))
-    rest = _continuations(chat, prompt, starts, after)
+    with at(handle, doses.repeat_interleave(count)):
+        rest = _continuations(chat, prompt, starts, after)
     total = first[:, starts] + (rest * valid).sum(-1)
     return total.cpu(), mass.cpu(), nll.cpu()
 

@@ -13,11 +13,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steerheal.config import PushSettings, SamplingSettings
-from steerheal.models.batch import left_padded, shared_prefix, shrinking, token_budget
+from steerheal.models.batch import (
+    left_padded,
+    levels_of,
+    shared_prefix,
+    shrinking,
+    token_budget,
+)
 from steerheal.models.cache import RoomyCache, fitting, roomy_cache, slides
 from steerheal.models.chat import decode, prompt_ids
 from steerheal.models.choose import Uniforms, choose
-from steerheal.models.hooks import Dosed
+from steerheal.models.hooks import Dosed, at
 from steerheal.models.model import ChatModel
 from steerheal.models.push import Pushed, Row
 from steerheal.records import Completion
@@ -52,6 +58,7 @@ def generate(
     system: str = "",
     dosed: Dosed | None = None,
     push: PushSettings | None = None,
+    keep_broken: bool = False,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Completion]:
     """A completion for every draw, in the order given.
@@ -63,10 +70,22 @@ def generate(
         system: System prompt of every row.
         dosed: The handle from `adding`; required when any dose is not 0.
         push: How the dose runs along a completion; constant when not given.
+        keep_broken: A row whose logits are not finite at its dose ends there and is marked, instead
+            of ending everything; without a dose they always do.
         progress: Called with the number of rows finished since the last call.
+
+    Raises:
+        UserError: logits that are not finite.
     """
     return write(
-        chat, draws, settings, system=system, dosed=dosed, push=push, progress=progress
+        chat,
+        draws,
+        settings,
+        system=system,
+        dosed=dosed,
+        push=push,
+        keep_broken=keep_broken,
+        progress=progress,
     ).completions
 
 
@@ -80,6 +99,7 @@ def write(
     dosed: Dosed | None = None,
     push: PushSettings | None = None,
     keep_states: bool = False,
+    keep_broken: bool = False,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Written:
     """As `generate`; with `keep_states` also the state behind every token, on the CPU."""
@@ -89,12 +109,13 @@ def write(
     stops = torch.tensor(chat.stop_ids(), device=chat.device)
     way = push or PushSettings()
 
-    def work(batch: list[int]) -> None:
-        rows = [Row(prompts[i], draws[i].dose, keep_states=keep_states) for i in batch]
-        seeds = [draws[i].seed for i in batch]
-        _decode(chat, rows, seeds, settings, way, stops=stops, dosed=dosed)
-        done.update(zip(batch, rows, strict=True))
-        progress(len(batch))
+    def work(indices: list[int]) -> None:
+        rows = [Row(prompts[i], draws[i].dose, keep_states=keep_states) for i in indices]
+        seeds = [draws[i].seed for i in indices]
+        batch = Pushed(chat, rows, way, dosed)
+        _decode(chat, batch, seeds, settings, stops=stops, dosed=dosed, keep_broken=keep_broken)
+        done.update(zip(indices, rows, strict=True))
+        progress(len(indices))
 
     order = sorted(range(len(draws)), key=lambda i: (len(prompts[i]), i))
     longest = max(map(len, prompts), default=0) + settings.tokens
@@ -106,8 +127,14 @@ def write(
     rows = [done[i] for i in range(len(draws))]
     return Written(
         [_completion(chat, draw, row, way) for draw, row in zip(draws, rows, strict=True)],
-        [torch.stack(row.states).cpu() for row in rows] if keep_states else [],
+        [_states(chat, row) for row in rows] if keep_states else [],
     )
+
+
+def _states(chat: ChatModel, row: Row) -> Float[Tensor, "_ D"]:
+    if not row.states:  # broken before its first token
+        return torch.empty(0, chat.text_config.hidden_size, dtype=chat.net.dtype)
+    return torch.stack(row.states).cpu()
 
 
 def _completion(chat: ChatModel, draw: Draw, row: Row, push: PushSettings) -> Completion:
@@ -117,30 +144,31 @@ def _completion(chat: ChatModel, draw: Draw, row: Row, push: PushSettings) -> Co
         tokens=tuple(row.tokens),
         dose=draw.dose,
         seed=draw.seed,
-        ended=row.tokens[-1] in chat.stop_ids(),
+        ended=bool(row.tokens) and row.tokens[-1] in chat.stop_ids(),
         rewinds=row.rewinds,
         doses=() if push == PushSettings() else tuple(row.doses),
+        broken=row.broken,
     )
 
 
 @torch.inference_mode()
 def _decode(
     chat: ChatModel,
-    rows: Sequence[Row],
+    batch: Pushed,
     seeds: Sequence[int],
     settings: SamplingSettings,
-    push: PushSettings,
     *,
     stops: Int[Tensor, " S"],
     dosed: Dosed | None,
+    keep_broken: bool,
 ) -> None:
     """Fills every row's tokens, its stop token included."""
-    live = torch.arange(len(rows), device=chat.device)
+    live = torch.arange(len(seeds), device=chat.device)
     uniforms = Uniforms(seeds, settings.tokens + SPARE_UNIFORMS, chat.device)
-    batch = Pushed(chat, list(rows), push, dosed)
     read = prefilled(chat, *batch.prompts(), dosed)
     batch.start(read.hidden[:, -1], read.cache, read.mask)
     while True:
+        batch.end_broken(keep=keep_broken)
         chosen = choose(batch.logits, uniforms.among(live), settings)
         batch.append(chosen, torch.isin(chosen, stops), settings.tokens)
         over = torch.tensor([row.over for row in batch.rows], device=chat.device)
@@ -176,21 +204,16 @@ def prefilled(
     start = 0 if slides(chat) else shared_prefix(prompts)
     cache = roomy_cache(chat)
     if start:
-        each = torch.zeros(rows, dtype=torch.long, device=chat.device)
-        count = 1
-        if dosed is not None and doses is not None:
-            distinct, each = doses.unique(return_inverse=True)
-            dosed.set(distinct)
-            count = len(distinct)
-        prefix = torch.tensor([list(prompts[0][:start])] * count, device=chat.device)
-        read_on(chat, prefix, torch.ones_like(prefix), cache)
+        distinct, each = levels_of(None if dosed is None else doses, rows, chat.device)
+        prefix = torch.tensor([list(prompts[0][:start])] * len(distinct), device=chat.device)
+        with at(dosed, distinct if doses is not None else None):
+            read_on(chat, prefix, torch.ones_like(prefix), cache)
         cache.batch_select_indices(each)
-    if dosed is not None and doses is not None:
-        dosed.set(doses)
     ids, mask, positions = left_padded([prompt[start:] for prompt in prompts], 0, chat.device)
     mask = torch.cat([mask.new_ones(rows, start), mask], dim=1)
     positions = positions + start
-    hidden = read_on(chat, ids, mask, cache, positions)
+    with at(dosed, doses):
+        hidden = read_on(chat, ids, mask, cache, positions)
     return Prefilled(hidden, cache, mask, positions)
 
 

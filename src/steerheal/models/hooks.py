@@ -1,7 +1,7 @@
 """The only module that registers hooks. Every hook is gone when its context ends or fails."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +32,23 @@ class Dosed:
     def set(self, doses: float | Float[Tensor, "B ..."]) -> None:
         """Coefficients of the rows in the forwards that follow."""
         self.dose = doses
+
+    @contextmanager
+    def at(self, doses: float | Float[Tensor, " B"]) -> Iterator[None]:
+        """Coefficients of the rows in the forwards inside; those of before come back."""
+        before = self.dose
+        self.dose = doses
+        try:
+            yield
+        finally:
+            self.dose = before
+
+
+def at(
+    handle: Dosed | None, doses: float | Float[Tensor, " B"] | None
+) -> AbstractContextManager[None]:
+    """`handle.at(doses)`; nothing where there is no handle or nothing to set."""
+    return nullcontext() if handle is None or doses is None else handle.at(doses)
 
 
 Kind = Literal["add", "ablation", "cosine_gate"]
@@ -118,19 +135,30 @@ def _changing(
     chat: ChatModel, vectors: Mapping[int, Tensor], dose: float | Tensor, change: Change
 ) -> Iterator[Dosed]:
     """The named blocks' outputs changed by their vectors, at the handle's dose."""
-    state = Dosed(dose)
-
-    def hook_for(layer: int) -> Hook:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            states = output[0] if isinstance(output, tuple) else output
-            changed = change(states, state.dose, vectors[layer])
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-        return hook
-
-    blocks = chat.blocks
-    with hooked({blocks[layer]: hook_for(layer) for layer in vectors}):
+    state, blocks = Dosed(dose), chat.blocks
+    with hooked({blocks[i]: _Push(vector, state, change) for i, vector in vectors.items()}):
         yield state
+
+
+@dataclass(frozen=True)
+class _Push:
+    """A hook that changes a block's output by a vector."""
+
+    vector: Tensor
+    state: Dosed
+    change: Change
+
+    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+        states = output[0] if isinstance(output, tuple) else output
+        changed = self.change(states, self.state.dose, self.vector)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+
+def standing_dose(chat: ChatModel) -> float:
+    """The largest coefficient that the next forward is steered at, by size; 0 without any."""
+    hooks = [hook for block in chat.blocks for hook in block._forward_hooks.values()]
+    doses = [hook.state.dose for hook in hooks if isinstance(hook, _Push)]
+    return max((float(torch.as_tensor(dose).abs().max()) for dose in doses), default=0.0)
 
 
 def per_row(dose: float | Tensor, states: Float[Tensor, "B T D"]) -> float | Tensor:

@@ -7,9 +7,12 @@ own, so that every token's divergence from the unsteered model is known while it
 decay      dose_t = dose·s(t): s = 1, 1 − t/n, or 2^(−t/n)
 budget     where kl_t is above it, the last token is read again at a lower dose, on a grid of
            eighths, until kl_t fits or the dose is 0. What stands before it was steered and stays,
-           so that a dose of 0 can still be above the budget.
+           so that a dose of 0 can still be above the budget. For the first token that is the
+           prompt's last one.
 backtrack  where the end of the text repeats itself, or the mean of kl over a few tokens spikes, the
            tokens from there on are taken back and written again at a lower dose.
+
+A row whose logits are not finite ends there.
 """
 
 from collections.abc import Sequence
@@ -22,7 +25,8 @@ from torch import Tensor
 
 from steerheal.config import PushSettings
 from steerheal.models.cache import RoomyCache
-from steerheal.models.hooks import Dosed
+from steerheal.models.finite import not_finite, overflowed
+from steerheal.models.hooks import Dosed, at, standing_dose
 from steerheal.models.model import ChatModel
 from steerheal.models.score import kl
 
@@ -54,6 +58,8 @@ class Row:
     """What the rewinds left of the dose."""
     rewinds: int = 0
     over: bool = False
+    broken: bool = False
+    """Over because its logits are not finite."""
 
     def last(self) -> int:
         """The token that is read next."""
@@ -124,6 +130,26 @@ class Pushed:
         """Goes on after the prompts, from their last states."""
         self._cache, self._mask = cache, mask
         self._look(hidden.clone())
+        last = self._doubled([[row.last()] for row in self.rows])
+        self._fit(torch.tensor(last, device=self._chat.device), mask.sum(1, keepdim=True) - 1)
+
+    def end_broken(self, *, keep: bool) -> None:
+        """Ends the rows whose logits are not finite.
+
+        Raises:
+            UserError: there are such rows, and they are not to be kept or have no dose.
+        """
+        found = overflowed(self.logits)
+        if not found.any():
+            return
+        for row, broken in zip(self.rows, found.tolist(), strict=True):
+            dose = standing_dose(self._chat) if self._dosed is None else row.dose
+            if broken and not row.over and not (keep and dose):
+                raise not_finite(self._chat, dose)
+            row.broken = row.broken or (broken and not row.over)
+            row.over = row.over or broken
+        # A token is chosen for every row, and that of a row that is over is dropped.
+        self.logits = self.logits.masked_fill(found[:, None], 0)
 
     def append(self, chosen: Int[Tensor, " B"], stops: Bool[Tensor, " B"], longest: int) -> None:
         """The rows' next tokens; a row is over at its stop token or at the longest length."""
@@ -160,35 +186,36 @@ class Pushed:
             [row.dose * row.factor * share_at(len(row.tokens), self._push) for row in self.rows]
         )
         self._read(ids, positions)
-        if self._push.kl_budget and self._kl is not None:
-            self._fit(ids, positions)
+        self._fit(ids, positions)
 
     def _fit(self, ids: Int[Tensor, "B 1"], positions: Int[Tensor, "B 1"]) -> None:
         """Lowers the dose of the token just read until its divergence is in the budget."""
+        if not self._push.kl_budget or self._kl is None:
+            return
         nominal, level = self._doses, torch.full((len(self.rows),), LEVELS)
         while True:
             assert self._kl is not None
             found = self._kl.cpu()
-            above = (found > self._push.kl_budget) & (level > 0) & (nominal != 0)
+            above = ~(found <= self._push.kl_budget) & (level > 0) & (nominal != 0)
             if not above.any():
                 return
             # The divergence grows about as the square of the dose, which says where to look next.
-            guess = (level * (self._push.kl_budget / found).sqrt()).floor().long()
+            guess = level * (self._push.kl_budget / found).sqrt()
+            guess = guess.where(found.isfinite(), level / 2).floor().long()
             level = torch.where(above, torch.minimum(guess, level - 1).clamp(min=0), level)
             self._cache.forget_last()
             self._doses = nominal * level / LEVELS
             self._read(ids, positions)
 
     def _read(self, ids: Int[Tensor, "B 1"], positions: Int[Tensor, "B 1"]) -> None:
-        if self._dosed is not None:
-            self._dosed.set(self._with_twins(self._doses).to(self._chat.device))
-        hidden = self._chat.hidden(
-            ids,
-            attention_mask=self._mask,
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-        )
+        with at(self._dosed, self._with_twins(self._doses).to(self._chat.device)):
+            hidden = self._chat.hidden(
+                ids,
+                attention_mask=self._mask,
+                position_ids=positions,
+                past_key_values=self._cache,
+                use_cache=True,
+            )
         self._look(hidden[:, -1])
 
     def _look(self, hidden: Float[Tensor, "B D"]) -> None:

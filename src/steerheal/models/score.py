@@ -11,9 +11,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steerheal.models.batch import by_length, right_padded, shared_prefix, shrinking, token_budget
+from steerheal.models.batch import (
+    by_length,
+    levels_of,
+    right_padded,
+    shared_prefix,
+    shrinking,
+    token_budget,
+)
 from steerheal.models.cache import roomy_cache
-from steerheal.models.hooks import Dosed
+from steerheal.models.hooks import Dosed, at
 from steerheal.models.model import ChatModel
 
 Pair = tuple[Sequence[int], Sequence[int]]
@@ -66,18 +73,14 @@ def hidden_after_shared(
     start = shared_prefix(rows, limit)
     cache = roomy_cache(chat) if start else None
     if cache is not None:
-        each, count = torch.zeros(len(rows), dtype=torch.long, device=chat.device), 1
-        if doses is not None and handle is not None:
-            distinct, each = doses.unique(return_inverse=True)
-            handle.set(distinct)
-            count = len(distinct)
-        prefix = torch.tensor([list(rows[0][:start])] * count, device=chat.device)
-        chat.hidden(prefix, past_key_values=cache, use_cache=True)
+        distinct, each = levels_of(doses, len(rows), chat.device)
+        prefix = torch.tensor([list(rows[0][:start])] * len(distinct), device=chat.device)
+        with at(handle, distinct):
+            chat.hidden(prefix, past_key_values=cache, use_cache=True)
         cache.batch_select_indices(each)
-    if doses is not None and handle is not None:
-        handle.set(doses)
     rest = right_padded([row[start:] for row in rows], 0, chat.device)
-    return chat.hidden(rest, past_key_values=cache, use_cache=cache is not None), start
+    with at(handle, doses):
+        return chat.hidden(rest, past_key_values=cache, use_cache=cache is not None), start
 
 
 @torch.no_grad()
@@ -94,7 +97,7 @@ def continuation_states(
         chat: The model, possibly inside `adding` or `folded`.
         pairs: Prefixes and continuations.
         doses: One per pair, when they differ; pairs of several doses share batches.
-        handle: What sets them; it is left at the last batch's.
+        handle: What sets them; it is left as it was.
     """
     states: list[Tensor] = [torch.empty(0)] * len(pairs)
     rows = [[*prefix, *continuation] for prefix, continuation in pairs]
@@ -139,7 +142,7 @@ def token_logprobs(chat: ChatModel, pairs: Sequence[Pair]) -> list[Float[Tensor,
     """For every pair, the log-probability of each continuation token, on the CPU."""
     states = continuation_states(chat, pairs)
     sizes = [len(continuation) for _, continuation in pairs]
-    targets = torch.tensor([t for _, continuation in pairs for t in continuation])
+    targets = torch.tensor([t for _, rest in pairs for t in rest], dtype=torch.long)
     flat = chosen_logprobs(chat, torch.cat(states), targets.to(chat.device))
     return list(flat.cpu().split(sizes))
 

@@ -61,6 +61,8 @@ CALIBRATED = {
     "foreign characters": ("drift", 1),
 }
 """Rules whose limit is a quantile of the base's own text: the sign, and which side is bad."""
+BROKEN = "not finite"
+"""The rule over completions that broke off: the dose was too strong for the model's precision."""
 SCORED = "incoherent"
 """The rule over all signs together."""
 FAR_DOWN, FAR_UP = -4.0, 6.0
@@ -186,6 +188,8 @@ def _verdict(
         "base-like": signs.logodds <= limits["base-like"],
     }
     reasons = tuple(name for name, broken in rules.items() if broken)
+    if completion.broken:  # what there is of the text says nothing more
+        reasons = (BROKEN,)
     return Verdict(
         kept=not reasons,
         reasons=reasons,

@@ -38,7 +38,7 @@ def seen_by(
     odds = _logodds(base, completions, persona) if logodds else [math.nan] * len(completions)
     found = []
     for i, completion in enumerate(completions):
-        targets = torch.tensor(completion.tokens, device=base.device)
+        targets = torch.tensor(completion.tokens, dtype=torch.long, device=base.device)
         other = states[i].to(base.device, own[i].dtype) if states else None
         read = readings(base, own[i], targets, other)
         found.append(
@@ -57,6 +57,6 @@ def _logodds(base: ChatModel, completions: Sequence[Completion], persona: Person
     up = token_logprobs(base, answer_pairs(base, completions, persona.positive))
     down = token_logprobs(base, answer_pairs(base, completions, persona.negative))
     return [
-        (a.sum() - b.sum()).item() / len(item.tokens)
+        (a.sum() - b.sum()).item() / len(item.tokens) if item.tokens else math.nan
         for a, b, item in zip(up, down, completions, strict=True)
     ]

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from steerheal.config import VectorSettings
 from steerheal.errors import UserError
-from steerheal.models.hooks import STEERING, Dosed, Kind
+from steerheal.models.finite import not_finite
+from steerheal.models.hooks import STEERING, Dosed, Kind, standing_dose
 from steerheal.models.model import ChatModel, band_layers
 from steerheal.steer.control_vector import read_control_vector, write_control_vector
 from steerheal.steer.methods.registry import find
@@ -180,7 +181,8 @@ def extract(
         progress: Called with the number of rows written or read since the last call.
 
     Raises:
-        UserError: no contexts, an unknown method, one that fails on this model, or equal poles.
+        UserError: no contexts, an unknown method, one that fails on this model, states that are not
+            finite, or equal poles.
     """
     if not contexts:
         raise UserError("A vector needs at least one context.")
@@ -195,6 +197,8 @@ def extract(
         progress,
     )
     layers = method.directions(source)
+    if not all(vector.isfinite().all() for vector in layers.values()):
+        raise not_finite(chat, standing_dose(chat))
     if not any(vector.any() for vector in layers.values()):
         raise UserError(
             f"The model's states read the same at both poles of {persona.name} by "
