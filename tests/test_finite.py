@@ -307,8 +307,11 @@ def test_a_sweep_reads_nan_at_the_dose_that_is_too_strong_and_nowhere_else() -> 
     assert [found.completions[0].broken for found in said] == [False, True]
 
 
-def test_a_run_whose_doses_break_the_model_ends_as_starved_and_says_why(tmp_path: Path) -> None:
-    record = start(tmp_path, dose={"start": 1e42}, check={"prompts": 2, "per_foundation": 1})
+def test_a_run_whose_doses_break_the_model_ends_as_starved_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steerheal.stages.extract", lambda *args: extract(*args) * 1e38)
+    record = start(tmp_path, dose={"start": 1000}, check={"prompts": 2, "per_foundation": 1})
     (done,) = record.rounds
     assert record.status == "finished" and done.outcome == "starved"
     assert done.reasons == {"not finite": done.drawn}
