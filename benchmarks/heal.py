@@ -31,6 +31,7 @@ from steerheal.config import HealSettings, ModelSettings, SamplingSettings
 from steerheal.heal.adapter import target_names, training
 from steerheal.heal.barrier import aggregated
 from steerheal.heal.train import heal_student, training_pairs
+from steerheal.models.ends import Ends
 from steerheal.models.generate import Draw, generate
 from steerheal.models.hooks import hooked
 from steerheal.models.load import load
@@ -243,7 +244,9 @@ def memory() -> int:
         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
     )  # fmt: skip
     net = LlamaForCausalLM(config).eval().requires_grad_(False)
-    chat = ChatModel(net, cast(Any, None), "wide", "wide", system_role=False)
+    chat = ChatModel(
+        net, cast(Any, None), "wide", "wide", system_role=False, ends=Ends(1, (1,), "")
+    )
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(0, WIDE, (COMPLETIONS, 16 + LENGTH), generator=random).tolist()
     pairs: list[Pair] = [(row[:16], row[16:]) for row in ids]

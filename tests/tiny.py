@@ -52,7 +52,7 @@ SIZES: dict[str, Any] = {
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 8192,
     "pad_token_id": 256,
     "bos_token_id": 257,
     "eos_token_id": 258,

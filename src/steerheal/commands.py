@@ -37,6 +37,7 @@ def run(options: RunCommand, console: Console) -> None:
     if config.measure.protocol:
         protocol.load(Path(config.measure.protocol))
     prompts.first_contexts(config.vector.contexts)
+    config.model.template_text()
     chat = load(config.model)
     target_names(chat, config.heal)
     if left := sweep_unfinished(folder.parent):
@@ -189,6 +190,8 @@ def notes(chat: ChatModel, heal: HealSettings) -> tuple[str, ...]:
     found = []
     if not chat.system_role:
         found.append("The chat template has no system role: the persona opens the user turn.")
+    if chat.ends.note:
+        found.append(chat.ends.note)
     usual = HealSettings()
     idle = [name for name in BARRIERS_OWN if getattr(heal, name) != getattr(usual, name)]
     if idle and heal.barrier == "nll":

@@ -95,6 +95,21 @@ class ModelSettings(Settings):
     """Branch, tag or commit of a hub model."""
     trust_remote_code: bool = False
     """Let the model's repository run its own Python code on this machine."""
+    template: Place = ""
+    """Jinja file with a chat template, in place of the model's own."""
+
+    def template_text(self) -> str:
+        """What the template file holds; empty where none is given.
+
+        Raises:
+            UserError: unreadable, too large, not UTF-8, or empty.
+        """
+        if not self.template:
+            return ""
+        text = read_text(Path(self.template), what="the chat template", most=MOST_BYTES)
+        if not text.strip():
+            raise UserError(f"The chat template {self.template} is empty. Give one with text.")
+        return text
 
 
 class VectorSettings(Settings):

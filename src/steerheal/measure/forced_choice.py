@@ -169,8 +169,9 @@ def sweep(
 
     # The orders of a vignette stay together, so that what they share is read once.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i - i % each]), i))
-    longest = max(map(len, prompts), default=0) + think + len(slot.suffix) + len(slot.prefill)
-    rows = fitting(chat, rows, longest)
+    longest, more = max(map(len, prompts), default=0), think + len(slot.suffix) + len(slot.prefill)
+    chat.refuse_longer(longest, written=more)
+    rows = fitting(chat, rows, longest + more)
     for start in range(0, len(order), rows):
         shrinking(order[start : start + rows], work)
     read = [

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import cast
 
+from steerheal.errors import UserError
 from steerheal.models.model import ChatModel
+from steerheal.models.weights import vocabulary
 
 Message = tuple[str, str]
 """A role (user or assistant) and what it says."""
@@ -21,6 +23,9 @@ def prompt_ids(
         turns: One user message, or (role, text) turns that end with the user's.
         system: System prompt; it opens the first user turn when the template has no such role.
         prefill: What the assistant has said so far.
+
+    Raises:
+        UserError: it is longer than the model's positions, or holds a token without weights.
     """
     said = [("user", turns)] if isinstance(turns, str) else list(turns)
     if system and not chat.system_role:
@@ -33,14 +38,30 @@ def prompt_ids(
         str,
         chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True),
     )
-    return text_ids(chat, text + prefill)
+    ids = text_ids(chat, text + prefill)
+    chat.refuse_longer(len(ids))
+    return ids
 
 
 def text_ids(chat: ChatModel, text: str) -> list[int]:
-    """Token ids of plain text, no special tokens added."""
-    return chat.tokenizer.encode(text, add_special_tokens=False)
+    """Token ids of plain text, no special tokens added.
+
+    Raises:
+        UserError: it holds a token that the model has no weights for.
+    """
+    ids = chat.tokenizer.encode(text, add_special_tokens=False)
+    rows = vocabulary(chat.net)
+    beyond = [i for i in ids if i >= rows]
+    if beyond:
+        raise UserError(
+            f"A text holds {chat.tokenizer.decode(beyond[:1])!r}, a token that {chat.name} has no "
+            "weights for. Leave it out."
+        )
+    return ids
 
 
 def decode(chat: ChatModel, ids: Sequence[int]) -> str:
-    """The text of token ids, special tokens left out."""
-    return cast(str, chat.tokenizer.decode(list(ids), skip_special_tokens=True))
+    """The text of token ids, special tokens and ends of turn left out."""
+    ends = chat.stop_ids()
+    said = [i for i in ids if i not in ends]
+    return cast(str, chat.tokenizer.decode(said, skip_special_tokens=True))

@@ -118,7 +118,9 @@ def write(
         progress(len(indices))
 
     order = sorted(range(len(draws)), key=lambda i: (len(prompts[i]), i))
-    longest = max(map(len, prompts), default=0) + settings.tokens
+    longest = max(map(len, prompts), default=0)
+    chat.refuse_longer(longest, written=settings.tokens)
+    longest += settings.tokens
     # The base's rows of a push take room as well.
     fit = fitting(chat, 2 * settings.rows, longest)
     size = max(1, min(settings.rows, fit // 2))

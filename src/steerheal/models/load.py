@@ -6,25 +6,24 @@ chat template, and nothing of steering.
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hub_logging
 
 from steerheal.config import ModelSettings
 from steerheal.errors import UserError, first_line
+from steerheal.models import sound, weights
+from steerheal.models.ends import ends_of_turn
 from steerheal.models.fingerprint import fingerprint as _fingerprint
 from steerheal.models.gguf import EMBEDDED_NAME, embedded_file, open_gguf
+from steerheal.models.hub import ADVICE, only_cached, refuse_no_id
 from steerheal.models.model import ChatModel, find_blocks
+from steerheal.models.trial import refuse_cache
 
 
 def load(settings: ModelSettings) -> ChatModel:
@@ -33,10 +32,10 @@ def load(settings: ModelSettings) -> ChatModel:
     Raises:
         UserError: not found, unreadable, truncated, no chat template, or no decoder blocks.
     """
-    device, dtype = pick_device(settings.device), settings.dtype
-    weights = _pick_dtype(dtype, device)
+    device = pick_device(settings.device)
+    dtype = _pick_dtype(settings.dtype, device)
     with quiet():
-        net, tokenizer, name = _open(settings, weights)
+        net, tokenizer, name = _open(settings, dtype)
     return wrap(net, tokenizer, name=name, device=device)
 
 
@@ -56,16 +55,23 @@ def wrap(
     """
     if not tokenizer.chat_template:
         raise UserError(
-            f"{name} has no chat template. Use an instruction-tuned model, or set "
-            "tokenizer.chat_template in its tokenizer_config.json."
+            f"{name} has no chat template. Use an instruction-tuned model, or give one with "
+            "--model.template FILE."
         )
+    find_blocks(net)
+    sound.refuse_vocabulary(net, tokenizer, name)
+    weights.refuse_not_finite(net, name)
+    sound.refuse_template(lambda said: _printed(tokenizer, [("user", said)], reply=True), name)
+    ends = ends_of_turn(
+        net, tokenizer, lambda turns: _printed(tokenizer, turns, reply=False), name=name
+    )
     net.eval().requires_grad_(False)
     digest = _fingerprint(net, tokenizer)  # where the weights were read to, before they move
-    find_blocks(net)
     if device is not None:
         net.to(device)  # pyright: ignore[reportArgumentType]
-    chat = ChatModel(net, tokenizer, name, digest, _system_role(tokenizer))
-    _check_head(chat)
+    chat = ChatModel(net, tokenizer, name, digest, _system_role(tokenizer), ends)
+    sound.refuse_head(chat)
+    refuse_cache(chat)
     return chat
 
 
@@ -98,39 +104,56 @@ def _pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def _open(
     settings: ModelSettings, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    template = settings.template_text()
     if not settings.name:
-        return open_gguf(embedded_file(), dtype, EMBEDDED_NAME)
+        return open_gguf(embedded_file(), dtype, EMBEDDED_NAME, template=template)
     path = Path(settings.name).expanduser()
     if path.is_file():
-        return open_gguf(path, dtype, path.name)
-    if not path.is_dir() and settings.name.endswith(".gguf"):
-        raise UserError(f"There is no GGUF file {settings.name}.")
-    return _open_pretrained(settings, dtype)
+        return open_gguf(path, dtype, path.name, template=template)
+    net, tokenizer = _open_pretrained(path, settings, dtype)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    return net, tokenizer, settings.name
 
 
 def _open_pretrained(
-    settings: ModelSettings, dtype: torch.dtype
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    source = (
-        str(Path(settings.name).expanduser())
-        if Path(settings.name).expanduser().is_dir()
-        else settings.name
-    )
+    path: Path, settings: ModelSettings, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     options: dict[str, Any] = {
         "revision": settings.revision,
         "trust_remote_code": settings.trust_remote_code,
     }
+    source = str(path)
+    if not path.is_dir():
+        source = settings.name
+        refuse_no_id(source)
+        options["local_files_only"] = only_cached(source, settings.revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        net = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, **options
-        )
+        net = weights.read(source, name=settings.name, dtype=dtype, use_safetensors=True, **options)
+    except UserError:
+        raise
     except Exception as error:
+        own_code = "trust_remote_code" in str(error) and not settings.trust_remote_code
+        advice = (
+            "It brings its own Python code, which runs only with --model.trust-remote-code: read "
+            "that code first."
+            if own_code
+            else ADVICE
+        )
         raise UserError(
-            f"Cannot load model {settings.name!r}: {first_line(error)} "
-            "Give nothing (the embedded model), a hub id, a local folder or a GGUF file."
+            f"Cannot load model {settings.name!r}: {first_line(error)} {advice}"
         ) from error
-    return net, tokenizer, settings.name
+    return net, tokenizer
+
+
+def _printed(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]], *, reply: bool
+) -> str:
+    messages = [{"role": role, "content": text} for role, text in turns]
+    return cast(
+        str,
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply),
+    )
 
 
 def _system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -145,21 +168,6 @@ def _system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
     except Exception:  # noqa: BLE001  templates refuse a system role by raising whatever they like
         return False
     return probe in text
-
-
-@torch.no_grad()
-def _check_head(chat: ChatModel) -> None:
-    """The head applied to the decoder's output must give the model's own logits."""
-    ids = torch.tensor([[chat.end_of_turn()] * 3], device=chat.device)
-    whole = chat.net(input_ids=ids).logits.float()
-    ours = chat.logits(chat.hidden(ids))
-    gap = (whole - ours).abs().max().item()
-    scale = whole.abs().max().item()
-    if not gap <= 1e-2 * max(1.0, scale) and torch.isfinite(whole).all():
-        raise UserError(
-            f"{chat.name} ({type(chat.net).__name__}) treats its logits in a way that is not "
-            f"supported (largest difference {gap:.3g})."
-        )
 
 
 @contextmanager

@@ -10,10 +10,11 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from steerheal.config import Band
 from steerheal.errors import UserError
+from steerheal.models.ends import Ends
 from steerheal.models.rows import Acting, Line
 
 
@@ -30,6 +31,8 @@ class ChatModel:
     """Digest of the configuration and the weights, part of every stage's key."""
     system_role: bool
     """False: the template has no system role, a system prompt opens the user turn instead."""
+    ends: Ends
+    """Which tokens end an assistant's turn."""
 
     @property
     def decoder(self) -> nn.Module:
@@ -72,8 +75,14 @@ class ChatModel:
     def hidden(
         self, ids: Int[Tensor, "N T"], acting: Acting | None = None, **inputs: Any
     ) -> Float[Tensor, "N T D"]:
-        """Final hidden states of the rows of a forward, after the decoder's last norm."""
+        """Final hidden states of the rows of a forward, after the decoder's last norm.
+
+        Raises:
+            UserError: the row, what is cached of it included, is longer than the model's positions.
+        """
         assert acting is None, "nothing acts on the bare model"
+        if ids.shape[1] > 1:  # a step of decoding has its room from the start
+            self.refuse_longer(_reach(ids, **inputs))
         return self.decoder(input_ids=ids, **inputs).last_hidden_state
 
     def combined(self, hidden: Float[Tensor, "N *T D"]) -> Float[Tensor, "B *T W"]:
@@ -89,29 +98,58 @@ class ChatModel:
 
     def stop_ids(self) -> tuple[int, ...]:
         """Token ids that end a turn: the generation config's, the tokenizer's, the template's."""
-        ends = getattr(self.net.generation_config, "eos_token_id", None)
-        ids = list(ends) if isinstance(ends, list | tuple) else [ends]
-        ids += [self.tokenizer.eos_token_id, self.end_of_turn()]
-        return tuple(sorted({i for i in ids if i is not None}))
+        return self.ends.stops
 
     def end_of_turn(self) -> int:
-        """The id that the template prints right after an assistant message."""
-        sentinel = "steerheal-sentinel"
-        text = cast(
-            str,
-            self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": "_"}, {"role": "assistant", "content": sentinel}],
-                tokenize=False,
-            ),
-        )
-        after = self.tokenizer.encode(text.rpartition(sentinel)[2], add_special_tokens=False)
-        special = set(self.tokenizer.all_special_ids)
-        found = next((i for i in after if i in special), self.tokenizer.eos_token_id)
-        if found is None:
+        """The id that the template prints after an assistant message."""
+        return self.ends.marker
+
+    def positions(self) -> int | None:
+        """Tokens that the model can hold at once; None where its configuration sets no limit.
+
+        A window that slides is no limit. Rotary positions that are stretched reach further than
+        those which the model was first trained on.
+        """
+        config = self.text_config
+        most = getattr(config, "max_position_embeddings", None)
+        rope = getattr(config, "rope_parameters", None) or {}
+        stretch = rope.get("factor") if isinstance(rope, dict) else None
+        if not isinstance(most, int) or most <= 0:
+            return None
+        if isinstance(stretch, int | float):
+            return max(most, int(stretch * rope.get("original_max_position_embeddings", most)))
+        return most
+
+    def refuse_longer(self, tokens: int, *, written: int = 0) -> None:
+        """Refuses what has no room in the model's positions.
+
+        Args:
+            tokens: Of the longest row to be read.
+            written: Tokens to be written after it, at most.
+
+        Raises:
+            UserError: both together are more than the model's positions.
+        """
+        most = self.positions()
+        if most is not None and tokens + written > most:
+            more = f" and up to {written} are to be written after it" if written else ""
+            advice = " or have fewer tokens written" if written else ""
             raise UserError(
-                f"{self.name}: no token ends an assistant turn. Give the tokenizer an eos_token."
+                f"A text of {tokens} tokens is to be read{more}, but {self.name} has {most} "
+                f"positions. Shorten the text{advice}, or use a model with more positions."
             )
-        return cast(int, found)
+
+
+def _reach(
+    ids: Tensor,
+    position_ids: Tensor | None = None,
+    past_key_values: Cache | None = None,
+    **_: object,
+) -> int:
+    """Positions that a read takes up; padding among what is cached takes none."""
+    if position_ids is not None:
+        return int(position_ids.max()) + 1
+    return ids.shape[1] + (0 if past_key_values is None else past_key_values.get_seq_length())
 
 
 def find_blocks(net: PreTrainedModel) -> nn.ModuleList:

@@ -1,0 +1,66 @@
+"""Whether a name can be a model of the hub, and whether the hub answers, within seconds."""
+
+from pathlib import Path
+
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from steerheal.errors import UserError, first_line
+
+PATIENCE = 5.0
+"""Seconds that the hub has to answer once; its own client would try again for a minute."""
+FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".json")
+"""Endings of names that mean a file, not a repository."""
+ADVICE = "Give nothing (the embedded model), a hub id, a local folder or a GGUF file."
+
+
+def refuse_no_id(name: str) -> None:
+    """A name that is neither a path nor a possible hub id is refused without asking anybody.
+
+    Raises:
+        UserError: it is no possible hub id.
+    """
+    if Path(name).suffix.lower() in FILES:
+        kind = "GGUF file" if name.lower().endswith(".gguf") else "file"
+        raise UserError(f"There is no {kind} {name}. {ADVICE}")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(
+            f"There is no folder or file {name!r}, and it cannot be a hub id (owner/model). "
+            f"{ADVICE}"
+        ) from error
+
+
+def only_cached(name: str, revision: str | None) -> bool:
+    """Whether the model has to come from the local cache: the hub does not answer, or may not.
+
+    Raises:
+        UserError: it is neither in the cache nor to be had from the hub.
+    """
+    cached = isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
+    try:
+        HfApi().model_info(name, revision=revision, timeout=PATIENCE)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        why = f"the hub knows no such model, or not for you ({first_line(error)})"
+    except HfHubHTTPError:
+        return False  # a mirror may serve files and nothing else
+    except OfflineModeIsEnabled:
+        why = "the hub is switched off (HF_HUB_OFFLINE)"
+    except Exception as error:  # noqa: BLE001  every transport has its own errors
+        why = f"the hub cannot be reached ({first_line(error)})".replace(".)", ")")
+    else:
+        return False
+    if cached:
+        return True
+    raise UserError(
+        f"Cannot load model {name!r}: there is no such folder or file, it is not in the local "
+        f"cache, and {why}. {ADVICE}"
+    )
