@@ -24,8 +24,9 @@ from steerheal.models.hooks import hooked
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.prompts import contexts
+from steerheal.state.vector import SteeringVector
 from steerheal.steer.persona import find
-from steerheal.steer.vector import SteeringVector, extract
+from steerheal.steer.vector import extract
 
 ROWS, ALONE = 48, 3
 DOSES = (0.5, 0.75, 1.0)

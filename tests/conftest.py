@@ -15,8 +15,8 @@ SHAPED = (
     "heal.batches",
     "heal.spectral",
     "heal.train",
-    "heal.fold",
-    "steer.control_vector",
+    "state.fold",
+    "state.control_vector",
     "steer.methods",
     "steer.states",
 )

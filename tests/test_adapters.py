@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from steerheal.config import HealSettings, RunConfig, validated
 from steerheal.errors import UserError
-from steerheal.heal.adapter import Adapter, target_names, trained, training, untouched
+from steerheal.heal.adapter import target_names, trained, training, untouched
 from steerheal.heal.export import export_merged, export_peft
-from steerheal.heal.factors import Pair
-from steerheal.heal.fold import Gated, assert_alive, attached, concatenated, folded
 from steerheal.heal.train import heal_student
 from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.model import ChatModel
 from steerheal.models.score import chosen_logprobs, continuation_states
+from steerheal.state.adapter import Adapter
+from steerheal.state.factors import Pair
+from steerheal.state.fold import Gated, assert_alive, attached, concatenated, folded
 
 import tiny
 
@@ -336,7 +337,7 @@ def test_a_model_that_does_not_come_back_is_named(monkeypatch: pytest.MonkeyPatc
     chat = tiny.chat()
     adapter, _ = made(chat, settings())
     answers = iter([torch.zeros(2, 3), torch.ones(2, 3), torch.full((2, 3), 0.5)])
-    monkeypatch.setattr("steerheal.heal.fold._logits", lambda *_: next(answers))
+    monkeypatch.setattr("steerheal.state.fold._logits", lambda *_: next(answers))
     with pytest.raises(RuntimeError, match=r"Gate 0 does not restore.*0\.5"):
         assert_alive(chat, adapter, ids_of(chat))
 

@@ -276,7 +276,7 @@ def test_a_full_disk_ends_with_one_message_and_a_readable_record(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("steerheal.steer.vector.save_file", full)
+    monkeypatch.setattr("steerheal.state.vector.save_file", full)
     options = [part.format(model=model).replace("--device", "--model.device") for part in OPTIONS]
     said = failing(["run", "love", "--runs", str(tmp_path), "--name", "full", *options], capsys)
     assert "No space left" in said

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 import steerheal as sh
-from steerheal.heal.adapter import Adapter, untouched
+from steerheal.heal.adapter import untouched
 from steerheal.heal.barrier import hinge_weights, position_losses
 from steerheal.models.chat import prompt_ids
 from steerheal.models.load import ChatModel, band_layers
+from steerheal.state.adapter import Adapter
 
 import tiny
 

@@ -29,9 +29,10 @@ from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states, kl, kl_between, readings
 from steerheal.records import Completion
 from steerheal.report.page import write_report
+from steerheal.state.vector import SteeringVector
 from steerheal.steer.filter import calibrated, judge
 from steerheal.steer.seen import seen_by
-from steerheal.steer.vector import SteeringVector, extract
+from steerheal.steer.vector import extract
 from steerheal.store import read_scores
 from test_forced_choice import short
 from test_loop import start

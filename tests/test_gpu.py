@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from steerheal.config import HealSettings, SamplingSettings, VectorSettings
-from steerheal.heal.fold import Gated, folded, merged
 from steerheal.heal.train import heal_student, training_pairs
 from steerheal.measure import coherence, likelihood, vignettes
 from steerheal.models.chat import prompt_ids
@@ -12,6 +11,7 @@ from steerheal.models.generate import Draw, generate
 from steerheal.models.load import wrap
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states
+from steerheal.state.fold import Gated, folded, merged
 from steerheal.steer.vector import extract
 
 import tiny

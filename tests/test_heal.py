@@ -11,16 +11,18 @@ from torch import nn
 
 from steerheal.config import HealSettings, ModelSettings
 from steerheal.errors import UserError
-from steerheal.heal.adapter import Adapter, Pair, target_names, training
+from steerheal.heal.adapter import target_names, training
 from steerheal.heal.barrier import aggregated, divergence, hinge_weights, position_losses
 from steerheal.heal.export import export_merged, export_peft
-from steerheal.heal.fold import Gated, attached, concatenated, folded, merged
 from steerheal.heal.train import Healed, heal_student
 from steerheal.models import score
 from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states
+from steerheal.state.adapter import Adapter
+from steerheal.state.factors import Pair
+from steerheal.state.fold import Gated, attached, concatenated, folded, merged
 
 import tiny
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
+from steerheal.state.vector import SteeringVector
 from steerheal.steer.internalise import internalised
-from steerheal.steer.vector import SteeringVector
 
 import tiny
 

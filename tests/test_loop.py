@@ -16,10 +16,10 @@ import torch
 from steerheal import loop
 from steerheal.config import RunConfig, merge
 from steerheal.errors import UserError
-from steerheal.heal.adapter import Adapter
 from steerheal.records import Reading, RoundRecord, RunRecord, Summary
 from steerheal.report.page import write_report
 from steerheal.stages import Stages
+from steerheal.state.adapter import Adapter
 from steerheal.store import Store, read_harvest, read_run, read_scores, read_shown
 
 import tiny

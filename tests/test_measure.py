@@ -12,8 +12,6 @@ import torch
 from steerheal import prompts
 from steerheal.config import MeasureSettings, ModelSettings, SamplingSettings
 from steerheal.errors import UserError
-from steerheal.heal.adapter import Adapter, Pair
-from steerheal.heal.fold import Gated, attached, folded
 from steerheal.measure import coherence, damage, free, likelihood, summary, vignettes
 from steerheal.measure.evaluate import evaluate
 from steerheal.measure.fluency import (
@@ -28,6 +26,9 @@ from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.hooks import adding
 from steerheal.models.load import load
 from steerheal.records import FOUNDATIONS, CanaryRow, Completion, PersonaRow, Scores, VignetteRow
+from steerheal.state.adapter import Adapter
+from steerheal.state.factors import Pair
+from steerheal.state.fold import Gated, attached, folded
 from steerheal.steer.persona import Axis
 
 import tiny

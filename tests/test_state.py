@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from steerheal.config import HealSettings
 from steerheal.errors import UserError
-from steerheal.heal.adapter import Adapter, target_names
-from steerheal.heal.factors import Pair
-from steerheal.heal.fold import Gated, folded
+from steerheal.heal.adapter import target_names
 from steerheal.models.asking import asked
 from steerheal.models.chat import prompt_ids
 from steerheal.models.decode import Decoding
 from steerheal.models.hooks import adding, hook_count
 from steerheal.models.model import ChatModel
 from steerheal.models.rows import Line
+from steerheal.state.adapter import Adapter
+from steerheal.state.factors import Pair
+from steerheal.state.fold import Gated, folded
 from steerheal.state.room import Opened
 from steerheal.state.values import (
     MASKED,
@@ -29,7 +30,7 @@ from steerheal.state.values import (
     entered,
     plausible,
 )
-from steerheal.steer.vector import SteeringVector
+from steerheal.state.vector import SteeringVector
 
 import tiny
 

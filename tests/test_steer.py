@@ -12,9 +12,10 @@ from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw
 from steerheal.models.model import band_layers
 from steerheal.records import Calibration, Completion, Verdict
+from steerheal.state.vector import SteeringVector
 from steerheal.steer.dose import harvest
 from steerheal.steer.persona import built_in, find
-from steerheal.steer.vector import SteeringVector, extract
+from steerheal.steer.vector import extract
 
 import tiny
 

@@ -14,7 +14,6 @@ from steerheal.heal.adapter import training
 from steerheal.heal.barrier import divergence, kl, position_losses
 from steerheal.heal.batches import WASTE, Data, grouped, micro_batches
 from steerheal.heal.checkpoint import Checkpoint
-from steerheal.heal.fold import Gated, folded
 from steerheal.heal.optimiser import Optimiser
 from steerheal.heal.spectral import Spectral
 from steerheal.heal.train import Healed, diverged, heal_student
@@ -25,6 +24,7 @@ from steerheal.models.model import ChatModel
 from steerheal.models.score import Pair, continuation_states
 from steerheal.records import HealStep
 from steerheal.stages import Stages, Student
+from steerheal.state.fold import Gated, folded
 from steerheal.store import Store
 from test_loop import TINY, Silent
 

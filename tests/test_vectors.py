@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from steerheal.config import VectorMethod, VectorSettings
 from steerheal.errors import UserError
-from steerheal.heal.adapter import Adapter
-from steerheal.heal.factors import Pair
-from steerheal.heal.fold import Gated, folded
 from steerheal.models.chat import prompt_ids
 from steerheal.models.hooks import Kind, hook_count
 from steerheal.models.model import ChatModel
+from steerheal.state.adapter import Adapter
+from steerheal.state.factors import Pair
+from steerheal.state.fold import Gated, folded
+from steerheal.state.vector import SteeringVector
 from steerheal.steer.methods import mean_difference, pca, random, s_space, single_pair
 from steerheal.steer.methods.registry import METHODS, find
 from steerheal.steer.states import Poles, PoleStates, Source
-from steerheal.steer.vector import SteeringVector, extract
+from steerheal.steer.vector import extract
 
 import tiny
 

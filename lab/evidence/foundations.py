@@ -17,7 +17,6 @@ from arms import PARTS
 from kept import FOLDER, pack, short, unpack
 
 from steerheal.config import MeasureSettings, ModelSettings
-from steerheal.heal.adapter import Adapter
 from steerheal.measure import likelihood
 from steerheal.measure.evaluate import Enter
 from steerheal.measure.qualify import centre, hits, in_words, qualify
@@ -26,9 +25,10 @@ from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.records import Record, Scores, VignetteRow
 from steerheal.stages import ADAPTER, VECTOR, Student
+from steerheal.state.adapter import Adapter
+from steerheal.state.vector import SteeringVector
 from steerheal.steer.equal import equal_kl
 from steerheal.steer.persona import find
-from steerheal.steer.vector import SteeringVector
 from steerheal.store import read_lines, read_run, read_scores, round_folder, write_lines
 
 PERSONAS = ("love", "authority")

@@ -19,12 +19,12 @@ from arms import PARTS, Arm, settings
 from steerheal import loop
 from steerheal.commands import environment
 from steerheal.config import RunConfig
-from steerheal.heal.adapter import Adapter
 from steerheal.measure.evaluate import Enter
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.records import HealStep, Reading, RoundRecord, RunRecord, Shown, StageMark
 from steerheal.stages import BASE, Stages, Student
+from steerheal.state.adapter import Adapter
 from steerheal.steer.persona import find
 from steerheal.store import Store, read_run, round_folder
 

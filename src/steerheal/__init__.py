@@ -19,8 +19,6 @@ if TYPE_CHECKING:
         VectorSettings,
     )
     from steerheal.errors import UserError
-    from steerheal.heal.adapter import Adapter
-    from steerheal.heal.fold import Gated, attached, folded
     from steerheal.heal.train import heal_student, training_pairs
     from steerheal.measure.evaluate import evaluate
     from steerheal.measure.summary import summarise
@@ -29,11 +27,14 @@ if TYPE_CHECKING:
     from steerheal.models.model import ChatModel
     from steerheal.models.score import continuation_states, token_logprobs
     from steerheal.prompts import contexts
+    from steerheal.state.adapter import Adapter
+    from steerheal.state.fold import Gated, attached, folded
+    from steerheal.state.vector import SteeringVector
     from steerheal.steer.dose import harvest
     from steerheal.steer.filter import calibrated, judge
     from steerheal.steer.persona import Persona, find
     from steerheal.steer.seen import seen_by
-    from steerheal.steer.vector import SteeringVector, extract
+    from steerheal.steer.vector import extract
 
 _HOMES = {
     "steerheal.config": (
@@ -48,8 +49,8 @@ _HOMES = {
         "VectorSettings",
     ),
     "steerheal.errors": ("UserError",),
-    "steerheal.heal.adapter": ("Adapter",),
-    "steerheal.heal.fold": ("Gated", "attached", "folded"),
+    "steerheal.state.adapter": ("Adapter",),
+    "steerheal.state.fold": ("Gated", "attached", "folded"),
     "steerheal.heal.train": ("heal_student", "training_pairs"),
     "steerheal.measure.evaluate": ("evaluate",),
     "steerheal.measure.summary": ("summarise",),
@@ -62,7 +63,8 @@ _HOMES = {
     "steerheal.steer.filter": ("calibrated", "judge"),
     "steerheal.steer.persona": ("Persona", "find"),
     "steerheal.steer.seen": ("seen_by",),
-    "steerheal.steer.vector": ("SteeringVector", "extract"),
+    "steerheal.state.vector": ("SteeringVector",),
+    "steerheal.steer.vector": ("extract",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -16,16 +16,16 @@ from types import CodeType
 PACKAGE = "steerheal"
 MADE_BY: dict[str, tuple[str, ...]] = {
     "qualify": ("measure.auto", "measure.instruments"),
-    "evaluate": ("measure.evaluate", "measure.instruments", "heal.fold", "steer.vector"),
-    "show": ("models.generate", "heal.fold", "steer.vector"),
-    "vector": ("steer.vector", "heal.fold"),
-    "sweep": ("measure.sweep", "measure.instruments", "heal.fold", "steer.equal", "steer.vector"),
+    "evaluate": ("measure.evaluate", "measure.instruments", "state.values"),
+    "show": ("models.generate", "state.values"),
+    "vector": ("steer.vector", "state.values"),
+    "sweep": ("measure.sweep", "measure.instruments", "state.values", "steer.equal"),
     "calibrate": ("models.generate", "steer.filter", "steer.seen"),
     "harvest": (
-        "models.generate", "steer.dose", "steer.filter", "steer.seen", "heal.fold", "steer.vector",
+        "models.generate", "steer.dose", "steer.filter", "steer.seen", "state.values",
     ),
-    "heal": ("heal.train", "heal.fold", "models.score", "steer.vector"),
-    "internalise": ("steer.internalise", "heal.fold", "steer.vector"),
+    "heal": ("heal.train", "models.score", "state.values"),
+    "internalise": ("steer.internalise", "state.values"),
 }  # fmt: skip
 """The modules that each stage calls; what puts them together is `stages`, which counts for all."""
 JOINS = "stages"

@@ -15,7 +15,6 @@ from steerheal.console import Console
 from steerheal.errors import UserError
 from steerheal.heal.adapter import target_names
 from steerheal.heal.export import export_merged, export_peft
-from steerheal.heal.fold import folded
 from steerheal.history import student_of
 from steerheal.measure import protocol, vignettes
 from steerheal.models.generate import Draw, generate
@@ -24,6 +23,7 @@ from steerheal.models.model import ChatModel
 from steerheal.records import RunRecord
 from steerheal.report.page import conditions, headline, lacking, shown_differs, write_report
 from steerheal.stages import Stages
+from steerheal.state.fold import folded
 from steerheal.steer.persona import Persona, find
 from steerheal.store import Store, free_name, read_run, read_shown, sweep_unfinished
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from steerheal.config import RunConfig, validated
 from steerheal.console import Console
 from steerheal.errors import UserError
-from steerheal.heal.adapter import Adapter
-from steerheal.heal.fold import Gated
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.records import RunRecord
+from steerheal.state.adapter import Adapter
+from steerheal.state.fold import Gated
 from steerheal.store import round_folder
 
 

@@ -20,7 +20,7 @@ from steerheal.measure.compare import compare
 from steerheal.measure.qualify import Qualification, in_words, qualify
 from steerheal.records import Finding, Reading, RoundRecord, RunRecord, Scores, Summary
 from steerheal.stages import BASE, Stages, Student
-from steerheal.steer.vector import SteeringVector
+from steerheal.state.vector import SteeringVector
 
 Until = Literal["check1", "check2"]
 UNREAD = Reading.unknown("the steered state was not read (read_steered is off)")

@@ -14,8 +14,6 @@ from steerheal.config import (
 )
 from steerheal.console import Console, shown
 from steerheal.errors import UserError
-from steerheal.heal.adapter import Adapter
-from steerheal.heal.fold import Gated, folded
 from steerheal.history import round_of, student_of
 from steerheal.measure import guards, summary
 from steerheal.measure.auto import resolve
@@ -27,6 +25,8 @@ from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.records import FOUNDATIONS, Comparison, Evaluation, Reading, Scores
 from steerheal.stages import Student
+from steerheal.state.adapter import Adapter
+from steerheal.state.fold import Gated, folded
 from steerheal.steer.persona import Persona, find
 from steerheal.store import read_record, read_run, read_scores, write_record
 

@@ -30,9 +30,10 @@ from steerheal.models.model import ChatModel, band_layers
 from steerheal.records import Completion, Scores
 from steerheal.report.draw import png, svg
 from steerheal.report.scan import ScanBand, ScanPoint, ScanRecord, advised, figure
+from steerheal.state.vector import SteeringVector
 from steerheal.steer.calibrate import calibrate
 from steerheal.steer.persona import Persona, find
-from steerheal.steer.vector import SteeringVector, extract
+from steerheal.steer.vector import extract
 from steerheal.store import read_record, write_bytes, write_record, write_text
 
 RECORD, FIGURE = "scan.json", "scan"

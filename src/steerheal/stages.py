@@ -13,9 +13,7 @@ from typing import Literal, Protocol
 from steerheal import prompts
 from steerheal.code import made_by
 from steerheal.config import Instrument, RunConfig
-from steerheal.heal.adapter import Adapter
 from steerheal.heal.checkpoint import Checkpoint
-from steerheal.heal.fold import Gated, assert_alive, folded
 from steerheal.heal.train import Healed, heal_student, training_pairs
 from steerheal.measure import instruments, sweep
 from steerheal.measure.auto import resolve
@@ -38,6 +36,9 @@ from steerheal.records import (
     Sweep,
     Verdict,
 )
+from steerheal.state.adapter import Adapter
+from steerheal.state.fold import Gated, assert_alive, folded
+from steerheal.state.vector import SteeringVector
 from steerheal.steer import internalise
 from steerheal.steer.dose import harvest
 from steerheal.steer.equal import equal_kl
@@ -45,7 +46,7 @@ from steerheal.steer.filter import calibrated, judge, weights
 from steerheal.steer.methods.registry import find
 from steerheal.steer.persona import Persona
 from steerheal.steer.seen import seen_by
-from steerheal.steer.vector import SteeringVector, extract
+from steerheal.steer.vector import extract
 from steerheal.store import (
     Store,
     key_of,

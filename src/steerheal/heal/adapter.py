@@ -1,4 +1,4 @@
-"""A round's LoRA adapter: attached through PEFT for training, saved and read in PEFT's own format.
+"""A round's LoRA adapter in training: attached through PEFT, and taken off as a value.
 
 y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ. Kinds differ in how they train, and all end as such a sum on W:
 `lora`, s = alpha/rank and B starts at 0, so that a fresh adapter changes nothing;
@@ -11,100 +11,26 @@ Sources: Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732;
 Meng et al. 2024, arXiv:2404.02948; Liu et al. 2024, arXiv:2402.09353.
 """
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Self, cast
+from typing import cast
 
 import torch
-from jaxtyping import Float
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from steerheal.config import NO_DORA, HealSettings
 from steerheal.errors import UserError, unknown
-from steerheal.heal.factors import DOWN, PREFIX, UP, Pair, pairs_of, read_factors, scale_of
 from steerheal.models.hooks import Hook, hooked
 from steerheal.models.model import ChatModel, band_layers
+from steerheal.state.adapter import Adapter
+from steerheal.state.factors import Pair, pairs_of, scale_of
 
 START = "steerheal_start"
 """Where a model in training keeps the factors it started from, if they are not nothing."""
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A trained adapter: factors by the full name of the layer they add to, and their scale."""
-
-    pairs: dict[str, Pair]
-    scale: float
-    rank: int
-
-    @cached_property
-    def digest(self) -> str:
-        """Digest of the factors and their scale, whatever they were read from."""
-        found = hashlib.sha256(f"{self.scale!r} {self.rank}".encode())
-        for name, pair in sorted(self.pairs.items()):
-            found.update(name.encode())
-            for factor in (pair.down, pair.up):
-                found.update(factor.float().contiguous().cpu().numpy().tobytes())
-        return found.hexdigest()[:20]
-
-    def delta(self, name: str) -> Float[Tensor, "O I"]:
-        """s·B·A in float32: what the adapter adds to the layer's weight at gate 1."""
-        pair = self.pairs[name]
-        return self.scale * (pair.up.float() @ pair.down.float())
-
-    def share(self, name: str) -> float:
-        """‖B·A‖ / (‖B‖·‖A‖) in Frobenius norms: 0 is a layer that the adapter leaves alone.
-
-        Factors that cancel, as an untrained PiSSA's do, leave only what rounding leaves.
-        """
-        up, down = self.pairs[name].up.double(), self.pairs[name].down.double()
-        sizes = (up.norm() * down.norm()).item()
-        # ‖BA‖² = tr(BᵀB·AAᵀ) needs R × R numbers instead of the whole difference.
-        inner = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt().item()
-        return inner / sizes if sizes else 0.0
-
-    def save(self, folder: Path, *, base: str) -> None:
-        """Writes adapter_config.json and adapter_model.safetensors, as PEFT does.
-
-        Args:
-            folder: Where to; made when absent.
-            base: Name of the base model, for whoever loads it.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        config = LoraConfig(
-            r=self.rank,
-            lora_alpha=cast(int, self.scale * self.rank),
-            target_modules=sorted(self.pairs),
-            lora_dropout=0.0,
-            bias="none",
-            task_type="CAUSAL_LM",
-            inference_mode=True,
-            base_model_name_or_path=base,
-        )
-        tensors = {}
-        for name, pair in self.pairs.items():
-            tensors[PREFIX + name + DOWN] = pair.down.contiguous()
-            tensors[PREFIX + name + UP] = pair.up.contiguous()
-        save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        config.save_pretrained(str(folder))
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """An adapter from a PEFT folder.
-
-        Raises:
-            UserError: unreadable, damaged, or of a kind that cannot be folded.
-        """
-        return cls(*read_factors(folder))
 
 
 def target_names(chat: ChatModel, settings: HealSettings) -> list[str]:

@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from steerheal.heal.adapter import untouched
-from steerheal.heal.fold import Gated, concatenated, folded, merged
 from steerheal.models.chat import prompt_ids
 from steerheal.models.load import quiet
 from steerheal.models.model import ChatModel
+from steerheal.state.fold import Gated, concatenated, folded, merged
 from steerheal.store import disk_error
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from steerheal.config import HealSettings
 from steerheal.errors import UserError
-from steerheal.heal.adapter import Adapter, trained, training
+from steerheal.heal.adapter import trained, training
 from steerheal.heal.batches import Data
 from steerheal.heal.checkpoint import Checkpoint, Place
 from steerheal.heal.trainer import Trainer
@@ -24,6 +24,7 @@ from steerheal.models.chat import prompt_ids
 from steerheal.models.model import ChatModel
 from steerheal.models.score import Pair
 from steerheal.records import Completion, HealLog, HealStep
+from steerheal.state.adapter import Adapter
 from steerheal.store import key_of
 
 DIVERGED = 0.5

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Self
 
-from steerheal.heal.fold import Gated
-from steerheal.steer.vector import SteeringVector
+from steerheal.state.fold import Gated
+from steerheal.state.vector import SteeringVector
 
 Steered = tuple[SteeringVector, float]
 """A vector and its dose."""

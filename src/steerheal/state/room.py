@@ -15,13 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steerheal.errors import UserError
-from steerheal.heal.adapter import Adapter
-from steerheal.heal.fold import Gated, attached, folded
 from steerheal.models.hooks import Dosed
 from steerheal.models.model import ChatModel
 from steerheal.models.rows import Acting, Line
+from steerheal.state.adapter import Adapter
+from steerheal.state.fold import Gated, attached, folded
 from steerheal.state.part import Part
-from steerheal.steer.vector import SteeringVector
+from steerheal.state.vector import SteeringVector
 
 T = TypeVar("T")
 Logits = Callable[[Tensor], Tensor]

@@ -24,12 +24,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerheal.errors import UserError
-from steerheal.heal.adapter import Adapter
-from steerheal.heal.fold import Gated
 from steerheal.models.model import ChatModel
+from steerheal.state.adapter import Adapter
+from steerheal.state.fold import Gated
 from steerheal.state.part import Part
 from steerheal.state.room import Logits, Opened, opened
-from steerheal.steer.vector import SteeringVector
+from steerheal.state.vector import SteeringVector
 from steerheal.store import key_of
 
 MASKED = -1e30

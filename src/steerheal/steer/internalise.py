@@ -20,8 +20,8 @@ from steerheal.config import VectorSettings
 from steerheal.measure.evaluate import Enter
 from steerheal.models.model import ChatModel
 from steerheal.records import Internalisation
+from steerheal.state.vector import SteeringVector
 from steerheal.steer.states import Source
-from steerheal.steer.vector import SteeringVector
 
 CONTEXTS = 32
 """Contexts averaged over, of those that the vector is read on."""

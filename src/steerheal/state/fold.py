@@ -19,9 +19,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steerheal.errors import UserError
-from steerheal.heal.adapter import Adapter, Pair
 from steerheal.models.hooks import Dosed, Hook, hooked, per_row
 from steerheal.models.model import ChatModel
+from steerheal.state.adapter import Adapter
+from steerheal.state.factors import Pair
 
 ROUNDING = 1e-6
 """Share of the factors' sizes below which their product is rounding: see `Adapter.share`."""
