@@ -28,11 +28,13 @@ STYLE = {
     "axes.facecolor": CARD,
     "text.color": INK,
     "axes.labelcolor": INK,
-    "font.size": 10.5,
+    "font.size": 11,
     "axes.edgecolor": LIGHT["edge"],
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 10.5,
+    "axes.titlesize": 11,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.grid": True,
@@ -46,8 +48,8 @@ STYLE = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
-WIDTH = 7.4
-"""Inches of every figure: on paper its words are as large as the page's small print."""
+WIDTH = 6.6
+"""Inches of every figure: narrow, so that its words can be read where it is shrunk to a phone."""
 Kind = Literal["base", "steered", "healed"]
 Read = Callable[[Summary], Reading]
 

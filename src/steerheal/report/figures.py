@@ -87,8 +87,10 @@ def coherence(record: RunRecord) -> Figure:
             drawn = course(panel, record, read)
             panel.set_title(title)
             panel.set_ylabel(unit)
-            if drawn and min(drawn) > 0 and max(drawn) > 50 * min(drawn):
+            if unit == "perplexity" and drawn and max(drawn) > 50 * min(drawn):
                 panel.set_yscale("log")
+            elif drawn and min(drawn) >= 0:
+                panel.set_ylim(bottom=max(panel.get_ylim()[0], -0.04 * panel.get_ylim()[1]))
         if record.base:
             floor = number_setting(record, "coherence_floor") * record.base.p_ans_any.value
             level(axes[0], floor)

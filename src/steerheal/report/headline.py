@@ -27,13 +27,19 @@ class Condition(Record):
 
 def headline(record: RunRecord) -> str:
     """What the run showed; whatever did not hold comes first."""
-    row = chosen(record)
-    sentences = [_status(record)]
+    return " ".join(part for part in headline_parts(record) if part)
+
+
+def headline_parts(record: RunRecord) -> tuple[str, str]:
+    """What the run showed, and what stands beside it: damage, and rounds that folded nothing."""
+    row, halted = chosen(record), [stuck(record, item) for item in record.rounds]
     if row is None:
-        sentences += [*(stuck(record, item) for item in record.rounds), _nothing(record)]
-    else:
-        sentences += [_faults(record, row), _result(record, row), guarded(record, row)]
-        sentences += [stuck(record, item) for item in record.rounds]
+        return _joined(_status(record), *halted, _nothing(record)), ""
+    first = _joined(_status(record), _faults(record, row), _result(record, row))
+    return first, _joined(guarded(record, row), *halted)
+
+
+def _joined(*sentences: str) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 

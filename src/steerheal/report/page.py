@@ -14,9 +14,9 @@ from markupsafe import Markup
 
 from steerheal import store
 from steerheal.records import HealLog, RoundRecord, RunRecord
-from steerheal.report import draw, guard, samples, table, theme
+from steerheal.report import axis, draw, guard, samples, table, theme
 from steerheal.report.files import attempt, lacking
-from steerheal.report.headline import Condition, conditions, headline, stuck
+from steerheal.report.headline import Condition, conditions, headline, headline_parts, stuck
 from steerheal.report.plates import PLATES, Plate
 from steerheal.report.samples import shown_differs
 from steerheal.report.words import chosen, number, one_line, persona_name, setting, visible
@@ -104,8 +104,8 @@ def _render(folder: Path, record: RunRecord, pictures: list[Picture]) -> str:
     return environment.from_string(_part("template.html.j2")).render(
         style=theme.style_sheet(_part("style.css")),
         record=record,
-        headline=headline(record),
-        verdict=_verdict(held),
+        headline=headline_parts(record),
+        verdict=_verdict(record, held),
         conditions=held,
         facts=_facts(record),
         environment=sorted(record.environment.items()),
@@ -138,8 +138,10 @@ def _shown(value: object) -> object:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _verdict(held: list[Condition]) -> str:
-    if any(condition.holds is False for condition in held):
+def _verdict(record: RunRecord, held: list[Condition]) -> str:
+    row = chosen(record)
+    wrong = row is not None and row.healed is not None and axis.backwards(record, row.healed)
+    if wrong or any(condition.holds is False for condition in held):
         return "bad"
     return "good" if all(condition.holds for condition in held) else "unknown"
 
@@ -177,5 +179,7 @@ def _missing(record: RunRecord) -> list[str]:
     planned = setting(record, "rounds")
     if isinstance(planned, int) and len(record.rounds) < planned:
         end = one_line(record.outcome) or why
-        said.append(f"{number(planned - len(record.rounds))} planned rounds were not run: {end}.")
+        left = planned - len(record.rounds)
+        what = "1 planned round was" if left == 1 else f"{number(left)} planned rounds were"
+        said.append(f"{what} not run: {end}.")
     return said

@@ -69,6 +69,7 @@ class Sample(NamedTuple):
 class Filtered(NamedTuple):
     """What the filter did in a round."""
 
+    round: int
     title: str
     limit: str
     reasons: Table
@@ -141,7 +142,8 @@ def _filtered(folder: Path, number_of: int, row: RoundRecord | None) -> Filtered
     else:
         walk, reasons = (row.walk, row.reasons) if row else ((), {})
         samples, missing, limit = [], harvest, ""
-    return Filtered(title, limit, _reasons_table(reasons), _walk_table(walk), samples, missing)
+    tables = _reasons_table(reasons), _walk_table(walk)
+    return Filtered(number_of, title, limit, *tables, samples, missing)
 
 
 def _reasons_table(reasons: dict[str, int]) -> Table:
