@@ -245,7 +245,13 @@ def memory() -> int:
     )  # fmt: skip
     net = LlamaForCausalLM(config).eval().requires_grad_(False)
     chat = ChatModel(
-        net, cast(Any, None), "wide", "wide", system_role=False, ends=Ends(1, (1,), "")
+        net,
+        cast(Any, None),
+        "wide",
+        "wide",
+        system_role=False,
+        template=cast(Any, None),
+        ends=Ends(1, (1,), ""),
     )
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(0, WIDE, (COMPLETIONS, 16 + LENGTH), generator=random).tolist()

@@ -125,8 +125,10 @@ def net(family: str = "llama", *, seed: int = 0) -> PreTrainedModel:
     return made
 
 
-def chat(family: str = "llama", *, template: str | None = CHATML, seed: int = 0) -> ChatModel:
-    return wrap(net(family, seed=seed), tokenizer(template), name=f"tiny-{family}")
+def chat(
+    family: str = "llama", *, template: str | None = CHATML, seed: int = 0, **given: Any
+) -> ChatModel:
+    return wrap(net(family, seed=seed), tokenizer(template), name=f"tiny-{family}", **given)
 
 
 @cache

@@ -39,6 +39,7 @@ def run(options: RunCommand, console: Console) -> None:
     prompts.first_contexts(config.vector.contexts)
     config.model.template_text()
     chat = load(config.model)
+    config = _dated(config, chat.template.date)
     target_names(chat, config.heal)
     if left := sweep_unfinished(folder.parent):
         console.note(f"removed {left} half-made stages of a killed run")
@@ -95,13 +96,23 @@ def _planned(options: RunCommand, console: Console) -> tuple[Path, RunConfig, Pe
     folder = options.runs / name
     if (folder / "run.json").exists():
         old = read_run(folder)
-        if validated(RunConfig, old.config, source=str(folder)) != config:
+        before = validated(RunConfig, old.config, source=str(folder))
+        # A run that began without a date goes on with the one that its template printed.
+        config = config if config.model.date else _dated(config, before.model.date)
+        if before != config:
             raise UserError(
                 f"{folder} holds a run with other settings. Choose another --name, or continue "
                 f"that one with `steerheal run --resume {folder}`."
             )
         _refuse_going_back(folder, old, options)
     return folder, config, persona, options.line
+
+
+def _dated(config: RunConfig, date: str) -> RunConfig:
+    """The settings with a date for the chat template; as they are where there is none."""
+    if not date:
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"date": date})})
 
 
 def _refuse_going_back(folder: Path, old: RunRecord, options: RunCommand) -> None:
@@ -170,6 +181,7 @@ def environment(chat: ChatModel) -> dict[str, str]:
     return {
         "model": chat.name,
         "fingerprint": chat.fingerprint,
+        **({"thinking": mode} if (mode := chat.template.thinking()) else {}),
         "architecture": type(chat.net).__name__,
         "device": str(chat.device),
         "dtype": str(chat.net.dtype).removeprefix("torch."),
@@ -192,6 +204,10 @@ def notes(chat: ChatModel, heal: HealSettings) -> tuple[str, ...]:
         found.append("The chat template has no system role: the persona opens the user turn.")
     if chat.ends.note:
         found.append(chat.ends.note)
+    if chat.template.date:
+        found.append(f"The chat template prints the date: {chat.template.date} in all of this run.")
+    if mode := chat.template.thinking():
+        found.append(f"Thinking: {mode}.")
     usual = HealSettings()
     idle = [name for name in BARRIERS_OWN if getattr(heal, name) != getattr(usual, name)]
     if idle and heal.barrier == "nll":

@@ -3,13 +3,16 @@
 The sentence under a setting is its only documentation: the command line shows it as help.
 """
 
+import json
 import tomllib
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -82,6 +85,43 @@ class Settings(BaseModel):
         return self
 
 
+OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt", "strftime_now")
+"""What a chat template is given anyway, and no setting may replace."""
+
+
+def template_variables(words: object) -> object:
+    """Variables off the command line: JSON objects or NAME=VALUE, a value read as JSON if it is.
+
+    What is no list of words goes through as it is.
+
+    Raises:
+        ValueError: a word that is neither.
+    """
+    if not isinstance(words, list):
+        return words
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        whole = _json_or(word, None)
+        if isinstance(whole, dict):
+            found |= whole
+        elif equals and name.isidentifier():
+            found[name] = _json_or(text, text)
+        else:
+            raise ValueError(f"{word!r} is neither a JSON object nor NAME=VALUE")
+    return found
+
+
+def _json_or(text: str, otherwise: Any) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return otherwise
+
+
+TemplateVariables = Annotated[dict[str, Any], BeforeValidator(template_variables)]
+
+
 class ModelSettings(Settings):
     """Which model, in which precision, where."""
 
@@ -98,6 +138,13 @@ class ModelSettings(Settings):
     template: Place = ""
     """Jinja file with a chat template, in place of the model's own."""
 
+    template_vars: TemplateVariables = {}
+    """Variables of the chat template, as NAME=VALUE or one JSON object: enable_thinking=true lets
+    a model think. Thinking is off where the template has a switch for it."""
+    date: Label = ""
+    """Date, or date and time, that a chat template prints, such as 2026-03-14; empty is now, once
+    for the whole run. A template without a date does not read it."""
+
     def template_text(self) -> str:
         """What the template file holds; empty where none is given.
 
@@ -110,6 +157,24 @@ class ModelSettings(Settings):
         if not text.strip():
             raise UserError(f"The chat template {self.template} is empty. Give one with text.")
         return text
+
+    @field_validator("template_vars")
+    @classmethod
+    def _free_names(cls, variables: dict[str, Any]) -> dict[str, Any]:
+        for name in variables:
+            if not name.isidentifier() or name.startswith("_") or name in OWN_VARIABLES:
+                raise ValueError(f"{name!r} cannot be set in a chat template")
+        return json.loads(json.dumps(variables, allow_nan=False))
+
+    @field_validator("date")
+    @classmethod
+    def _is_a_date(cls, date: str) -> str:
+        try:
+            if date:
+                datetime.fromisoformat(date)
+        except ValueError:
+            raise ValueError("needs a date such as 2026-03-14 or 2026-03-14T09:30") from None
+        return date
 
 
 class VectorSettings(Settings):

@@ -1,5 +1,6 @@
 """A command's help, written from its options: a screen for what matters, all of it when asked."""
 
+import json
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -120,10 +121,12 @@ def _default(option: Option, defaults: BaseModel | None) -> str:
         value = defaults
         for name in option.path:
             value = getattr(value, name)
-    if option.field.is_required() or value in (None, "", ()):
+    if option.field.is_required() or value in (None, "", (), {}):
         return ""
     if isinstance(value, bool):
         return f" (default: {'yes' if value else 'no'})"
     if isinstance(value, tuple):
         value = " ".join(map(str, value))
+    if isinstance(value, dict):
+        value = " ".join(f"{name}={json.dumps(one)}" for name, one in value.items())
     return f" (default: {value if isinstance(value, str | Path) else f'{value:g}'})"

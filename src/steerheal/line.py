@@ -188,7 +188,7 @@ def _words(annotation: Any) -> tuple[int, bool]:
     if get_origin(annotation) is tuple:
         args = get_args(annotation)
         return (MANY, False) if args[-1] is Ellipsis else (len(args), True)
-    return 1, True
+    return (MANY, False) if get_origin(annotation) is dict else (1, True)
 
 
 def _model(annotation: Any) -> type[BaseModel] | None:
@@ -208,6 +208,8 @@ def placeholder(annotation: Any) -> str:
         return placeholder(next(a for a in args if a is not type(None)))
     if origin is Literal:
         return "{" + ",".join(map(str, args)) + "}"
+    if origin is dict:
+        return "NAME=VALUE …"
     if origin is tuple:
         one = placeholder(args[0])
         return f"{one} …" if args[-1] is Ellipsis else " ".join([one] * len(args))

@@ -11,10 +11,11 @@ import torch
 
 from steerheal.measure import finite
 from steerheal.models.batch import by_length, shrinking, token_budget
-from steerheal.models.chat import Message, prompt_ids, text_ids
+from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.hooks import Dosed
 from steerheal.models.model import ChatModel
 from steerheal.models.score import hidden_after_shared
+from steerheal.models.template import Message
 from steerheal.prompts import lines
 from steerheal.records import CanaryRow
 

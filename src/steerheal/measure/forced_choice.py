@@ -23,7 +23,7 @@ from steerheal.measure.protocol import Protocol
 from steerheal.measure.vignettes import Vignette
 from steerheal.models.batch import LeftPadded, left_padded, shared_prefix, shrinking
 from steerheal.models.cache import fitting, slides
-from steerheal.models.chat import Message, prompt_ids, text_ids
+from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.generate import Prefilled, prefilled, read_on
 from steerheal.models.hooks import Dosed, at
 from steerheal.models.model import ChatModel
@@ -198,7 +198,7 @@ def interruption(chat: ChatModel, protocol: Protocol) -> str:
         UserError: the template does not print what an assistant says.
     """
     turns = [("user", protocol.nudge), ("assistant", SENTINEL)]
-    asked, said, close = _rendered(chat, turns).partition(SENTINEL)
+    asked, said, close = chat.template.render(turns, reply=False).partition(SENTINEL)
     if not said:
         raise UserError(
             f"The chat template of {chat.name} does not print an assistant message; the "
@@ -206,14 +206,9 @@ def interruption(chat: ChatModel, protocol: Protocol) -> str:
         )
     start = chat.tokenizer.bos_token
     # A start token that opens every turn is a turn marker, which belongs there.
-    if isinstance(start, str) and _rendered(chat, turns * 2).count(start) == 1:
+    if isinstance(start, str) and chat.template.render(turns * 2, reply=False).count(start) == 1:
         asked = asked.removeprefix(start)
     return protocol.think_close + close + asked
-
-
-def _rendered(chat: ChatModel, turns: Sequence[Message]) -> str:
-    messages = [{"role": role, "content": text} for role, text in turns]
-    return cast(str, chat.tokenizer.apply_chat_template(messages, tokenize=False))
 
 
 def _slot(chat: ChatModel, protocol: Protocol, think: int) -> _Slot:

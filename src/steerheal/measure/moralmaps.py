@@ -37,7 +37,7 @@ def read(chat: ChatModel, vignettes: Sequence[Vignette], *, think: int) -> list[
         column = f"{condition}_violate"
         report = upstream.evaluate(
             chat.net,
-            chat.tokenizer,
+            chat.template.speaking(),
             vignettes=[
                 {"id": v.id, column: v.text, "foundation_coarse": names[v.foundation]}
                 for v in asked

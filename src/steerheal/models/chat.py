@@ -5,10 +5,9 @@ from typing import cast
 
 from steerheal.errors import UserError
 from steerheal.models.model import ChatModel
+from steerheal.models.template import Message
+from steerheal.models.thinking import joined
 from steerheal.models.weights import vocabulary
-
-Message = tuple[str, str]
-"""A role (user or assistant) and what it says."""
 
 
 def prompt_ids(
@@ -16,7 +15,8 @@ def prompt_ids(
 ) -> list[int]:
     """Token ids of a conversation up to where the assistant writes on.
 
-    The template's text is tokenised without adding special tokens again, and never truncated.
+    The template's text is tokenised without adding special tokens again, and never truncated. A
+    thought is opened once, whoever opens it, and closed before a prefill that is an answer.
 
     Args:
         chat: The model whose template is used.
@@ -27,20 +27,20 @@ def prompt_ids(
     Raises:
         UserError: it is longer than the model's positions, or holds a token without weights.
     """
+    text, said = joined(_rendered(chat, turns, system), prefill)
+    ids = text_ids(chat, text + said)
+    chat.refuse_longer(len(ids))
+    return ids
+
+
+def _rendered(chat: ChatModel, turns: str | Sequence[Message], system: str) -> str:
     said = [("user", turns)] if isinstance(turns, str) else list(turns)
     if system and not chat.system_role:
         role, text = said[0]
         said[0] = (role, f"{system}\n\n{text}")
-    messages = [{"role": role, "content": text} for role, text in said]
     if system and chat.system_role:
-        messages.insert(0, {"role": "system", "content": system})
-    text = cast(
-        str,
-        chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True),
-    )
-    ids = text_ids(chat, text + prefill)
-    chat.refuse_longer(len(ids))
-    return ids
+        said.insert(0, ("system", system))
+    return chat.template.render(said, reply=True)
 
 
 def text_ids(chat: ChatModel, text: str) -> list[int]:

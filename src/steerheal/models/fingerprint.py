@@ -29,10 +29,15 @@ PLACES = {
 """Entries that say where a model lies, or who wrote it, and nothing of what it does."""
 
 
-def fingerprint(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+def fingerprint(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, shown: str = "") -> str:
     """Digest of architecture, generation config, tokenizer, template, and every weight's bytes.
 
     It does not depend on the folder that the model was read from.
+
+    Args:
+        net: The model.
+        tokenizer: Its tokenizer.
+        shown: Digest of what the template prints at the run's date with the run's variables.
     """
     digest = hashlib.new(ALGORITHM)
     configs = [net.config.to_diff_dict()]
@@ -41,6 +46,7 @@ def fingerprint(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str
     digest.update(_plain([type(net).__name__, *configs]))
     for name, content in _tokenizer_files(tokenizer):
         digest.update(f"{name}:{len(content)}:".encode() + content)
+    digest.update(shown.encode())
     digest.update(_plain(weights_digests(net)))
     return digest.hexdigest()[:LENGTH]
 

@@ -6,7 +6,7 @@ chat template, and nothing of steering.
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +23,7 @@ from steerheal.models.fingerprint import fingerprint as _fingerprint
 from steerheal.models.gguf import EMBEDDED_NAME, embedded_file, open_gguf
 from steerheal.models.hub import ADVICE, only_cached, refuse_no_id
 from steerheal.models.model import ChatModel, find_blocks
+from steerheal.models.template import Template, frozen
 from steerheal.models.trial import refuse_cache
 
 
@@ -36,7 +37,14 @@ def load(settings: ModelSettings) -> ChatModel:
     dtype = _pick_dtype(settings.dtype, device)
     with quiet():
         net, tokenizer, name = _open(settings, dtype)
-    return wrap(net, tokenizer, name=name, device=device)
+    return wrap(
+        net,
+        tokenizer,
+        name=name,
+        device=device,
+        date=settings.date,
+        template_vars=settings.template_vars,
+    )
 
 
 def wrap(
@@ -45,13 +53,22 @@ def wrap(
     *,
     name: str,
     device: torch.device | None = None,
+    date: str = "",
+    template_vars: Mapping[str, Any] | None = None,
 ) -> ChatModel:
     """A `ChatModel` around a loaded model; checks that everything a stage needs is there.
 
-    The weights move to the device, if one is given, once they are fingerprinted.
+    Args:
+        net: The model.
+        tokenizer: Its tokenizer, with a chat template.
+        name: What the user would call it.
+        device: Where the weights move, if anywhere, once they are fingerprinted.
+        date: ISO date or time that the template's clock stands at; now when empty.
+        template_vars: What the template is given beside the conversation.
 
     Raises:
-        UserError: no chat template, no decoder blocks, or logits that the head cannot reproduce.
+        UserError: no chat template, a variable that it does not read, no decoder blocks, or logits
+            that the head cannot reproduce.
     """
     if not tokenizer.chat_template:
         raise UserError(
@@ -61,15 +78,17 @@ def wrap(
     find_blocks(net)
     sound.refuse_vocabulary(net, tokenizer, name)
     weights.refuse_not_finite(net, name)
-    sound.refuse_template(lambda said: _printed(tokenizer, [("user", said)], reply=True), name)
+    template = frozen(tokenizer, name=name, date=date, variables=template_vars)
+    sound.refuse_template(lambda said: template.render([("user", said)], reply=True), name)
     ends = ends_of_turn(
-        net, tokenizer, lambda turns: _printed(tokenizer, turns, reply=False), name=name
+        net, tokenizer, lambda turns: template.render(turns, reply=False), name=name
     )
     net.eval().requires_grad_(False)
-    digest = _fingerprint(net, tokenizer)  # where the weights were read to, before they move
+    # Where the weights were read to, before they move.
+    digest = _fingerprint(net, tokenizer, template.digest())
     if device is not None:
         net.to(device)  # pyright: ignore[reportArgumentType]
-    chat = ChatModel(net, tokenizer, name, digest, _system_role(tokenizer), ends)
+    chat = ChatModel(net, tokenizer, name, digest, _system_role(template), template, ends)
     sound.refuse_head(chat)
     refuse_cache(chat)
     return chat
@@ -146,25 +165,11 @@ def _open_pretrained(
     return net, tokenizer
 
 
-def _printed(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]], *, reply: bool
-) -> str:
-    messages = [{"role": role, "content": text} for role, text in turns]
-    return cast(
-        str,
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply),
-    )
-
-
-def _system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _system_role(template: Template) -> bool:
     """Whether a system message reaches the templated text as a message of its own."""
     probe = "steerheal-system-probe"
-    messages = [{"role": "system", "content": probe}, {"role": "user", "content": "_"}]
     try:
-        text = cast(
-            str,
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True),
-        )
+        text = template.render([("system", probe), ("user", "_")], reply=True)
     except Exception:  # noqa: BLE001  templates refuse a system role by raising whatever they like
         return False
     return probe in text

@@ -16,6 +16,7 @@ from steerheal.config import Band
 from steerheal.errors import UserError
 from steerheal.models.ends import Ends
 from steerheal.models.rows import Acting, Line
+from steerheal.models.template import Template
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class ChatModel:
     """Digest of the configuration and the weights, part of every stage's key."""
     system_role: bool
     """False: the template has no system role, a system prompt opens the user turn instead."""
+    template: Template
+    """The chat template with the date and the variables of this run."""
     ends: Ends
     """Which tokens end an assistant's turn."""
 

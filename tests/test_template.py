@@ -1,0 +1,226 @@
+"""Dates, variables and thought markers in chat templates."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steerheal.cli import RunCommand, parse_run
+from steerheal.commands import environment, notes
+from steerheal.config import HealSettings, ModelSettings, resolve
+from steerheal.errors import UserError
+from steerheal.line import read
+from steerheal.models import template as templates
+from steerheal.models.chat import prompt_ids
+from steerheal.models.load import ChatModel, load
+from steerheal.models.template import frozen
+from steerheal.models.thinking import joined, thought_in
+
+import tiny
+
+ASSISTANT = "{{ '<|im_start|>assistant\n' }}"
+OPENS = tiny.CHATML.replace("assistant\n' }}{% endif %}", "assistant\n<think>\n' }}{% endif %}")
+SWITCH = tiny.CHATML.replace(
+    ASSISTANT,
+    ASSISTANT + "{% if enable_thinking is defined and not enable_thinking %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}",
+)
+GRANITE = "{% if thinking %}{{ 'Think first.' }}{% endif %}" + tiny.CHATML
+
+
+def text(chat: ChatModel, prefill: str = "", system: str = "") -> str:
+    return str(chat.tokenizer.decode(prompt_ids(chat, "x", prefill=prefill, system=system)))
+
+
+class Midnight(datetime):
+    """A clock that a test sets."""
+
+    at = datetime(2026, 3, 14, 23, 59)
+
+    @classmethod
+    def now(cls, tz: Any = None) -> "datetime":  # noqa: ARG003
+        return cls.at
+
+
+# ── the date ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("shows", "printed"),
+    [
+        ("{{ strftime_now('%d %b %Y') }}", "05 Feb 2026"),
+        ("{{ strftime_now('%Y-%m-%dT%H:%M:%S') }}", "2026-02-05T07:08:09"),
+        ("{{ strftime_now('%-d.%-m.%y, %A %j %p %I') }}", "5.2.26, Thursday 036 AM 07"),
+        ("{{ strftime_now('100%% %d') }}", "100% 05"),
+        ("{% set f = '%B' %}{{ strftime_now(f + ' ' + '%e') | upper }}", "FEBRUARY  5"),
+        ("{% macro head() %}{{ strftime_now('%d/%m') }}{% endmacro %}{{ head() }}", "05/02"),
+        ("{% if strftime_now is defined %}{{ date_string }}{% endif %}", "05 Feb 2026"),
+        (
+            "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}"
+            "{% for m in messages %}{{ date_string }}{% endfor %}",
+            "05 Feb 2026",
+        ),
+        ("\n  {% if true %}a{% endif %}\n b", "\na b"),
+    ],
+)
+def test_every_way_of_printing_a_date_prints_the_one_that_was_set(shows: str, printed: str) -> None:
+    chat = tiny.chat(template=shows + tiny.CHATML, date="2026-02-05T07:08:09")
+    assert text(chat).startswith(printed + tiny.START)
+
+
+def test_a_source_renders_as_it_did_before_anything_was_set() -> None:
+    for source in (tiny.CHATML, "\n\n{{ 'a' }}\n" + tiny.CHATML, "   {% if 1 %}b{% endif %}\n\n"):
+        tok = tiny.tokenizer(source)
+        asked = [("user", "x")]
+        plain = tok.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+        assert frozen(tok, name="m").render(asked, reply=False) == plain
+
+
+def test_a_date_stands_still_over_midnight_and_the_record_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(templates, "datetime", Midnight)
+    chat = tiny.chat(template="{{ strftime_now('%d %B') }}" + tiny.CHATML)
+    before = text(chat)
+    monkeypatch.setattr(Midnight, "at", datetime(2026, 3, 15, 0, 1))
+    assert text(chat) == before
+    assert before.startswith("14 March")
+    assert chat.template.date == "2026-03-14"
+    assert any("prints the date: 2026-03-14" in note for note in notes(chat, HealSettings()))
+    assert text(tiny.chat(template="{{ strftime_now('%d %B') }}" + tiny.CHATML)) != before
+
+
+def test_a_time_of_day_is_recorded_to_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "datetime", Midnight)
+    assert tiny.chat(template="{{ strftime_now('%M') }}" + tiny.CHATML).template.date == (
+        "2026-03-14T23:59:00"
+    )
+
+
+@pytest.mark.parametrize(("source", "same"), [(tiny.CHATML, True), ("{{ date_string }}", False)])
+def test_a_day_changes_the_fingerprint_only_of_a_template_that_prints_it(
+    source: str, same: bool
+) -> None:
+    one, other = (
+        tiny.chat(template=source + tiny.CHATML, date=date) for date in ("2026-01-01", "2026-01-02")
+    )
+    assert (one.fingerprint == other.fingerprint) is same
+    assert (one.template.date == "") is same
+
+
+def test_a_date_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs a date such as"):
+        ModelSettings(date="tomorrow")
+
+
+# ── variables ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (['{"enable_thinking": true}'], {"enable_thinking": True}),
+        (["enable_thinking=true", "effort=low"], {"enable_thinking": True, "effort": "low"}),
+        (["n=3", 'tone={"a": [1, null]}'], {"n": 3, "tone": {"a": [1, None]}}),
+    ],
+)
+def test_template_variables_are_read_off_the_line(words: list[str], expected: object) -> None:
+    options = parse_run(read(RunCommand, ["love", "--model.template-vars", *words]))
+    assert options.settings.model.template_vars == expected
+
+
+def test_template_variables_are_read_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("[model.template_vars]\nenable_thinking = true\n")
+    assert resolve("quick", file).model.template_vars == {"enable_thinking": True}
+
+
+@pytest.mark.parametrize("name", ["messages", "add_generation_prompt", "_x", "a b"])
+def test_what_a_template_is_given_anyway_cannot_be_set(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be set in a chat template"):
+        ModelSettings(template_vars={name: 1})
+
+
+def test_a_variable_that_the_template_does_not_read_is_refused(tmp_path: Path) -> None:
+    folder = tiny.saved(tmp_path)
+    with pytest.raises(UserError, match=r"does not read enable_thinkng: --model.template-vars"):
+        load(ModelSettings(name=str(folder), template_vars={"enable_thinkng": True}))
+
+
+@pytest.mark.parametrize("value", ["a 'b' \"c\"\n", "%}{{ 1 }}", "é☃", 3.5, [1, None, {"k": True}]])
+def test_a_variable_arrives_as_it_was_given(value: object) -> None:
+    chat = tiny.chat(template="{{ v | tojson }}" + tiny.CHATML, template_vars={"v": value})
+    assert json.loads(text(chat).partition(tiny.START)[0]) == value
+
+
+# ── thinking ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "thinks", "mode"),
+    [
+        (SWITCH, {}, False, "off (the template's enable_thinking)"),
+        (SWITCH, {"enable_thinking": True}, True, "on (the template's enable_thinking, as asked)"),
+        (GRANITE, {}, False, "off (the template's thinking)"),
+        (GRANITE, {"thinking": True}, True, "on (the template's thinking, as asked)"),
+        (OPENS, {}, True, "always (the template opens <think> and has no switch)"),
+        (tiny.CHATML, {}, True, ""),
+    ],
+)
+def test_thinking_is_off_where_the_template_has_a_switch_and_the_record_says_so(
+    source: str, given: dict[str, Any], thinks: bool, mode: str
+) -> None:
+    chat = tiny.chat(template=source, template_vars=given)
+    shown = text(chat)
+    closed, told = "</think>" in shown, "Think first" in shown
+    assert thinks is (not closed if source is SWITCH else told if source is GRANITE else True)
+    assert chat.template.thinking() == mode
+    assert environment(chat).get("thinking", "") == mode
+    assert any(note == f"Thinking: {mode}." for note in notes(chat, HealSettings())) is bool(mode)
+
+
+def test_the_mode_is_part_of_what_identifies_a_model() -> None:
+    on = tiny.chat(template=SWITCH, template_vars={"enable_thinking": True})
+    assert on.fingerprint != tiny.chat(template=SWITCH).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said", "whole"),
+    [
+        ("a:", "<think>\n", "a:<think>\n"),
+        ("a:<think>\n", "<think>\n", "a:<think>\n"),
+        ("a:<think>", "<think>\n", "a:<think>\n"),
+        ("a:<think>\n\n</think>\n\n", "<think>\n", "a:<think>\n"),
+        ("a:[THINK]", "<think>\n", "a:[THINK]\n"),
+        ("a:[THINK][/THINK]", "<think>\n", "a:[THINK]\n"),
+        ("a:<think>\n", "It is", "a:<think>\n\n</think>\n\nIt is"),
+        ("a:<think>", "It is", "a:<think></think>It is"),
+        ("a:<think>\n\n</think>\n\n", "It is", "a:<think>\n\n</think>\n\nIt is"),
+        ("a:<think>\n", "", "a:<think>\n"),
+        ("<think> in a question\na:", "It is", "<think> in a question\na:It is"),
+    ],
+)
+def test_a_thought_is_opened_once_and_closed_before_an_answer(
+    prompt: str, said: str, whole: str
+) -> None:
+    assert "".join(joined(prompt, said)) == whole
+
+
+@pytest.mark.parametrize(
+    ("written", "opened", "expected"),
+    [
+        ("Hello there.", False, ""),
+        ("Hello there.", True, "open"),
+        ("<think>\nhm", False, "open"),
+        ("<think>\nhm</think>", False, "open"),
+        ("<think>\nhm</think>\n\nYes.", False, "closed"),
+        ("hm</think>Yes.", True, "closed"),
+        ("</think>Yes.", False, "closed"),
+        ("[THINK]hm[/THINK]Yes.", False, "closed"),
+        ("<think>a</think>b<think>c", False, "open"),
+    ],
+)
+def test_a_thought_is_seen_whoever_opened_it(written: str, opened: bool, expected: str) -> None:
+    assert thought_in(written, opened=opened) == expected
