@@ -56,3 +56,41 @@ def test_a_heal_that_goes_on_after_a_break_has_its_own_clock(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert paces([(0, 5), (0, 6)], monkeypatch, capsys) == ["…", " 1000 tokens/s · 0 s left"]
+
+
+SCAN = (
+    ("band", "dose", "Δtrait [nats/token]", "Δauthority [nats]", "coherence", "KL", "front"),
+    (
+        ("0.45-0.55", "0.872 (×0.5)", "0.143 [0.102, 0.185]", "-0.452 [-0.925, -0.153]", "1.009",
+         "0.271", "yes"),
+        ("0.3-0.5", "12.5 (×2)", "0.243 [0.202, 0.285]", "-1.452 [-1.925, -1.153]", "0.709",
+         "2.271", "knee"),
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [30, 60, 80, 100, 140])
+def test_a_table_shows_every_word_and_number_whole_at_any_width(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    columns, rows = SCAN
+    Console().table("scan", columns, rows)
+    said = capsys.readouterr().out
+    assert "…" not in said
+    shown = set(re.split(r"[\s│┃]+", said))
+    assert {word for row in (columns, *rows) for cell in row for word in cell.split()} <= shown
+    assert said.count("[0.102, 0.185]") == said.count("[-1.925, -1.153]") == 1
+    if "┃" in said:
+        assert max(map(len, said.splitlines())) <= width
+
+
+def test_a_table_that_fits_is_a_table_and_one_that_does_not_is_blocks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for width, bars in ((140, True), (40, False)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        Console().table("scan", *SCAN)
+        said = capsys.readouterr().out
+        assert ("│" in said) is bars
+    assert "\n  coherence            1.009\n" in said

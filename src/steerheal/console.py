@@ -4,11 +4,13 @@ Model text is data: control characters are shown as `�` and markup in it is no
 """
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from rich.cells import cell_len
 from rich.console import Console as RichConsole
 from rich.progress import (
     BarColumn,
@@ -44,6 +46,39 @@ def shown(reading: Reading | float | None, digits: int = 3) -> str:
     return f"{reading.value:.{digits}f} [{reading.low:.{digits}f}, {reading.high:.{digits}f}]"
 
 
+def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """Width of every column within `room`, the narrowest first served; None where a word is cut."""
+    least = [max(cell_len(word) for cell in cells for word in _words(cell)) for cells in columns]
+    spare = room - sum(least)
+    if spare < 0:
+        return None
+    widths = list(least)
+    wanted = [max(map(cell_len, cells)) - low for cells, low in zip(columns, least, strict=True)]
+    for place in sorted(range(len(wanted)), key=wanted.__getitem__):
+        grown = min(wanted[place], spare)
+        widths[place] += grown
+        spare -= grown
+    return widths
+
+
+def _words(cell: str) -> list[str]:
+    """What a line break must not part, an interval among them; an empty cell is one empty word."""
+    return re.findall(r"\[[^\[\]]{,40}\]|\S+", cell) or [""]
+
+
+def _wrapped(cell: str, width: int) -> str:
+    """The cell with line breaks between its words, so that every line fits."""
+    first, *others = _words(cell)
+    lines = [first]
+    for word in others:
+        longer = f"{lines[-1]} {word}"
+        if cell_len(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)
+
+
 @dataclass
 class _Pace:
     """A heal's clock: since when, from which step, and the tokens trained on since then."""
@@ -75,13 +110,31 @@ class Console:
         self._err.print(Text("error: ", style="bold red") + Text(printable(text)))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table; cells are plain text."""
+        """A table; cells are plain text, wrapped between words, none of which is cut.
+
+        Where even its longest words do not fit beside each other, a row is a block of lines.
+        """
+        heads, *cells = [[printable(cell) for cell in row] for row in (columns, *rows)]
+        room = self._out.width - 3 * len(heads) - 1
+        widths = _widths(list(zip(heads, *cells, strict=True)), room)
+        if widths is None:
+            self._blocks(title, heads, cells)
+            return
         table = Table(title=Text(printable(title)), title_justify="left")
-        for name in columns:
-            table.add_column(Text(name))
-        for row in rows:
-            table.add_row(*(Text(printable(cell)) for cell in row))
+        for head, width in zip(heads, widths, strict=True):
+            table.add_column(Text(_wrapped(head, width)), width=width)
+        for row in cells:
+            table.add_row(*map(Text, map(_wrapped, row, widths)))
         self._out.print(table)
+
+    def _blocks(self, title: str, heads: list[str], rows: list[list[str]]) -> None:
+        """A table's rows one under the other: its first cell, then a line per column."""
+        longest = max(map(cell_len, heads[1:]), default=0)
+        self.say(title)
+        for first, *others in rows:
+            self.say(f"\n{heads[0]} {first}")
+            for head, cell in zip(heads[1:], others, strict=True):
+                self.say(f"  {head}{' ' * (longest - cell_len(head))}  {cell}")
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
