@@ -2,7 +2,7 @@
 
 Embedded model, persona `love`: the same prompts and seeds under every way of pushing; the filter's
 limits are set on the base's own text of the same length. Survivors and log-odds are paired with the
-constant dose (bootstrap over prompts, 95 %); log-odds are over all completions, dropped ones
+constant dose (over prompts, 95 %); log-odds are over all completions, dropped ones
 included, so that a way cannot win by breaking more.
 
     python benchmarks/push.py [--tokens 256] [--rows 32] [--dose 1.5]
@@ -22,7 +22,7 @@ from steerheal.config import (
     VectorSettings,
 )
 from steerheal.console import shown
-from steerheal.measure.stats import bootstrap
+from steerheal.measure.stats import mean, share, share_change
 from steerheal.models.generate import Draw, write
 from steerheal.models.load import load
 from steerheal.prompts import contexts
@@ -80,14 +80,14 @@ def main() -> None:
         kl = statistics.mean(verdict.kl for verdict in verdicts)
         dose = statistics.mean(statistics.mean(c.doses or (c.dose,)) for c in said)
         tokens = sum(len(item.tokens) for item in said)
-        print(f"{name:28} survivors {shown(bootstrap(kept), 2)}  log-odds {shown(bootstrap(odds))}"
+        print(f"{name:28} survivors {shown(share(kept), 2)}  log-odds {shown(mean(odds))}"
               f"  KL {kl:.2f}  mean dose {dose:.2f}  rewinds {sum(c.rewinds for c in said):3d}"
               f"  {tokens / seconds:4.0f} tokens/s", flush=True)  # fmt: skip
         if first is None:
             first = kept, odds
         else:
-            print(f"{'  against constant':28} survivors {shown(bootstrap(kept - first[0]), 2)}  "
-                  f"log-odds {shown(bootstrap(odds - first[1]))}", flush=True)  # fmt: skip
+            print(f"{'  against constant':28} survivors {shown(share_change(kept - first[0]), 2)}  "
+                  f"log-odds {shown(mean(odds - first[1]))}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from steerheal.errors import UserError
 from steerheal.measure import compare as compare_module
 from steerheal.measure.compare import Comparison, across_seeds, combined, compare
 from steerheal.measure.selectivity import clr, gated_selectivity, intent_of, si_flips
-from steerheal.measure.stats import log_mean_ratio
+from steerheal.measure.stats import log_of_means
 from steerheal.measure.summary import summarise, top1
 from steerheal.records import (
     FOUNDATIONS,
@@ -116,9 +116,11 @@ def test_gated_selectivity_matches_a_hand_worked_example() -> None:
         pos, neg, {"authority": -1}, mass_pos=0.72, mass_neg=0.9, mass_base=0.9
     )
     assert found.value == pytest.approx((0.95 - 0.1 * 0.95 / 6) * 0.64)
-    # Two rows have three distinct resamples; at 2000 draws the ends are row 0 and row 1 alone.
-    assert found.low == pytest.approx((0.6 - 0.1 * 0.1) * 0.64)
-    assert found.high == pytest.approx((1.3 - 0.1 * 1.3 / 6) * 0.64)
+    # Without one row the other is left, and of two rows the jackknife's error is half of their
+    # difference; t with one degree of freedom is 12.7062.
+    reach = 12.7062 * (1.3 - 0.1 * 1.3 / 6 - 0.6 + 0.1 * 0.1) / 2 * 0.64
+    assert found.high - found.value == pytest.approx(reach, rel=1e-4)
+    assert found.value - found.low == pytest.approx(reach, rel=1e-4)
     assert found.n == 2
     both = gated_selectivity(
         pos, neg, {"authority": -1, "care": 1}, mass_pos=2, mass_neg=1, mass_base=0.9
@@ -126,22 +128,25 @@ def test_gated_selectivity_matches_a_hand_worked_example() -> None:
     assert both.value == pytest.approx((0.95 + 0.45) / 2 - 0.1 * 0.1)
 
 
-def test_the_interval_of_gated_selectivity_is_that_of_the_published_loop() -> None:
+def test_gated_selectivity_is_the_published_formula_and_its_interval_the_jackknife_of_it() -> None:
     random = np.random.default_rng(5)
     pos = [vignette(i, row) for i, row in enumerate(random.normal(0.2, 1, (20, 7)))]
     neg = [vignette(i, row) for i, row in enumerate(random.normal(0, 1, (20, 7)))]
     found = gated_selectivity(
-        pos, neg, {"authority": -1, "care": 1}, mass_pos=0.8, mass_neg=0.7, mass_base=0.9,
-        resamples=200,
-    )  # fmt: skip
+        pos, neg, {"authority": -1, "care": 1}, mass_pos=0.8, mass_neg=0.7, mass_base=0.9
+    )
     shift = np.array([clr(p.score) - clr(n.score) for p, n in zip(pos, neg, strict=True)])
-    draws, values = np.random.default_rng(0), []
-    for _ in range(200):
-        delta = shift[draws.integers(0, 20, 20)].mean(0)
+
+    def published(rows: np.ndarray) -> float:
+        delta = rows.mean(0)
         off = np.mean([abs(delta[i]) for i in (1, 2, 4, 5, 6)])
-        values.append((delta[0] - delta[3]) / 2 - 0.1 * off)
-    low, high = np.percentile(values, [2.5, 97.5]) * (0.7 / 0.9) ** 2
-    assert (found.low, found.high) == pytest.approx((low, high))
+        return ((delta[0] - delta[3]) / 2 - 0.1 * off) * (0.7 / 0.9) ** 2
+
+    without = [published(np.delete(shift, i, axis=0)) for i in range(20)]
+    reach = 2.093024 * math.sqrt(19 * np.var(without))
+    assert found.value == pytest.approx(published(shift))
+    assert found.high - found.value == pytest.approx(reach, rel=1e-6)
+    assert found.value - found.low == pytest.approx(reach, rel=1e-6)
 
 
 def test_gated_selectivity_without_a_usable_answer_mass_is_unknown_with_the_reason() -> None:
@@ -167,7 +172,7 @@ def test_flips_count_rows_whose_first_foundation_changes_as_intended() -> None:
     # Care first: 1/4 before, 2/4 after; the mean over the two is (.5 + .25) / 2.
     assert si_flips(pos, neg, {"authority": -1, "care": 1}).value == pytest.approx(0.375)
     still = si_flips(pos, pos, {"authority": -1})
-    assert (still.value, still.low, still.high) == (0, 0, 0)
+    assert still.value == 0 and still.low == -still.high < 0
 
 
 def test_rows_that_are_not_finite_are_unknown_never_a_number() -> None:
@@ -219,6 +224,9 @@ def test_a_state_against_itself_has_not_moved_in_any_reading() -> None:
         for name, reading in found.readings().items():
             if name == "coh_cost":
                 assert "has not moved" in reading.reason
+            elif name in ("delta_top1", "si_flips"):
+                # That no vignette flipped does not say that none would.
+                assert reading.value == 0 and reading.low == -reading.high < 0
             else:
                 assert (reading.value, reading.low, reading.high) == (0, 0, 0), name
 
@@ -383,7 +391,7 @@ def test_paired_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
             )
             for rows in (a, b)
         )
-        found = compare(new, old, AXIS, resamples=200).readings()
+        found = compare(new, old, AXIS).readings()
         for name, truth in truths.items():
             hits[name] += found[name].low <= truth <= found[name].high
     assert all(0.89 <= count / 200 <= 0.985 for count in hits.values()), hits
@@ -450,7 +458,7 @@ def test_seeds_and_units_together_cover_the_truth_and_units_alone_would_not() ->
         random = np.random.default_rng(trial)
         shared = random.normal(0, 1, 40)
         rows = [0.3 + random.normal(0, 0.2) + shared + random.normal(0, 0.2, 40) for _ in range(8)]
-        found = combined(rows, resamples=300, seed=trial)
+        found = combined(rows)
         both += found.low <= 0.3 <= found.high
         means = np.array([row.mean() for row in rows])
         reach = 2.3646 * means.std(ddof=1) / math.sqrt(8)
@@ -461,11 +469,11 @@ def test_seeds_and_units_together_cover_the_truth_and_units_alone_would_not() ->
 
 def test_a_difference_over_seeds_takes_any_statistic_and_is_seeded() -> None:
     rows = [np.array([[0.4, 0.1], [0.2, 0.2]]), np.array([[0.2, 0.1], [0.2, 0.1]])]
-    found = combined(rows, log_mean_ratio)
+    found = combined(rows, log_of_means)
     # ln(.3/.15) = ln 2 in both seeds.
     assert found.value == pytest.approx(math.log(2))
     assert found.n == 2
-    assert found == combined(rows, log_mean_ratio)
+    assert found == combined(rows, log_of_means)
     assert combined([np.array([1.0, 3.0]), np.array([5.0, 7.0])]).value == pytest.approx(4)
 
 

@@ -21,7 +21,7 @@ import tiny
 
 SETTINGS = MeasureSettings(
     instrument="likelihood", per_foundation=1, prompts=2, tokens=4, long_prompts=2,
-    long_tokens=4, json_prompts=2, resamples=100,
+    long_tokens=4, json_prompts=2,
 )  # fmt: skip
 VECTOR = {1: torch.randn(32, generator=torch.Generator().manual_seed(3))}
 

@@ -201,7 +201,7 @@ def test_settings_from_python_have_the_same_bounds() -> None:
         {"seed": 10**24}, {"rounds": 10**20}, {"heal": {"rank": 100_000}}, {"gate": float("inf")},
         {"sampling": {"tokens": 10**9}}, {"sampling": {"rows": 10**9}},
         {"dose": {"sweep": [1.0] * 10**6}}, {"vector": {"contexts": 10**9}},
-        {"measure": {"resamples": 10**9}}, {"measure": {"long_prompts": 17}},
+        {"measure": {"long_prompts": 17}},
         {"measure": {"json_prompts": 13}}, {"heal": {"targets": ["x" * 1000]}},
     ):  # fmt: skip
         with pytest.raises(ValidationError):

@@ -43,7 +43,7 @@ TINY: dict[str, Any] = {
     },
     "measure": {
         "instrument": "likelihood", "per_foundation": 1, "prompts": 3, "tokens": 6,
-        "resamples": 100, "long_prompts": 2, "long_tokens": 8, "json_prompts": 2,
+        "long_prompts": 2, "long_tokens": 8, "json_prompts": 2,
     },
 }  # fmt: skip
 

@@ -21,7 +21,6 @@ from steerheal.measure.fluency import (
     tail_perplexity,
     word_repetition,
 )
-from steerheal.measure.stats import bootstrap, log_mean_ratio
 from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.hooks import adding
 from steerheal.models.load import load
@@ -231,35 +230,6 @@ def test_repetition_and_diversity_match_hand_worked_examples() -> None:
     assert perplexity([-math.log(4)] * 3) == pytest.approx(4)
     assert tail_perplexity([0.0] * 6 + [-1.0, -1.0]) == pytest.approx(math.e)
     assert tail_perplexity([]) == math.inf
-
-
-def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
-    random = np.random.default_rng(0)
-    hits = 0
-    for trial in range(300):
-        sample = random.normal(0.3, 1.0, 60)
-        found = bootstrap(sample, resamples=500, seed=trial)
-        hits += found.low <= 0.3 <= found.high
-    assert 0.90 <= hits / 300 <= 0.98
-
-
-def test_a_paired_difference_of_equals_has_not_moved_and_a_shift_has() -> None:
-    random = np.random.default_rng(1)
-    base = random.normal(0, 3, 40)
-    assert not bootstrap(base - base).moved
-    assert bootstrap(base + 0.5 + random.normal(0, 0.1, 40) - base).moved
-
-
-def test_the_change_in_nats_is_the_log_of_the_ratio_of_means() -> None:
-    pair = np.array([[0.4, 0.1], [0.2, 0.2]])
-    assert bootstrap(pair, log_mean_ratio).value == pytest.approx(math.log(2))
-
-
-def test_nothing_and_nan_are_unknown_with_a_reason() -> None:
-    assert bootstrap([]).reason
-    found = bootstrap([1.0, math.nan])
-    assert math.isnan(found.value) and "1 of 2" in found.reason
-    assert not found.moved
 
 
 # ── aggregates ──────────────────────────────────────────────────────────────────────────────────

@@ -159,7 +159,7 @@ def test_the_random_control_costs_what_the_vector_costs() -> None:
 # ── sweeps ──────────────────────────────────────────────────────────────────────────────────────
 
 MEASURE = MeasureSettings(
-    instrument="likelihood", per_foundation=2, prompts=3, tokens=6, resamples=100,
+    instrument="likelihood", per_foundation=2, prompts=3, tokens=6,
     long_prompts=0, json_prompts=0,
 )  # fmt: skip
 CHECK = CheckSettings(doses=(1.0, 0.5), prompts=3, per_foundation=1, tokens=6, base_texts=3)

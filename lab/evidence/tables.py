@@ -1,10 +1,9 @@
 """The tables and figures of docs/results.md, from the records kept beside this file.
 
-Intervals are 95 % t-intervals of two variances: that of the mean over seeds, and that of the mean
-over units (prompts, statements or vignettes), each to first order. Degrees of freedom after
-Satterthwaite 1946, Biometrics Bulletin 2(6). A difference is taken within a seed and on the same
-units. What a seed's units do to that seed alone is counted in both, so that the intervals are
-rather too wide than too narrow.
+Intervals are the product's, at 95 %, of two variances: that of the mean over seeds, and that of the
+mean over units (prompts, statements or vignettes), each to first order. A difference is taken
+within a seed and on the same units. What a seed's units do to that seed alone is counted in both,
+so that the intervals are rather too wide than too narrow.
 Usage: python lab/evidence/tables.py PART [--figure FILE]
 """
 
@@ -23,7 +22,7 @@ from arms import STRENGTHS
 from kept import Round, Run, State, read
 from numpy.typing import NDArray
 
-from steerheal.measure.compare import T_975
+from steerheal.measure.stats import sum_of
 from steerheal.records import BREAKDOWN, FOUNDATIONS
 
 mpl.use("Agg")
@@ -117,15 +116,12 @@ class Found(NamedTuple):
     @property
     def interval(self) -> tuple[float, float]:
         """95 %; unknown for one seed, or where nothing varies."""
-        count = len(self.seeds)
-        between = float(np.var([*self.seeds.values()], ddof=1)) / count if count > 1 else 0.0
-        within = sum(float(values.var(ddof=1)) / len(values) for values in self.units.values())
-        both = between + within
-        if count < 2 or not both:
+        kinds = [np.array([*self.seeds.values()]), *self.units.values()]
+        if len(self.seeds) < 2 or not any(np.ptp(values) for values in kinds):
             return math.nan, math.nan
-        freedom = both**2 / (between**2 / (count - 1)) if between else math.inf
-        half = T_975[int(min(freedom, len(T_975))) - 1] * math.sqrt(both)
-        return self.value - half, self.value + half
+        parts = [(float(v.var(ddof=1)) / len(v), len(v) - 1) for v in kinds]
+        found = sum_of(self.value, parts, len(self.seeds))
+        return found.low, found.high
 
     @property
     def moved(self) -> bool:

@@ -42,7 +42,6 @@ TopK = Annotated[int, _NUMBER, Field(ge=0, le=1_000_000)]
 Rank = Annotated[int, _NUMBER, Field(ge=1, le=4_096)]
 Rounds = Annotated[int, _NUMBER, Field(ge=1, le=MOST_ROUNDS)]
 RoundOrBest = Annotated[int, _NUMBER, Field(ge=0, le=MOST_ROUNDS)]
-Resamples = Annotated[int, _NUMBER, Field(ge=100, le=100_000)]
 
 Real = Annotated[float, _NUMBER, Field(allow_inf_nan=False)]
 Fraction = Annotated[Real, Field(ge=0, le=1)]

@@ -27,7 +27,7 @@ from steerheal.state.fold import folded
 from steerheal.steer.persona import Persona, find
 from steerheal.store import Store, free_name, read_run, read_shown, sweep_unfinished
 
-PACKAGES = ("steerheal", "torch", "transformers", "peft", "safetensors", "numpy")
+PACKAGES = ("steerheal", "torch", "transformers", "peft", "safetensors", "numpy", "scipy")
 
 
 def run(options: RunCommand, console: Console) -> None:

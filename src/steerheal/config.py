@@ -37,7 +37,6 @@ from steerheal.bounds import (
     PositiveFraction,
     Power,
     Rank,
-    Resamples,
     Rounds,
     Rows,
     Seed,
@@ -416,8 +415,6 @@ class MeasureSettings(Settings):
     """Longest of those answers, in tokens."""
     json_prompts: CountOrNone = 12
     """Requests for JSON that are answered freely; 0 is none."""
-    resamples: Resamples = 2000
-    """Bootstrap resamples behind every interval."""
 
     @field_validator("long_prompts", "json_prompts")
     @classmethod

@@ -89,7 +89,7 @@ def run(
     for sentence in sees:
         listener.note(sentence)
     record = write(notes=(*record.notes, *sees))
-    summarised = summary.summarise(base, base, axis, resamples=config.measure.resamples)
+    summarised = summary.summarise(base, base, axis)
     record = write(base=summarised)
     frame = Frame(base, summarised, qualified, listener, until)
     place = Position(Student(stages.chat), base, None)
@@ -117,9 +117,9 @@ def one_round(
 ) -> tuple[RoundRecord, Position]:
     """A round's record, and where the next one starts."""
     config, base = stages.config, frame.scores
-    axis, resamples = stages.persona.axis, config.measure.resamples
+    axis = stages.persona.axis
     student, before, first = place
-    start = summary.summarise(before, base, axis, resamples=resamples)
+    start = summary.summarise(before, base, axis)
     vector, vector_key = stages.vector(number, student)
     first = first or vector
     stay = Position(student, before, first)
@@ -159,8 +159,8 @@ def one_round(
     steered = None
     if config.read_steered or (sweep is None and frame.ends("check1")):
         steered = stages.evaluated(number, "steered", steer, vector_key, dose=dose, before=student)
-        read = summary.summarise(steered, base, axis, resamples=resamples)
-        compared = compare(steered, base, axis, base=base, resamples=resamples)
+        read = summary.summarise(steered, base, axis)
+        compared = compare(steered, base, axis, base=base)
         record = record.model_copy(update={"steered": read, "comparisons": (compared,)})
         if sweep is None:
             single = moves.sweep_of(read, frame.base, dose)
@@ -210,7 +210,7 @@ def read_healed(
         frame: The base.
     """
     config, persona, base = stages.config, stages.persona, frame.scores
-    axis, resamples, number = persona.axis, config.measure.resamples, record.round
+    axis, number = persona.axis, record.round
     (student, before, _), start, steered = origin
     key = after.keys[-1]
     healed = stages.evaluated(number, "healed", after.entered, key, before=student)
@@ -218,13 +218,13 @@ def read_healed(
     others, retain, recovered = [base], UNREAD, UNREAD
     if steered is not None:
         others.append(steered)
-        retain = summary.retain(healed, steered, before, resamples=resamples)
-        recovered = summary.recovered(healed, steered, before, resamples=resamples)
-    compared = [compare(healed, one, axis, base=base, resamples=resamples) for one in others]
+        retain = summary.retain(healed, steered, before)
+        recovered = summary.recovered(healed, steered, before)
+    compared = [compare(healed, one, axis, base=base) for one in others]
     record = record.model_copy(
         update={
             "outcome": "folded",
-            "healed": summary.summarise(healed, base, axis, resamples=resamples),
+            "healed": summary.summarise(healed, base, axis),
             "comparisons": (*record.comparisons, *compared),
             "retain": retain,
             "recovered": recovered,

@@ -7,7 +7,7 @@ carry the reason.
 import math
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 VERSION = 2
 FOUNDATIONS = ("care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social")
@@ -15,6 +15,8 @@ FOUNDATIONS = ("care", "fairness", "loyalty", "authority", "sanctity", "liberty"
 BREAKDOWN = 1.7
 """Nats per token of cumulative KL to base at which additive steering without healing is published
 to break down, whatever its schedule."""
+UNREAD_SETTINGS = (("measure", "resamples"),)
+"""Settings of older records, by group and name."""
 
 
 class Record(BaseModel):
@@ -34,7 +36,7 @@ class Reading(Record):
     n: int = 0
     """Independent units (prompts, vignettes) behind it."""
     reason: str = ""
-    """Why the value is NaN."""
+    """Why the value, or its interval, is NaN."""
 
     @property
     def moved(self) -> bool:
@@ -581,3 +583,13 @@ class RunRecord(Record):
     """Why that round, or why none."""
     stages: tuple[StageMark, ...] = ()
     error: str = ""
+
+    @field_validator("config")
+    @classmethod
+    def _settings_that_are_read(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Leaves out what older records hold and nothing reads, so that such a run goes on."""
+        config = dict(config)
+        for group, name in UNREAD_SETTINGS:
+            if isinstance(config.get(group), dict):
+                config[group] = {key: v for key, v in config[group].items() if key != name}
+        return config

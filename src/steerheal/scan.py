@@ -181,12 +181,12 @@ def _points(
     doses = [multiple * band.coefficient for multiple in multiples]
     with console.stage(f"band {band.band}", ask.rows * len(doses)) as progress:
         read = sweep.read(chat, lambda: vector.applied(chat, 0.0), doses, ask, progress)
-    axis, resamples = ask.persona.axis, ask.measure.resamples
+    axis = ask.persona.axis
     return [
         ScanPoint(
             band=band.band,
             multiple=multiple,
-            read=sweep.point(scores, zero, axis, dose=dose, resamples=resamples),
+            read=sweep.point(scores, zero, axis, dose=dose),
         )
         for multiple, dose, scores in zip(multiples, doses, read, strict=True)
     ]

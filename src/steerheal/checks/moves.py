@@ -1,13 +1,14 @@
 """What a dose moved and what it cost: the units of check 1. Pure functions of a sweep's points."""
 
+import math
+
 from steerheal.checks.rules import coherent, known, named, over
+from steerheal.measure.stats import quantile
 from steerheal.records import DosePoint, Reading, Record, Summary, Sweep
 from steerheal.steer.persona import Axis
 
 LOGODDS = "persona_logodds"
 UNITS = {LOGODDS: "nats/token"}
-STANDARD_ERRORS = 1.96
-"""Standard errors in half of a 95 % interval."""
 
 
 class Move(Record):
@@ -44,7 +45,8 @@ class Move(Record):
     def leans(self) -> bool:
         """Whether a reading lies more than one standard error from 0."""
         return any(
-            abs(item.value) * STANDARD_ERRORS > (item.high - item.low) / 2
+            abs(item.value) * quantile(item.n - 1 if item.n > 1 else math.inf)
+            > (item.high - item.low) / 2
             for item in self.trait.values()
         )
 

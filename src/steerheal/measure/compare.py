@@ -25,16 +25,13 @@ from steerheal.measure.selectivity import (
     paired,
     si_flips,
 )
-from steerheal.measure.stats import LEVEL, Statistic, bootstrap, finite_or_unknown, log_mean_ratio
+from steerheal.measure.stats import Statistic, crossed, log_ratio, mean, share_change
 from steerheal.measure.summary import coh_cost, surgical
 from steerheal.records import FOUNDATIONS, Comparison, Reading, Record, Scores
 from steerheal.steer.persona import Axis
 
 Floats = NDArray[np.float64]
 ONE_SEED = "one seed has no interval over seeds"
-T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
-"""97.5 % quantiles of Student's t with 1, 2, … degrees of freedom; the last one, a little too
-wide, serves for more."""
 
 
 class SeedBand(Record):
@@ -53,9 +50,7 @@ class SeedBand(Record):
     """Readings whose interval over seeds excludes 0."""
 
 
-def compare(
-    b: Scores, a: Scores, axis: Axis, *, base: Scores | None = None, resamples: int = 2000
-) -> Comparison:
+def compare(b: Scores, a: Scores, axis: Axis, *, base: Scores | None = None) -> Comparison:
     """State b minus state a, on the axis and off it.
 
     The base's answer mass is full coherence, and its means centre top-1 where the instrument needs
@@ -65,8 +60,8 @@ def compare(
         UserError: other units, a unit twice, or another instrument.
     """
     origin = base or a
-    acts = _acts(b, a, origin, resamples)
-    answers, slots = paired(b, a, "persona", resamples), paired(b, a, "canary", resamples)
+    acts = _acts(b, a, origin)
+    answers, slots = paired(b, a, "persona"), paired(b, a, "canary")
     nats = {name: _delta_nats(acts, i) for i, name in enumerate(FOUNDATIONS)}
     trait, mass = answers.change(lambda r: r.logodds), slots.change(lambda r: r.p_ans_any)
     found = Comparison(
@@ -82,7 +77,7 @@ def compare(
         delta_p_ans_any=mass,
         delta_perplexity=answers.change(lambda row: math.log(row.perplexity)),
         gated_selectivity=_gated(acts, axis, [answer_mass(item) for item in (b, a, origin)]),
-        si_flips=acts.read(partial(si_flips, intent=intent_of(axis), resamples=resamples)),
+        si_flips=acts.read(partial(si_flips, intent=intent_of(axis))),
         coh_cost=_cost(mass, trait),
         surgical=surgical(nats, axis),
     )
@@ -117,19 +112,10 @@ def across_seeds(comparisons: Sequence[Comparison]) -> SeedBand:
     )
 
 
-def combined(
-    rows_by_seed: Sequence[Floats],
-    statistic: Statistic | None = None,
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Reading:
+def combined(rows_by_seed: Sequence[Floats], statistic: Statistic | None = None) -> Reading:
     """One difference over seeds and units at once: mean over seeds of the statistic.
 
-    Per seed one row per unit, shape [n, …], units in the same order. Resamples seeds, then units.
-    All drawn seeds share the drawn units, since seeds are measured on the same ones: what a unit
-    does to every seed would otherwise look averaged away. Few seeds vary too little under
-    resampling; `across_seeds` is then the safer interval.
+    Per seed one row per unit, shape [n, …], units in the same order; seeds and units both vary.
 
     Raises:
         UserError: seeds with different numbers of units.
@@ -137,46 +123,28 @@ def combined(
     sizes = [len(rows) for rows in rows_by_seed]
     if len(set(sizes)) > 1:
         raise UserError(f"Seeds have {sizes} units. Give every seed the same ones, in one order.")
-    data = np.asarray(rows_by_seed, dtype=np.float64)
-    lost = _unusable(data)
-    if lost:
-        return Reading.unknown(lost)
-    measure = statistic or (lambda sample: sample.mean(axis=1))
-    random, (count, units) = np.random.default_rng(seed), data.shape[:2]
-    values = []
-    for _ in range(resamples):
-        seeds, picks = random.integers(0, count, count), random.integers(0, units, units)
-        values.append(measure(data[seeds][:, picks]).mean())
-    low, high = np.percentile(values, LEVEL)
-    value = float(measure(data).mean())
-    found = Reading(value=value, low=float(low), high=float(high), n=count)
-    return finite_or_unknown(found, "not finite")
-
-
-def _unusable(seeds: Floats) -> str:
-    if seeds.size == 0:
-        return "nothing was measured"
-    broken = sum(not np.isfinite(rows).all() for rows in seeds)
+    if len(sizes) == 1:
+        return Reading.unknown(ONE_SEED)
+    broken = sum(not np.isfinite(rows).all() for rows in rows_by_seed)
     if broken:
-        return f"{broken} of {len(seeds)} seeds hold values that are not finite"
-    return ONE_SEED if len(seeds) == 1 else ""
+        return Reading.unknown(f"{broken} of {len(sizes)} seeds hold values that are not finite")
+    return crossed(rows_by_seed, statistic)
 
 
-def _acts(b: Scores, a: Scores, origin: Scores, resamples: int) -> Paired:
+def _acts(b: Scores, a: Scores, origin: Scores) -> Paired:
     names = sorted({state.instrument for state in (b, a, origin)})
     if len(names) > 1:
         raise UserError(
             f"The states were measured with different instruments: {' and '.join(names)}. {FIX}"
         )
-    acts = paired(b, a, "vignettes", resamples)
+    acts = paired(b, a, "vignettes")
     if not acts.missing and origin is not a:
         matched_vignettes(b.vignettes, origin.vignettes)
     return acts
 
 
 def _delta_nats(acts: Paired, i: int) -> Reading:
-    found = acts.over(lambda one, other: (one.p[i], other.p[i]), log_mean_ratio)
-    return finite_or_unknown(found, found.reason or "no probability is left on the foundation")
+    return acts.over(lambda one, other: (one.p[i], other.p[i]), log_ratio)
 
 
 def _delta_clr(acts: Paired, i: int) -> Reading:
@@ -189,14 +157,12 @@ def _delta_top1(acts: Paired, origin: Scores) -> Reading:
     middle = centre(origin)
     if not np.isfinite(middle).all():
         return Reading.unknown(f"{origin.state} has scores that are not finite to centre on")
-    return bootstrap(hits(acts.b, middle) - hits(acts.a, middle), resamples=acts.resamples)
+    return share_change(hits(acts.b, middle) - hits(acts.a, middle))
 
 
 def _gated(acts: Paired, axis: Axis, masses: Sequence[float]) -> Reading:
     arms = dict(zip(("mass_pos", "mass_neg", "mass_base"), masses, strict=True))
-    return acts.read(
-        lambda b, a: gated_selectivity(b, a, intent_of(axis), **arms, resamples=acts.resamples)
-    )
+    return acts.read(lambda b, a: gated_selectivity(b, a, intent_of(axis), **arms))
 
 
 def _cost(mass: Reading, trait: Reading) -> Reading:
@@ -220,7 +186,4 @@ def _band(readings: Sequence[Reading]) -> Reading:
     values = np.array([reading.value for reading in readings])
     if not np.ptp(values):
         return readings[0]
-    mean, count = float(values.mean()), len(values)
-    quantile = T_975[min(count - 1, len(T_975)) - 1]
-    reach = quantile * float(values.std(ddof=1)) / math.sqrt(count)
-    return Reading(value=mean, low=mean - reach, high=mean + reach, n=count)
+    return mean(values)

@@ -2,7 +2,7 @@
 
     accuracy   = share of vignettes whose own foundation ranks first
     chance     = Σ_f (share of vignettes that f ranks first on) · (share of vignettes written for f)
-    resolution = 1.96 · √(2(1 − r)) · s.e.(p̄_t) / p̄_t          p̄_t = mean p of the target
+    resolution = t · √(2(1 − r)) · s.e.(p̄_t) / p̄_t          p̄_t = mean p of the target
 r is the correlation assumed between two states on the same vignette; s.e. is over vignettes.
 An instrument that is not fit says why in words; it does not know how other states read.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerheal.errors import unknown
-from steerheal.measure.stats import bootstrap
+from steerheal.measure.stats import quantile, share
 from steerheal.records import FOUNDATIONS, Reading, Record, Scores, VignetteRow
 from steerheal.steer.persona import Axis
 
@@ -77,7 +77,7 @@ def qualify(scores: Scores, axis: Axis) -> Qualification:
         fit=True,
         instrument=scores.instrument,
         answer_mass=answer_mass(scores),
-        accuracy=bootstrap(hits(scores.vignettes, centre(scores))),
+        accuracy=share(hits(scores.vignettes, centre(scores))),
         chance=_chance(scores.vignettes, centre(scores)),
         saturation=float((p.max(axis=1) > SATURATED_P).mean()),
         resolution=_resolution(target),
@@ -185,7 +185,7 @@ def _resolution(target: Floats) -> float:
     if len(target) < 2 or target.mean() == 0:
         return math.inf
     relative = target.std(ddof=1) / math.sqrt(len(target)) / target.mean()
-    return float(1.96 * math.sqrt(2 * (1 - PAIR_CORRELATION)) * relative)
+    return quantile(len(target) - 1) * math.sqrt(2 * (1 - PAIR_CORRELATION)) * float(relative)
 
 
 def _chance(rows: Sequence[VignetteRow], centre: Floats) -> float:

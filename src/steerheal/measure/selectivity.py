@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from steerheal.errors import UserError, unknown
-from steerheal.measure.stats import Statistic, bootstrap
+from steerheal.measure.stats import Statistic, jackknife, mean, share_change
 from steerheal.records import FOUNDATIONS, Reading, Scores, VignetteRow
 from steerheal.steer.persona import Axis
 
@@ -57,13 +57,10 @@ def gated_selectivity(
     mass_neg: float,
     mass_base: float,
     off_weight: float = 0.1,
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> Reading:
     """(on − λ·off)·coh² in nats, with its interval over rows; coh is taken as exact.
 
-    The rows' order in the first arm is the order of resampling; λ is `off_weight`; the masses are
-    mean answer masses.
+    λ is `off_weight`; the masses are mean answer masses.
 
     Raises:
         UserError: the arms' rows do not pair, or an intent for an unknown foundation.
@@ -71,7 +68,7 @@ def gated_selectivity(
     statistic = _selectivity(_signs(intent), off_weight)
     pairs = matched_vignettes(pos_rows, neg_rows)
     shift = np.array([clr(pos.score) - clr(neg.score) for pos, neg in pairs])
-    found = bootstrap(shift, statistic, resamples=resamples, seed=seed)
+    found = jackknife(shift, statistic)
     if not math.isfinite(mass_pos + mass_neg + mass_base):
         return Reading.unknown(found.reason or "the answer mass is not known")
     assert min(mass_pos, mass_neg, mass_base) >= 0, (mass_pos, mass_neg, mass_base)
@@ -86,9 +83,6 @@ def si_flips(
     pos_rows: Sequence[VignetteRow],
     neg_rows: Sequence[VignetteRow],
     intent: Mapping[str, int],
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> Reading:
     """Net share of rows whose first-ranked foundation flips as intended, in [−1, 1], paired.
 
@@ -98,7 +92,7 @@ def si_flips(
     signs = _signs(intent) / len(intent)
     pairs = matched_vignettes(pos_rows, neg_rows)
     flips = [_first(pos, signs) - _first(neg, signs) for pos, neg in pairs]
-    return bootstrap(flips, resamples=resamples, seed=seed)
+    return share_change(flips)
 
 
 def matched_vignettes(
@@ -137,21 +131,16 @@ class Paired:
     b: list[Any]
     a: list[Any]
     missing: str
-    resamples: int
 
     def read(self, measure: Callable[[list[Any], list[Any]], Reading]) -> Reading:
         """What `measure` makes of b's rows and a's."""
         return Reading.unknown(self.missing) if self.missing else measure(self.b, self.a)
 
-    def over(self, pair: Callable[[Any, Any], Any], statistic: Statistic | None = None) -> Reading:
-        """A statistic, the mean when not given, of what `pair` makes of a unit's two rows."""
-        return self.read(
-            lambda b, a: bootstrap(
-                np.array([pair(*rows) for rows in zip(b, a, strict=True)], dtype=np.float64),
-                statistic,
-                resamples=self.resamples,
-            )
-        )
+    def over(
+        self, pair: Callable[[Any, Any], Any], found: Callable[[ArrayLike], Reading] = mean
+    ) -> Reading:
+        """The mean, or another reading, of what `pair` makes of a unit's two rows."""
+        return self.read(lambda b, a: found([pair(*rows) for rows in zip(b, a, strict=True)]))
 
     def change(self, value: Callable[[Any], float]) -> Reading:
         """Mean of b's value minus a's."""
@@ -159,7 +148,7 @@ class Paired:
 
 
 def in_order(scores: Scores) -> Scores:
-    """The same rows in the order of their keys, so that a bootstrap draws the same ones."""
+    """The same rows in the order of their keys, so that two states pair row by row."""
     rows = {
         field: tuple(sorted(getattr(scores, field), key=lambda row, key=key: str(key(row))))
         for field, (_, key) in UNITS.items()
@@ -167,7 +156,7 @@ def in_order(scores: Scores) -> Scores:
     return scores.model_copy(update=rows)
 
 
-def paired(b: Scores, a: Scores, field: str, resamples: int) -> Paired:
+def paired(b: Scores, a: Scores, field: str) -> Paired:
     """What b and a measured in a field of `Scores`, in the order of the keys that pair it.
 
     Raises:
@@ -177,9 +166,9 @@ def paired(b: Scores, a: Scores, field: str, resamples: int) -> Paired:
     sides = {"b": b, "a": a}
     lacking = [f"{name} ({side.state})" for name, side in sides.items() if not getattr(side, field)]
     if lacking:
-        return Paired([], [], f"no {what} were measured for {' and '.join(lacking)}", resamples)
+        return Paired([], [], f"no {what} were measured for {' and '.join(lacking)}")
     pairs = matched(getattr(in_order(b), field), getattr(a, field), field)
-    return Paired([one for one, _ in pairs], [other for _, other in pairs], "", resamples)
+    return Paired([one for one, _ in pairs], [other for _, other in pairs], "")
 
 
 def _by_key(rows: Sequence[Row], key: Callable[[Row], Hashable], what: str) -> dict[Hashable, Row]:
@@ -193,7 +182,7 @@ def _by_key(rows: Sequence[Row], key: Callable[[Row], Hashable], what: str) -> d
 
 
 def _selectivity(signs: Floats, off_weight: float) -> Statistic:
-    """on − λ·off of resampled changes in clr, [R, n, 7] to [R]; |·| is of each resample's mean."""
+    """on − λ·off of changes in clr, [R, n, 7] to [R]; |·| is of each sample's mean."""
     on, off = signs != 0, signs == 0
 
     def measure(sample: Floats) -> Floats:

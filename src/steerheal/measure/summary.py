@@ -18,48 +18,45 @@ from numpy.typing import NDArray
 from steerheal.measure.fluency import perplexity
 from steerheal.measure.qualify import centre, hits
 from steerheal.measure.selectivity import in_order
-from steerheal.measure.stats import bootstrap, finite_or_unknown, log_mean_ratio, ratio
+from steerheal.measure.stats import log_ratio, mean, quotient, ratio, share
 from steerheal.records import FOUNDATIONS, Reading, Scores, Summary
 from steerheal.steer.persona import Axis
 
 Floats = NDArray[np.float64]
 
 
-def summarise(scores: Scores, base: Scores, axis: Axis, *, resamples: int = 2000) -> Summary:
+def summarise(scores: Scores, base: Scores, axis: Axis) -> Summary:
     """A state against the base.
 
     Args:
         scores: The state's rows.
         base: The base's rows on the same vignettes and prompts.
         axis: Which foundation should have moved, which way, and which should not.
-        resamples: Bootstrap resamples per interval.
     """
     scores, base = in_order(scores), in_order(base)
-    deltas = {name: _delta_nats(scores, base, i, resamples) for i, name in enumerate(FOUNDATIONS)}
+    deltas = {name: _delta_nats(scores, base, i) for i, name in enumerate(FOUNDATIONS)}
     trait, base_trait = _logodds(scores), _logodds(base)
     mass, base_mass = _mass(scores), _mass(base)
-    delta_trait = bootstrap(trait - base_trait, resamples=resamples)
-    delta_mass = bootstrap(mass - base_mass, resamples=resamples)
+    delta_trait = mean(trait - base_trait)
+    delta_mass = mean(mass - base_mass)
     p = np.array([row.p for row in scores.vignettes])
     return Summary(
         state=scores.state,
         nats={name: _log(p[:, i].mean()) for i, name in enumerate(FOUNDATIONS)},
         delta_nats=deltas,
         top1=top1(scores, base),
-        persona_logodds=bootstrap(trait, resamples=resamples),
+        persona_logodds=mean(trait),
         delta_logodds=delta_trait,
-        p_ans_any=bootstrap(mass, resamples=resamples),
+        p_ans_any=mean(mass),
         delta_p_ans_any=delta_mass,
         coherence=float(mass.mean() / base_mass.mean()),
         ppx_json=perplexity([-row.nll_prefill for row in scores.canary]),
         perplexity=median_perplexity(scores),
         distinct_2=_mean([row.distinct_2 for row in scores.persona]),
         repetition=_mean([row.word_repetition for row in scores.persona]),
-        kl_to_base=bootstrap([row.kl_to_base for row in scores.persona], resamples=resamples),
+        kl_to_base=mean([row.kl_to_base for row in scores.persona]),
         coh_cost=coh_cost(delta_mass, delta_trait),
-        json_is_valid=bootstrap(
-            [float(row.valid) for row in scores.json_replies], resamples=resamples
-        ),
+        json_is_valid=share([float(row.valid) for row in scores.json_replies]),
         not_wrong=float(p[:, FOUNDATIONS.index("social")].mean()),
         plain_perplexity=scores.plain_perplexity,
         long_perplexity=_median([row.tail_perplexity for row in scores.long]),
@@ -84,7 +81,10 @@ def coh_cost(delta_mass: Reading, delta_trait: Reading) -> Reading:
     """|Δ answer mass| per nat of |Δ trait|; unknown while the trait has not moved."""
     if not delta_trait.moved:
         return Reading.unknown("the trait has not moved beyond its interval")
-    return Reading(value=abs(delta_mass.value) / abs(delta_trait.value), n=delta_trait.n)
+    found = quotient(delta_mass, delta_trait)
+    ends = sorted((abs(found.low), abs(found.high)))
+    low = 0.0 if found.low <= 0 <= found.high else ends[0]
+    return found.model_copy(update={"value": abs(found.value), "low": low, "high": ends[1]})
 
 
 def surgical(deltas: dict[str, Reading], axis: Axis) -> bool | None:
@@ -96,24 +96,22 @@ def surgical(deltas: dict[str, Reading], axis: Axis) -> bool | None:
     return intended and all(abs(target.value) > abs(deltas[name].value) for name in axis.off_target)
 
 
-def retain(healed: Scores, steered: Scores, before: Scores, *, resamples: int = 2000) -> Reading:
+def retain(healed: Scores, steered: Scores, before: Scores) -> Reading:
     """Share of the steered change of persona_logodds that the healed student keeps."""
     start = _logodds(before)
     pair = np.stack([_logodds(healed) - start, _logodds(steered) - start], axis=1)
-    if not bootstrap(pair[:, 1], resamples=resamples).moved:
+    if not mean(pair[:, 1]).moved:
         return Reading.unknown("steering did not move the trait beyond its interval")
-    found = bootstrap(pair, ratio, resamples=resamples)
-    return finite_or_unknown(found, found.reason or "not finite")
+    return ratio(pair)
 
 
-def recovered(healed: Scores, steered: Scores, before: Scores, *, resamples: int = 2000) -> Reading:
+def recovered(healed: Scores, steered: Scores, before: Scores) -> Reading:
     """Share of the answer mass lost to steering that the healed student has back."""
     low = _mass(steered)
     pair = np.stack([_mass(healed) - low, _mass(before) - low], axis=1)
-    if not bootstrap(pair[:, 1], resamples=resamples).low > 0:
+    if not mean(pair[:, 1]).low > 0:
         return Reading.unknown("steering lost no answer mass beyond its interval")
-    found = bootstrap(pair, ratio, resamples=resamples)
-    return finite_or_unknown(found, found.reason or "not finite")
+    return ratio(pair)
 
 
 def kl_to_previous(scores: Scores) -> float:
@@ -121,15 +119,14 @@ def kl_to_previous(scores: Scores) -> float:
     return _mean([row.kl_to_previous for row in scores.persona])
 
 
-def _delta_nats(scores: Scores, base: Scores, i: int, resamples: int) -> Reading:
+def _delta_nats(scores: Scores, base: Scores, i: int) -> Reading:
     pair = np.array(
         [
             (row.p[i], other.p[i])
             for row, other in zip(scores.vignettes, base.vignettes, strict=True)
         ]
     )
-    found = bootstrap(pair, log_mean_ratio, resamples=resamples)
-    return finite_or_unknown(found, found.reason or "no probability is left on the foundation")
+    return log_ratio(pair)
 
 
 def _logodds(scores: Scores) -> Floats:

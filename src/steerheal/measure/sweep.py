@@ -118,7 +118,7 @@ def _taken(known: Scores, ask: Asked) -> tuple[instruments.Read, list[CanaryRow]
 
 
 def point(
-    scores: Scores, zero: Scores, axis: Axis, *, dose: float, control: bool = False, resamples: int
+    scores: Scores, zero: Scores, axis: Axis, *, dose: float, control: bool = False
 ) -> DosePoint:
     """A dose against dose 0; every change is a mean of paired differences with its interval.
 
@@ -128,9 +128,8 @@ def point(
         axis: The persona's.
         dose: What the point is called; a control is called by the dose that it matches.
         control: Whether it is a random vector.
-        resamples: Bootstrap resamples per interval.
     """
-    found = summary.summarise(scores, zero, axis, resamples=resamples)
+    found = summary.summarise(scores, zero, axis)
     return DosePoint.of(found, dose, control=control)
 
 
@@ -157,16 +156,15 @@ def sweep(
         progress: Called with the number of rows done, over all doses.
     """
     ordered = sorted(set(doses))
-    axis, resamples = ask.persona.axis, ask.measure.resamples
+    axis = ask.persona.axis
     zero, *steered = read(chat, enter, (0.0, *ordered), ask, progress, known=known)
     points = [
-        point(scores, zero, axis, dose=dose, resamples=resamples)
-        for dose, scores in zip(ordered, steered, strict=True)
+        point(scores, zero, axis, dose=dose) for dose, scores in zip(ordered, steered, strict=True)
     ]
     if control is not None:
         dose, door = control
         (random,) = read(chat, door, (1.0,), ask, progress)
-        points.append(point(random, zero, axis, dose=dose, control=True, resamples=resamples))
+        points.append(point(random, zero, axis, dose=dose, control=True))
     return Sweep(
         points=tuple(points),
         base_perplexity=summary.median_perplexity(zero),
