@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+import reports
 import test_cli
 import test_loop
-import test_report
 from steerheal import store
 from steerheal.checks import course, filtering, healing, moves, rules, steering
 from steerheal.cli import main
@@ -81,7 +81,7 @@ BLIND = SEES.model_copy(update={"fit": False, "reasons": ("top-1 0.15 is not abo
 
 
 def base_summary() -> Summary:
-    zero = test_report.summary("base", 0.01, 0.98, kl=0.0)
+    zero = reports.summary("base", 0.01, 0.98, kl=0.0)
     return zero.model_copy(
         update={
             "delta_nats": {name: reading(0, 0) for name in zero.delta_nats},
@@ -201,7 +201,7 @@ def test_garbled_text_is_no_coherent_dose_whatever_the_answer_mass() -> None:
 
 
 def test_one_steered_reading_is_a_sweep_of_one_dose() -> None:
-    steered = test_report.summary("steered", 0.11, 0.97)
+    steered = reports.summary("steered", 0.11, 0.97)
     sweep = moves.sweep_of(steered, base_summary(), 0.75)
     (only,) = sweep.points
     assert (only.dose, only.n, only.kl, sweep.base_perplexity) == (0.75, 32, 0.1, 7.0)
@@ -349,7 +349,7 @@ def check3(
     settings: HealSettings | None = None,
     log: HealLog | None = None,
 ) -> healing.Healing:
-    healed = test_report.summary("healed", 0.08, 0.98)
+    healed = reports.summary("healed", 0.08, 0.98)
     healed = healed.model_copy(
         update={
             "coherence": coherence,
@@ -358,9 +358,9 @@ def check3(
             "delta_nats": healed.delta_nats | {"authority": target or reading(-0.3, 0.1)},
         }
     )
-    record = test_report.folded(0).model_copy(
+    record = reports.folded(0).model_copy(
         update={
-            "steered": test_report.summary("steered", steered, 0.7),
+            "steered": reports.summary("steered", steered, 0.7),
             "healed": healed,
             "retain": retain or reading(0.7, 0.2),
             "recovered": recovered or reading(0.95, 0.1),
@@ -478,7 +478,7 @@ def test_a_rejected_heal_is_its_own_outcome_with_its_reason(
     ces: tuple[float, float], reason: str
 ) -> None:
     log = heal_log(ces=ces, outcome="rejected", reason=reason)
-    record = test_report.folded(0).model_copy(
+    record = reports.folded(0).model_copy(
         update={"healed": None, "retain": None, "recovered": None, "heal": log}
     )
     evidence = healing.evidence(record, base_summary(), BARRIER, AXIS, base=base_summary())
@@ -506,8 +506,8 @@ def test_narration_is_counted_in_free_answers() -> None:
 
 
 def healed_round(number: int, trait: float, **changes: Any) -> RoundRecord:
-    row = test_report.folded(number)
-    healed = test_report.summary("healed", 0.01 + trait, 0.98)
+    row = reports.folded(number)
+    healed = reports.summary("healed", 0.01 + trait, 0.98)
     healed = healed.model_copy(
         update={
             "coherence": changes.pop("coherence", 0.99),
@@ -550,7 +550,7 @@ def test_fewer_than_two_healed_rounds_say_nothing_yet() -> None:
     args = (BARRIER, AXIS, base_summary())
     assert course.evidence([], *args) is None
     assert course.evidence([healed_round(0, 0.1)], *args) is None
-    assert course.evidence([healed_round(0, 0.1), test_report.starved(1)], *args) is None
+    assert course.evidence([healed_round(0, 0.1), reports.starved(1)], *args) is None
 
 
 def test_growth_past_the_published_line_is_what_healing_should_buy() -> None:
@@ -850,12 +850,12 @@ def test_a_recorded_line_ends_where_the_run_does(
 
 def test_findings_are_escaped_and_their_tone_is_also_text(tmp_path: Path) -> None:
     finding = Finding(
-        check="check 1", outcome="works", words=test_report.HOSTILE, advice="<b>do</b>",
+        check="check 1", outcome="works", words=reports.HOSTILE, advice="<b>do</b>",
         tone="good", candidates=("works", "<i>"), numbers={"x": NAN},
     )  # fmt: skip
-    row = test_report.folded(0).model_copy(update={"findings": (finding,)})
-    record = test_report.run_record(rounds=(row,), best=0)
-    text = page.write_report(test_report.fill(tmp_path, record)).read_text(encoding="utf-8")
+    row = reports.folded(0).model_copy(update={"findings": (finding,)})
+    record = reports.run_record(rounds=(row,), best=0)
+    text = page.write_report(reports.fill(tmp_path, record)).read_text(encoding="utf-8")
     assert '<span class="badge good">✓ works</span>' in text
     assert "<script" not in text and "&lt;b&gt;do&lt;/b&gt;" in text and "&lt;i&gt;" in text
     again = RunRecord.model_validate_json((tmp_path / "run.json").read_text())
