@@ -14,8 +14,8 @@ import test_loop
 from steerheal import store
 from steerheal.checks import course, filtering, healing, moves, rules, steering
 from steerheal.cli import main
-from steerheal.commands import with_until
 from steerheal.config import HealSettings, RunConfig
+from steerheal.line import with_option
 from steerheal.measure.qualify import Qualification
 from steerheal.records import (
     Completion,
@@ -845,7 +845,7 @@ def test_the_command_line_ends_after_a_check_and_resume_goes_on(
 def test_a_recorded_line_ends_where_the_run_does(
     line: str, until: str | None, expected: str
 ) -> None:
-    assert with_until(line, until) == expected
+    assert with_option(line, "--until", until) == expected
 
 
 def test_findings_are_escaped_and_their_tone_is_also_text(tmp_path: Path) -> None:

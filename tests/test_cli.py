@@ -80,7 +80,7 @@ def test_resume_takes_the_runs_own_settings(
     def gone(name: str, **_: object) -> None:
         raise AssertionError(f"{name} is looked for, though the run holds it")
 
-    monkeypatch.setattr("steerheal.commands.find", gone)
+    monkeypatch.setattr("steerheal.plan.find", gone)
     before = json.loads((runs / "one" / "run.json").read_text())
     main(["run", "--resume", str(runs / "one")])
     after = json.loads((runs / "one" / "run.json").read_text())

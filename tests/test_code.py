@@ -11,8 +11,10 @@ import pytest
 
 import test_loop
 from steerheal import code
+from steerheal.disk import write_text
 from steerheal.records import StageMark
-from steerheal.store import Store, read_run, write_text
+from steerheal.stage_store import Store
+from steerheal.store import read_run
 
 SOURCE = Path(code.__file__).parent
 

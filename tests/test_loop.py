@@ -18,9 +18,10 @@ from steerheal.config import RunConfig, merge
 from steerheal.errors import UserError
 from steerheal.records import Reading, RoundRecord, RunRecord, Summary
 from steerheal.report.page import write_report
+from steerheal.stage_store import Store
 from steerheal.stages import Stages
 from steerheal.state.adapter import Adapter
-from steerheal.store import Store, read_harvest, read_run, read_scores, read_shown
+from steerheal.store import read_harvest, read_run, read_scores, read_shown
 
 import tiny
 
@@ -307,7 +308,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
-import test_loop, steerheal.store as store, steerheal.report.page
+import test_loop, steerheal.stage_store as store, steerheal.report.page
 
 runs, stages = Path(sys.argv[2]), int(sys.argv[3])
 write = store.write_text

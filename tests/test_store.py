@@ -9,18 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from steerheal import disk
+from steerheal.code import key_of
+from steerheal.disk import write_text
 from steerheal.errors import UserError
 from steerheal.records import VERSION, Reading, RunRecord, StageMark
-from steerheal.store import (
-    Store,
-    free_name,
-    key_of,
-    read_record,
-    read_run,
-    sweep_unfinished,
-    write_record,
-    write_text,
-)
+from steerheal.stage_store import STAGES, Store, sweep_unfinished
+from steerheal.store import read_record, read_run, write_record
 
 
 def store(folder: Path, name: str = "run") -> tuple[Store, list[StageMark]]:
@@ -66,14 +61,35 @@ def test_a_stage_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert stage(one, "k", lambda: "v") == "v"
 
 
-def test_half_made_stages_are_swept(tmp_path: Path) -> None:
+def test_what_killed_processes_left_is_swept_and_what_a_resume_needs_is_not(
+    tmp_path: Path,
+) -> None:
     store(tmp_path)
+    stages = tmp_path / STAGES
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    (tmp_path / ".stages" / f".making-{gone.pid}-x").mkdir()
-    (tmp_path / ".stages" / f".making-{os.getpid()}-x").mkdir()
-    assert sweep_unfinished(tmp_path) == 1
-    assert sweep_unfinished(tmp_path) == 0, "the stage of a run beside this one stays"
+    ours = disk._unfinished()
+    host, number, start, _ = ours.removeprefix(disk.MAKING).split("+")
+    left = [
+        f"{disk.MAKING}{host}+{gone.pid}+{start}+0",
+        f"{disk.MAKING}{host}+{number}+{int(start) - 60}+0",  # its number went to another process
+    ]
+    stay = [
+        ours,
+        f"{disk.MAKING}elsewhere+{gone.pid}+{start}+0",  # another machine's
+        ".making-77-x",  # another version's
+        ".unfinished-heal-open",
+    ]
+    for name in (*left, *stay):
+        (stages / name).mkdir()
+    (stages / "heal-done").mkdir()
+    (stages / ".unfinished-heal-done").write_text("of a heal that another run has finished")
+    assert sweep_unfinished(tmp_path) == 3
+    assert {path.name for path in stages.iterdir()} == {*stay, "heal-done"}
+    for name in stay:
+        os.utime(stages / name, (0, 0))
+    assert sweep_unfinished(tmp_path) == 3, "what is old is of no use; a living process's stays"
+    assert {path.name for path in stages.iterdir()} == {ours, "heal-done"}
 
 
 def test_keys_hang_on_every_input_and_on_nothing_else() -> None:
@@ -116,13 +132,3 @@ def test_a_run_of_another_version_is_one_clear_message(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(raw))
     with pytest.raises(UserError, match="another version"):
         read_run(tmp_path)
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(UserError, match="Cannot read"):
-        read_run(tmp_path)
-
-
-def test_a_free_name_is_the_first_that_no_run_has(tmp_path: Path) -> None:
-    assert free_name(tmp_path, "love") == "love"
-    (tmp_path / "love").mkdir()
-    (tmp_path / "love-2").mkdir()
-    assert free_name(tmp_path, "love") == "love-3"

@@ -19,11 +19,12 @@ from steerheal.models.score import continuation_states, kl_between
 from steerheal.records import FOUNDATIONS, Completion, DosePoint, Reading, Sweep
 from steerheal.report.front import front, knee
 from steerheal.report.scan import ScanBand, ScanPoint, ScanRecord, advised
+from steerheal.stage_store import Store
 from steerheal.stages import Stages, Student
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.calibrate import Probe, calibrate, probe, search
 from steerheal.steer.equal import equal_kl, random_like
-from steerheal.store import Store, read_record
+from steerheal.store import read_record
 from test_forced_choice import short
 from test_loop import TINY, Silent
 

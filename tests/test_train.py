@@ -23,9 +23,9 @@ from steerheal.models.hooks import adding
 from steerheal.models.model import ChatModel
 from steerheal.models.score import Pair, continuation_states
 from steerheal.records import HealStep
+from steerheal.stage_store import Store
 from steerheal.stages import Stages, Student
 from steerheal.state.fold import Gated, folded
-from steerheal.store import Store
 from test_loop import TINY, Silent
 
 import tiny

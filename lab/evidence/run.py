@@ -23,10 +23,11 @@ from steerheal.measure.evaluate import Enter
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.records import HealStep, Reading, RoundRecord, RunRecord, Shown, StageMark
+from steerheal.stage_store import Store
 from steerheal.stages import BASE, Stages, Student
 from steerheal.state.adapter import Adapter
 from steerheal.steer.persona import find
-from steerheal.store import Store, read_run, round_folder
+from steerheal.store import read_run, round_folder
 
 
 class Unshown(Stages):
@@ -103,7 +104,7 @@ def done(chat: ChatModel, config: RunConfig, store: Store, arm: Arm, parent: str
         name=name,
         config=config.model_dump(mode="json"),
         command="",
-        environment=environment(chat),
+        environment=environment(chat, config),
         persona=persona.model_dump(mode="json"),
     )
     stages = Unshown(config, persona, chat, store, log)

@@ -3,8 +3,9 @@
 import importlib
 import importlib.metadata
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -37,7 +38,7 @@ from steerheal.config import (
     resolve,
 )
 from steerheal.console import Console
-from steerheal.errors import UserError, unknown
+from steerheal.errors import Ended, UserError, said, unknown
 from steerheal.helping import asked, page
 from steerheal.line import As, Given, flag_of, read
 from steerheal.steer.persona import find
@@ -226,24 +227,27 @@ class SeedsCommand(Command):
     """Show every reading, not only the headline's."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The `steerheal` command.
+def main(
+    arguments: Sequence[str] | None = None, *, works: Callable[[], None] = lambda: None
+) -> None:
+    """The `steerheal` command; `works` is called when it begins to do what was asked.
 
-    Exit codes: 0 done, 2 the user must change something, 130 interrupted, 1 a bug.
+    Exit codes: 0 done, 2 the user must change something, 130 interrupted, 143 ended by SIGTERM,
+    1 a bug.
     """
     argv = list(sys.argv[1:] if arguments is None else arguments)
     console = Console()
     try:
-        _dispatch(argv, console)
+        _dispatch(argv, console, works)
     except UserError as error:
         console.error(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        console.error("interrupted")
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        console.error(said(error))
+        sys.exit(128 + (error.args[0] if isinstance(error, Ended) else signal.SIGINT))
 
 
-def _dispatch(argv: list[str], console: Console) -> None:
+def _dispatch(argv: list[str], console: Console, works: Callable[[], None]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         console.say("usage: steerheal COMMAND [OPTIONS]\n")
         for name, text in SUMMARIES.items():
@@ -268,6 +272,7 @@ def _dispatch(argv: list[str], console: Console) -> None:
     }
     module = importlib.import_module(homes.get(argv[0], "steerheal.commands"))
     handler = getattr(module, argv[0])
+    works()
     handler(options, console)
 
 

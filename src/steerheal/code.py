@@ -1,4 +1,4 @@
-"""Which code makes a stage: a digest of the modules that compute it, found without running them.
+"""What makes a stage: digests of its inputs, and of the modules that compute it, without a run.
 
 A module belongs to a stage when the stage's own modules import it, directly or through others of
 this package. What a module says to a reader does not count: comments, blank lines and docstrings.
@@ -6,12 +6,17 @@ this package. What a module says to a reader does not count: comments, blank lin
 
 import ast
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from types import CodeType
+
+from pydantic import BaseModel
+
+from steerheal.records import VERSION
 
 PACKAGE = "steerheal"
 MADE_BY: dict[str, tuple[str, ...]] = {
@@ -145,3 +150,13 @@ def _data(folder: Traversable) -> str:
 
 def _short(parts: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def key_of(*inputs: object) -> str:
+    """Digest of a stage's inputs: settings, records and keys of earlier stages."""
+    plain = [
+        item.model_dump(mode="json") if isinstance(item, BaseModel) else item for item in inputs
+    ]
+    plain += [VERSION]
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:20]

@@ -3,6 +3,7 @@
 import os
 import platform
 import shlex
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,152 +11,89 @@ import torch
 
 from steerheal import loop, prompts
 from steerheal.cli import ExportCommand, ReportCommand, RunCommand, SampleCommand
-from steerheal.config import HealSettings, RunConfig, SamplingSettings, validated
+from steerheal.code import all_of_it, key_of
+from steerheal.config import HealSettings, RunConfig, SamplingSettings
 from steerheal.console import Console
-from steerheal.errors import UserError
+from steerheal.errors import UserError, said
 from steerheal.heal.adapter import target_names
 from steerheal.heal.export import export_merged, export_peft
 from steerheal.history import student_of
-from steerheal.measure import protocol, vignettes
+from steerheal.measure import instruments, protocol, vignettes
 from steerheal.models.generate import Draw, generate
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
+from steerheal.plan import Plan, dated, fewer, planned
 from steerheal.records import RunRecord
 from steerheal.report.page import conditions, headline, lacking, shown_differs, write_report
+from steerheal.stage_store import Store, sweep, sweep_unfinished
 from steerheal.stages import Stages
 from steerheal.state.fold import folded
-from steerheal.steer.persona import Persona, find
-from steerheal.store import Store, free_name, read_run, read_shown, sweep_unfinished
+from steerheal.store import RUN, read_run, read_shown, write_record
 
 PACKAGES = ("steerheal", "torch", "transformers", "peft", "safetensors", "numpy", "scipy")
 
 
 def run(options: RunCommand, console: Console) -> None:
     """`steerheal run`."""
-    folder, config, persona, command = _planned(options, console)
+    with planned(options, console) as plan:
+        _run(plan, options, console)
+
+
+def _run(plan: Plan, options: RunCommand, console: Console) -> None:
+    folder, config = plan.folder, plan.config
     vignettes.chosen(config.measure)
     if config.measure.protocol:
         protocol.load(Path(config.measure.protocol))
     prompts.first_contexts(config.vector.contexts)
     config.model.template_text()
     chat = load(config.model)
-    config = _dated(config, chat.template.date)
+    config = dated(config, chat.template.date)
     target_names(chat, config.heal)
-    if left := sweep_unfinished(folder.parent):
-        console.note(f"removed {left} half-made stages of a killed run")
-    store = Store(folder.parent, folder.name, notify=console.stage_mark)
+    surroundings = environment(chat, config)
+    changed = plan.held_against(surroundings)
+    if left := sweep_unfinished(folder.parent) + sweep(folder):
+        console.note(f"removed {left} half-made files or stages of a killed run")
+    store = Store(folder.parent, folder.name, notify=console.stage_mark, note=console.note)
     record = RunRecord(
         status="running",
         name=folder.name,
         config=config.model_dump(mode="json"),
-        command=command,
-        environment=environment(chat),
-        notes=notes(chat, config.heal),
-        persona=persona.model_dump(mode="json"),
+        command=plan.command,
+        environment=surroundings,
+        notes=(*notes(chat, config.heal), *changed),
+        persona=plan.persona.model_dump(mode="json"),
     )
     for note in record.notes:
         console.note(note)
     store.write_run(record)
-    stages = Stages(config, persona, chat, store, console)
+    stages = Stages(config, plan.persona, chat, store, console)
     try:
         record = loop.run(stages, record, console, until=options.until)
     except BaseException as error:
-        _leave_readable(store, error)
-        if isinstance(error, KeyboardInterrupt):
-            again = shlex.join(["steerheal", "run", "--resume", str(folder)])
-            console.note(f"finished stages are kept; go on with: {again}")
+        _leave_readable(store, error, console)
         raise
+    if store.held is not None:
+        raise UserError(fewer(folder, record, store.held))
     page = write_report(folder)
     _closing(record, folder, page, console)
 
 
-def _planned(options: RunCommand, console: Console) -> tuple[Path, RunConfig, Persona, str]:
-    """Run folder, settings, persona, and the command that repeats the run.
+def _leave_readable(store: Store, error: BaseException, console: Console) -> None:
+    """Marks the run's record, so that it says how it ended; its stages stay.
 
-    A run that goes on keeps the persona of its record, whatever became of the file.
-
-    Raises:
-        UserError: the folder holds another run, or none to resume.
+    The record of a run that was finished before stays as it is.
     """
-    config = options.settings
-    if options.persona is not None:
-        config = config.model_copy(update={"persona": options.persona})
-    if options.resume is not None:
-        folder = options.resume
-        old = read_run(folder)
-        _refuse_going_back(folder, old, options)
-        command = with_until(old.command, options.until)
-        persona = validated(Persona, old.persona, source=str(folder))
-        return folder, validated(RunConfig, old.config, source=str(folder)), persona, command
-    persona = find(config.persona, reverse=config.reverse)
-    config = _within_pools(config, persona, console)
-    stem = Path(config.persona).stem + ("-reversed" if config.reverse else "")
-    name = options.name or free_name(options.runs, stem)
-    if Path(name).name != name:
-        raise UserError(f"A run's name is one folder name, not {name!r}; --runs says where.")
-    folder = options.runs / name
-    if (folder / "run.json").exists():
-        old = read_run(folder)
-        before = validated(RunConfig, old.config, source=str(folder))
-        # A run that began without a date goes on with the one that its template printed.
-        config = config if config.model.date else _dated(config, before.model.date)
-        if before != config:
-            raise UserError(
-                f"{folder} holds a run with other settings. Choose another --name, or continue "
-                f"that one with `steerheal run --resume {folder}`."
-            )
-        _refuse_going_back(folder, old, options)
-    return folder, config, persona, options.line
-
-
-def _dated(config: RunConfig, date: str) -> RunConfig:
-    """The settings with a date for the chat template; as they are where there is none."""
-    if not date:
-        return config
-    return config.model_copy(update={"model": config.model.model_copy(update={"date": date})})
-
-
-def _refuse_going_back(folder: Path, old: RunRecord, options: RunCommand) -> None:
-    further = [row for row in old.rounds if row.outcome != "stopped"]
-    if options.until is not None and further:
-        raise UserError(
-            f"{folder} holds a run that went further than --until {options.until}; its report "
-            "shows what the checks saw. Choose another --name."
-        )
-
-
-def with_until(line: str, until: str | None) -> str:
-    """A recorded command line that ends where this one does."""
-    words = shlex.split(line)
-    if "--until" in words:
-        place = words.index("--until")
-        del words[place : place + 2]
-    words = [word for word in words if not word.startswith("--until=")]
-    return shlex.join([*words, *(["--until", until] if until else [])])
-
-
-def _within_pools(config: RunConfig, persona: Persona, console: Console) -> RunConfig:
-    """The settings with no more prompts than the persona has, and a note when that cuts any."""
-    have = len(persona.prompts.evaluate)
-    if config.measure.prompts <= have:
-        return config
-    console.note(prompts.cut("measure.prompts", config.measure.prompts, persona.name, have))
-    measure = config.measure.model_copy(update={"prompts": have})
-    return config.model_copy(update={"measure": measure})
-
-
-def _leave_readable(store: Store, error: BaseException) -> None:
-    """Marks the run's record, so that it says how it ended; its stages stay."""
     stopped = isinstance(error, KeyboardInterrupt)
-    record = read_run(store.folder)
-    store.write_run(
-        record.model_copy(
-            update={
-                "status": "interrupted" if stopped else "failed",
-                "error": "interrupted by the user" if stopped else f"{error}",
-            }
-        )
-    )
+    again = shlex.join(["steerheal", "run", "--resume", str(store.folder)])
+    if stopped:
+        console.note(f"finished stages are kept; go on with: {again}")
+    with suppress(UserError):  # a disk that refuses even this has been told of
+        record = read_run(store.folder)
+        if store.held is not None and record.status == "finished":
+            console.note(f"the finished record in {store.folder} stays as it is")
+            return
+        status, why = ("interrupted", said(error)) if stopped else ("failed", f"{error}")
+        write_record(store.folder / RUN, record.model_copy(update={"status": status, "error": why}))
 
 
 def _closing(record: RunRecord, folder: Path, page: Path, console: Console) -> None:
@@ -176,12 +114,14 @@ def _closing(record: RunRecord, folder: Path, page: Path, console: Console) -> N
     console.say(f"\nreport  {page}")
 
 
-def environment(chat: ChatModel) -> dict[str, str]:
+def environment(chat: ChatModel, config: RunConfig) -> dict[str, str]:
     """What the run's numbers depend on beside its settings."""
     return {
         "model": chat.name,
         "fingerprint": chat.fingerprint,
         **({"thinking": mode} if (mode := chat.template.thinking()) else {}),
+        "code": all_of_it(),
+        "texts": key_of(instruments.texts(config.measure)),
         "architecture": type(chat.net).__name__,
         "device": str(chat.device),
         "dtype": str(chat.net.dtype).removeprefix("torch."),

@@ -524,6 +524,16 @@ def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return both
 
 
+def unlike(a: object, b: object, path: str = "") -> dict[str, tuple[object, object]]:
+    """Both values of every setting that differs, by its dotted name."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        found: dict[str, tuple[object, object]] = {}
+        for name in sorted(a.keys() | b.keys()):
+            found |= unlike(a.get(name), b.get(name), f"{path}.{name}".lstrip("."))
+        return found
+    return {} if a == b else {path: (a, b)}
+
+
 def resolve(preset: str = "standard", file: Path | None = None) -> RunConfig:
     """The preset's settings with a TOML file's on top.
 

@@ -1,6 +1,7 @@
 """The two kinds of failure: a `UserError` is shown as one message; everything else is a bug."""
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -9,6 +10,20 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class Ended(KeyboardInterrupt):
+    """Another signal than Ctrl-C's asks the process to end; what is open is closed as after that.
+
+    Its argument is the signal's number.
+    """
+
+
+def said(error: BaseException) -> str:
+    """How an interruption came about."""
+    if isinstance(error, Ended):
+        return f"interrupted by {signal.Signals(error.args[0]).name}"
+    return "interrupted by the user"
 
 
 def unknown(kind: str, given: str, known: Iterable[str], *, fix: str = "") -> UserError:

@@ -5,6 +5,7 @@ are `--outer.inner`, a flag has its opposite, and a tuple takes as many words as
 """
 
 import difflib
+import shlex
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -214,3 +215,13 @@ def placeholder(annotation: Any) -> str:
         one = placeholder(args[0])
         return f"{one} …" if args[-1] is Ellipsis else " ".join([one] * len(args))
     return {int: "N", float: "X", Path: "PATH"}.get(annotation, "TEXT")
+
+
+def with_option(line: str, flag: str, value: str | None) -> str:
+    """A recorded command line with an option at this value; without the option for None."""
+    words = shlex.split(line)
+    if flag in words:
+        place = words.index(flag)
+        del words[place : place + 2]
+    words = [word for word in words if not word.startswith(f"{flag}=")]
+    return shlex.join([*words, *([] if value is None else [flag, value])])

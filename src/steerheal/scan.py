@@ -20,6 +20,7 @@ from steerheal.config import (
     VectorSettings,
 )
 from steerheal.console import Console, shown
+from steerheal.disk import write_bytes, write_text
 from steerheal.errors import UserError
 from steerheal.measure import sweep, vignettes
 from steerheal.measure.auto import resolve
@@ -34,7 +35,7 @@ from steerheal.state.vector import SteeringVector
 from steerheal.steer.calibrate import calibrate
 from steerheal.steer.persona import Persona, find
 from steerheal.steer.vector import extract
-from steerheal.store import read_record, write_bytes, write_record, write_text
+from steerheal.store import read_record, write_record
 
 RECORD, FIGURE = "scan.json", "scan"
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steerheal.cli import SeedsCommand
+from steerheal.config import unlike
 from steerheal.console import Console, shown
 from steerheal.errors import UserError
 from steerheal.measure.compare import SeedBand, across_seeds
@@ -55,22 +56,11 @@ def _refuse_unlike(folders: Sequence[Path], records: Sequence[RunRecord]) -> Non
     if len(set(used)) < len(used):
         raise UserError(f"Runs must differ in their seed; given seeds {used}.")
     for folder, record in zip(folders[1:], records[1:], strict=True):
-        unlike = sorted(_unlike(records[0].config, record.config))
-        if unlike:
+        found = sorted(unlike(records[0].config, record.config).keys() - {"seed"})
+        if found:
             raise UserError(
-                f"{folders[0]} and {folder} differ in more than their seed: {', '.join(unlike)}."
+                f"{folders[0]} and {folder} differ in more than their seed: {', '.join(found)}."
             )
-
-
-def _unlike(a: object, b: object, path: str = "") -> set[str]:
-    """Dotted names of the settings that differ, the seed apart."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        inner = [
-            _unlike(a.get(name), b.get(name), f"{path}.{name}".lstrip("."))
-            for name in a.keys() | b.keys()
-        ]
-        return set().union(*inner)
-    return set() if a == b or path == "seed" else {path}
 
 
 def _show(number: int, band: SeedBand, everything: bool, console: Console) -> None:

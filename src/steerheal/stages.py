@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from steerheal import prompts
-from steerheal.code import made_by
+from steerheal.code import key_of, made_by
 from steerheal.config import Instrument, RunConfig
 from steerheal.heal.checkpoint import Checkpoint
 from steerheal.heal.train import Healed, heal_student, training_pairs
@@ -36,6 +36,7 @@ from steerheal.records import (
     Sweep,
     Verdict,
 )
+from steerheal.stage_store import Store
 from steerheal.state.adapter import Adapter
 from steerheal.state.fold import Gated, assert_alive, folded
 from steerheal.state.vector import SteeringVector
@@ -48,8 +49,6 @@ from steerheal.steer.persona import Persona
 from steerheal.steer.seen import seen_by
 from steerheal.steer.vector import extract
 from steerheal.store import (
-    Store,
-    key_of,
     read_harvest_folder,
     read_record,
     write_harvest,

@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from steerheal.disk import write_bytes
 from steerheal.errors import UserError
 from steerheal.records import HealStep, Record
-from steerheal.store import write_bytes
 
 
 class Place(Record):

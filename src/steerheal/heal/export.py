@@ -1,26 +1,22 @@
 """Exports a gated history: one rank-concatenated PEFT adapter, or a merged model; both verified."""
 
-import shutil
-import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from steerheal.disk import whole_folder
 from steerheal.heal.adapter import untouched
 from steerheal.models.chat import prompt_ids
 from steerheal.models.load import quiet
 from steerheal.models.model import ChatModel
 from steerheal.state.fold import Gated, concatenated, folded, merged
-from steerheal.store import disk_error
 
 
 class Exported(NamedTuple):
@@ -43,7 +39,7 @@ def export_peft(
     """
     adapter = concatenated(history)
     expected = _gated_logits(chat, history, probes)
-    with _whole(out) as work:
+    with whole_folder(out) as work, quiet():
         adapter.save(work, base=chat.name)
         with untouched(chat, list(adapter.pairs)), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT's own use of older names
@@ -63,7 +59,7 @@ def export_merged(
         UserError: the folder cannot be written.
     """
     expected = _gated_logits(chat, history, probes)
-    with _whole(out) as work:
+    with whole_folder(out) as work, quiet():
         with merged(chat, history):
             chat.net.save_pretrained(work)
         chat.tokenizer.save_pretrained(work)
@@ -71,24 +67,6 @@ def export_merged(
         again.to(device=chat.device)  # pyright: ignore[reportCallIssue]
         found = _logits(again.eval(), chat, probes)
     return _compared("merged model", expected, found)
-
-
-@contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when everything in it was written and read."""
-    work = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-        with quiet():
-            yield work
-        work.chmod(0o755)  # a temporary folder is private, an export is not
-        work.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise disk_error(out, error) from error
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
 
 
 def _gated_logits(

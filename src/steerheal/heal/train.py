@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steerheal.code import key_of
 from steerheal.config import HealSettings
 from steerheal.errors import UserError
 from steerheal.heal.adapter import trained, training
@@ -25,7 +26,6 @@ from steerheal.models.model import ChatModel
 from steerheal.models.score import Pair
 from steerheal.records import Completion, HealLog, HealStep
 from steerheal.state.adapter import Adapter
-from steerheal.store import key_of
 
 DIVERGED = 0.5
 """Nats per token by which the training fit must have risen to count as diverged where nothing is

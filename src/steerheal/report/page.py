@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from steerheal import store
+from steerheal import disk, store
 from steerheal.records import HealLog, RoundRecord, RunRecord
 from steerheal.report import axis, draw, guard, samples, table, theme
 from steerheal.report.files import attempt, lacking
@@ -59,7 +59,7 @@ def write_report(folder: Path) -> Path:
     record = _with_heals(folder, store.read_run(folder))
     pictures = [_picture(folder / "figures", plate, record) for plate in PLATES]
     page = folder / "report.html"
-    store.write_text(page, _render(folder, record, pictures))
+    disk.write_text(page, _render(folder, record, pictures))
     return page
 
 
@@ -81,8 +81,8 @@ def _picture(folder: Path, plate: Plate, record: RunRecord) -> Picture:
         return Picture(plate.title, "", plate.how, "", lacks)
     figure, seen = plate.draw(record), visible(plate.seen(record))
     vector = draw.svg(figure, plate.name)
-    store.write_text(folder / f"{plate.name}.svg", vector)
-    store.write_bytes(folder / f"{plate.name}.png", draw.png(figure))
+    disk.write_text(folder / f"{plate.name}.svg", vector)
+    disk.write_bytes(folder / f"{plate.name}.png", draw.png(figure))
     drawing = theme.inline(vector, plate.name, f"{plate.title}. {seen}")
     return Picture(plate.title, seen, plate.how, drawing, "")
 

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steerheal.code import key_of
 from steerheal.errors import UserError
 from steerheal.models.model import ChatModel
 from steerheal.state.adapter import Adapter
@@ -30,7 +31,6 @@ from steerheal.state.fold import Gated
 from steerheal.state.part import Part
 from steerheal.state.room import Logits, Opened, opened
 from steerheal.state.vector import SteeringVector
-from steerheal.store import key_of
 
 MASKED = -1e30
 """The logit of an implausible token: its probability is 0, and 0·ln 0 stays 0."""

@@ -1,0 +1,162 @@
+"""Which folder a run goes into, with which settings and persona, and what it must agree with there.
+
+All of it is known before the model is loaded, except whether it is the model of before.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from steerheal import prompts
+from steerheal.claims import claimed, claimed_free
+from steerheal.cli import RunCommand
+from steerheal.config import RunConfig, unlike, validated
+from steerheal.console import Console
+from steerheal.errors import UserError
+from steerheal.line import with_option
+from steerheal.records import RunRecord
+from steerheal.stage_store import STAGES
+from steerheal.steer.persona import Persona, find
+from steerheal.store import RUN, read_run
+
+CODE_CHANGED = (
+    "The code or a library has changed since this run's record was written: what it computes is "
+    "made again."
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that is about to start or to go on."""
+
+    folder: Path
+    config: RunConfig
+    persona: Persona
+    command: str
+    """The line that repeats it."""
+    old: RunRecord | None
+    """What the folder holds."""
+
+    def held_against(self, surroundings: dict[str, str]) -> tuple[str, ...]:
+        """Notes on what has changed since the record that the folder holds was written.
+
+        Raises:
+            UserError: the model, or a file that is read from, is another.
+        """
+        before = {} if self.old is None else self.old.environment
+        for name, what in (("fingerprint", "model"), ("texts", "vignettes or protocol")):
+            if name in before and before[name] != surroundings[name]:
+                raise UserError(self._another(what, name, before, surroundings))
+        changed = before.get("code", surroundings["code"]) != surroundings["code"]
+        return (CODE_CHANGED,) if changed else ()
+
+    def _another(self, what: str, name: str, before: dict[str, str], now: dict[str, str]) -> str:
+        ours = name == "fingerprint"
+        one, other = (f"{side['model']} " if ours else "" for side in (before, now))
+        early = "An earlier version of steerheal wrote it and told models apart otherwise. "
+        return (
+            f"{self.folder} holds a run with another {what}: {one}({before[name]}) there, "
+            f"{other}({now[name]}) here. {'' if 'code' in before else early}Nothing in it was "
+            "changed. Give this run another --name, or put back what that one was made with."
+        )
+
+
+@contextmanager
+def planned(options: RunCommand, console: Console) -> Iterator[Plan]:
+    """The run that the options ask for, whose folder is this process's own meanwhile.
+
+    A run that goes on keeps the persona of its record, whatever became of the file.
+
+    Raises:
+        UserError: the folder holds another run, none to resume, or another process is at work in
+            it.
+    """
+    if options.resume is not None:
+        folder = home_of(options.resume)
+        read_run(folder)
+        with claimed(folder):
+            yield _resumed(folder, options)
+        return
+    config = options.settings
+    if options.persona is not None:
+        config = config.model_copy(update={"persona": options.persona})
+    persona = find(config.persona, reverse=config.reverse)
+    config = _within_pools(config, persona, console)
+    stem = Path(config.persona).stem.lstrip(".-") + ("-reversed" if config.reverse else "")
+    named = claimed(options.runs / options.name) if options.name else None
+    with named or claimed_free(options.runs, stem) as folder:
+        old = read_run(folder) if (folder / RUN).exists() else None
+        if old is not None:
+            # A run that began without a date goes on with the one that its template printed.
+            before = validated(RunConfig, old.config, source=str(folder))
+            config = config if config.model.date else dated(config, before.model.date)
+            _refuse_another(folder, old, config, persona)
+            _refuse_going_back(folder, old, options)
+        yield Plan(folder, config, persona, options.line, old)
+
+
+def home_of(folder: Path) -> Path:
+    """A run's folder by the path whose parent holds its stages, however it was given."""
+    places = (folder.absolute(), folder.resolve())
+    return next((place for place in places if (place.parent / STAGES).is_dir()), places[1])
+
+
+def _resumed(folder: Path, options: RunCommand) -> Plan:
+    old = read_run(folder)
+    _refuse_going_back(folder, old, options)
+    config = validated(RunConfig, old.config, source=str(folder))
+    persona = validated(Persona, old.persona, source=str(folder))
+    return Plan(folder, config, persona, with_option(old.command, "--until", options.until), old)
+
+
+def _refuse_another(folder: Path, old: RunRecord, config: RunConfig, persona: Persona) -> None:
+    onward = (
+        f"Give this run another --name, or continue that one with "
+        f"`steerheal run --resume {folder}`."
+    )
+    before = validated(RunConfig, old.config, source=str(folder)).model_dump(mode="json")
+    if found := unlike(before, config.model_dump(mode="json")):
+        said = "; ".join(f"{name} {one} there, {two} here" for name, (one, two) in found.items())
+        raise UserError(f"{folder} holds a run with other settings: {said}. {onward}")
+    if found := unlike(old.persona, persona.model_dump(mode="json")):
+        raise UserError(
+            f"{folder} holds a run of another persona: {old.persona.get('name')} there, "
+            f"{persona.name} of {config.persona} here; they differ in {', '.join(found)}. {onward}"
+        )
+
+
+def _refuse_going_back(folder: Path, old: RunRecord, options: RunCommand) -> None:
+    further = [row for row in old.rounds if row.outcome != "stopped"]
+    if options.until is not None and further:
+        raise UserError(
+            f"{folder} holds a run that went further than --until {options.until}; its report "
+            "shows what the checks saw. Choose another --name."
+        )
+
+
+def fewer(folder: Path, record: RunRecord, held: RunRecord) -> str:
+    """What is said when a run that was made again came to less than its record holds."""
+    again = with_option(record.command, "--name", f"{folder.name}-again")
+    return (
+        f"With this code the run ends after {len(record.rounds)} rounds ({record.outcome}); the "
+        f"record in {folder} holds {len(held.rounds)} and stays as it is. What was made is kept: "
+        f"`{again}` puts it into a folder of its own at once."
+    )
+
+
+def dated(config: RunConfig, date: str) -> RunConfig:
+    """The settings with a date for the chat template; as they are where there is none."""
+    if not date:
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"date": date})})
+
+
+def _within_pools(config: RunConfig, persona: Persona, console: Console) -> RunConfig:
+    """The settings with no more prompts than the persona has, and a note when that cuts any."""
+    have = len(persona.prompts.evaluate)
+    if config.measure.prompts <= have:
+        return config
+    console.note(prompts.cut("measure.prompts", config.measure.prompts, persona.name, have))
+    measure = config.measure.model_copy(update={"prompts": have})
+    return config.model_copy(update={"measure": measure})
