@@ -7,7 +7,7 @@ import pytest
 
 from reports import folded, reading, run_record
 from steerheal.records import Reading, RunRecord
-from steerheal.report.headline import headline
+from steerheal.report.headline import headline, selected
 
 
 def with_care(delta: Reading, *, sign: object = 1) -> RunRecord:
@@ -63,3 +63,9 @@ def test_a_trait_without_an_interval_is_not_said_to_include_zero() -> None:
     bare = healed.model_copy(update={"delta_logodds": Reading(value=0.2, low=math.nan)})
     record = run_record(rounds=(folded(0).model_copy(update={"healed": bare}),), best=0)
     assert "not shown to have moved: it has no interval" in headline(record)
+
+
+def test_a_chosen_round_is_said_to_be_read_on_what_it_was_chosen_on() -> None:
+    assert "round 3 was chosen among 3" in selected(run_record())
+    assert selected(run_record(rounds=(folded(0),), best=0)) == ""
+    assert selected(run_record(best=None)) == ""

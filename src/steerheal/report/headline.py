@@ -59,6 +59,18 @@ def _guard(base: Summary, healed: Summary, title: str, name: str) -> str:
     return f"{title} {number(before)} → {number(after)}"
 
 
+def selected(record: RunRecord) -> str:
+    """What choosing a round on its own readings does to them; empty where there was no choice."""
+    folded = sum(row.healed is not None for row in record.rounds)
+    if record.best is None or folded < 2:
+        return ""
+    return (
+        f"round {record.best + 1} was chosen among {folded} by the readings that stand here, on "
+        "the same prompts, so that its own are a little too good. Their intervals hold the chance "
+        "of the prompts, not that of the choice."
+    )
+
+
 def _status(record: RunRecord) -> str:
     why = one_line(record.error) or one_line(record.outcome)
     match record.status:

@@ -16,7 +16,14 @@ from steerheal import disk, store
 from steerheal.records import HealLog, RoundRecord, RunRecord
 from steerheal.report import axis, draw, guard, samples, table, theme
 from steerheal.report.files import attempt, lacking
-from steerheal.report.headline import Condition, conditions, headline, headline_parts, stuck
+from steerheal.report.headline import (
+    Condition,
+    conditions,
+    headline,
+    headline_parts,
+    selected,
+    stuck,
+)
 from steerheal.report.plates import PLATES, Plate
 from steerheal.report.samples import shown_differs
 from steerheal.report.words import chosen, number, one_line, persona_name, setting, visible
@@ -119,6 +126,7 @@ def _render(folder: Path, record: RunRecord, pictures: list[Picture]) -> str:
                 ("What healing kept, bought back and cost", table.PRICE),
             )
         ],
+        selected=selected(record),
         best=-1 if row is None else row.round,
         pictures=pictures,
         heals=table.heals_table(record),

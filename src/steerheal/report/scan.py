@@ -19,6 +19,10 @@ LEAST_FLUENCY = 0.5
 FLAT = 0.02
 """Points above the floor that lose less answer mass than this cannot be told apart by it; fluency
 then takes its place."""
+ACROSS = {
+    "coherence": "coherence (answer mass / base's)",
+    "fluency": "fluency (base's perplexity / its)",
+}
 SHADES = ("#00805e", "#4a78b5", "#d04a02", "#8c5aa8", "#b08900", "#1b1b1b", "#3aa0a8", "#a8324a")
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "<")
 
@@ -151,10 +155,10 @@ def _advice(record: ScanRecord, point: ScanPoint | None, *, flat: bool) -> str:
 def figure(record: ScanRecord) -> Figure:
     """persona_logodds and the target foundation against coherence (or fluency), band by band."""
     panels = (
-        ("persona_logodds", "change of the trait (nats/token)", lambda p: p.delta_logodds),
+        ("trait: log-odds of the poles", "change (nats/token)", lambda p: p.delta_logodds),
         (
             record.foundation.capitalize(),
-            "change of ln mean probability (nats)",
+            "change (nats)",
             lambda p: p.delta_nats[record.foundation],
         ),
     )
@@ -165,14 +169,13 @@ def figure(record: ScanRecord) -> Figure:
             _draw(panel, record, names, read)
             panel.set_title(title)
             panel.set_ylabel(unit)
-            panel.set_xlabel(
-                "coherence: answer mass over the base's (share)"
-                if record.against == "coherence"
-                else "fluency: perplexity of the base over the state's (share)"
-            )
+            panel.set_xlabel(ACROSS[record.against])
+            panel.locator_params(axis="x", nbins=5)
         _join(axes[0], record)
         marks = [(name, line("-", *_style(i))) for i, name in enumerate(names)]
-        ends = [("Pareto front", line("--", INK)), ("knee", line("", RED, "o", hollow=True))]
+        ends = [("Pareto front", line("--", INK))]
+        if record.knee:
+            ends.append((f"knee: {record.knee}", line("", RED, "o", hollow=True)))
         key(drawing, [*marks, *ends])
     return drawing
 
@@ -209,7 +212,7 @@ def _draw(axes: Axes, record: ScanRecord, names: list[str], read: Any) -> None:
 
 
 def _join(axes: Axes, record: ScanRecord) -> None:
-    """The front's steps through its points, and the knee's name."""
+    """The front's steps through its points."""
     spots = sorted(
         (price(point, record.against, record.base_perplexity), point.read.delta_logodds.value)
         for point in record.points
@@ -217,9 +220,3 @@ def _join(axes: Axes, record: ScanRecord) -> None:
     )
     steps = {"drawstyle": "steps-pre", "color": INK, "lw": 1, "ls": "--", "zorder": 2}
     axes.plot([x for x, _ in spots], [y for _, y in spots], **steps)
-    for point in record.points:
-        if point.name == record.knee:
-            x = price(point, record.against, record.base_perplexity)
-            spot = (x, point.read.delta_logodds.value)
-            place = {"xytext": (0, 16), "textcoords": "offset points", "ha": "center"}
-            axes.annotate(f"knee: {point.name}", spot, color=RED, size=9, **place)
