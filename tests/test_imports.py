@@ -21,7 +21,8 @@ ORDER = [
     {"checks"},
     {"stages", "history", "plan"},
     {"loop"},
-    {"listing", "commands", "reading", "scan"},
+    {"asking", "listing", "commands", "scan"},
+    {"reading", "before"},
 ]
 """Lower floors first; a module imports from its own package and from floors below it."""
 

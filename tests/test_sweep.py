@@ -427,11 +427,11 @@ def test_a_band_that_cannot_reach_the_target_is_left_out_with_its_reason(
         (["--bands", "0.6-0.4"], "is not a band"),
         (["--bands", "middle"], "two rising fractions"),
         (["--bands"], "no band"),
-        (["--doses", "0"], "greater than 0"),
+        (["--doses", "0"], "--doses: given 0; allowed"),
         (["--doses"], "no dose"),
         (["--contexts", "5000"], "contexts are bundled"),
         (["--vignettes", "evryday"], "Perhaps you meant 'everyday'"),
-        (["--target-kl", "-1"], "greater than or equal to 0"),
+        (["--target-kl", "-1"], "--target-kl: given -1; allowed"),
     ],
 )
 def test_a_wrong_scan_is_one_clear_message(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 from pydantic.fields import FieldInfo
 
 from steerheal.errors import UserError
@@ -80,10 +80,12 @@ def _not_empty(value: object) -> object:
     return _place(value) if isinstance(value, str) else value
 
 
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MOST_TEXT)]
+"""What a model is told or asked."""
 Label = Annotated[str, Field(max_length=MOST_NAME), AfterValidator(_plain)]
 Place = Annotated[str, Field(max_length=MOST_PATH), AfterValidator(_place)]
 """A name of something or a path; the field says what empty means."""
-FilePath = Annotated[Path, BeforeValidator(_not_empty)]
+FilePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(Path.expanduser)]
 
 
 def folder_name(text: str) -> str:
@@ -120,18 +122,23 @@ def read_text(file: Path, *, what: str, most: int) -> str:
         UserError: unreadable, too large, or not UTF-8.
     """
     try:
-        with file.expanduser().open("rb") as stream:
+        with file.open("rb") as stream:
             raw = stream.read(most + 1)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"Cannot read {what} {file}: {why}.") from error
+    return decoded(raw, what=f"{what} {file}", most=most)
+
+
+def decoded(raw: bytes, *, what: str, most: int) -> str:
+    """A user's bytes as text; as in `read_text`."""
     if len(raw) > most:
-        raise UserError(f"{what} {file} has more than {most:,} bytes, the most that is read.")
+        raise UserError(f"{what} has more than {most:,} bytes, the most that is read.")
     try:
         return raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{what} {file} is not UTF-8 text (byte {error.start}). Save it as UTF-8."
+            f"{what} is not UTF-8 text (byte {error.start}). Save it as UTF-8."
         ) from error
 
 
@@ -156,7 +163,8 @@ def allowed(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
         return _several(get_args(annotation), flat)
     if annotation in (int, float):
         return ("a whole number" if annotation is int else "a number") + _range(flat)
-    longest = next((m.max_length for m in flat if isinstance(m, MaxLen)), None)
+    lengths = [getattr(m, "max_length", None) for m in flat]
+    longest = next((length for length in lengths if length), None)
     names = {bool: "true or false", Path: "a path", str: "text"}
     return names.get(annotation, "a table") + (
         f" of at most {longest} characters" if longest else ""

@@ -23,10 +23,13 @@ from steerheal.bounds import (
     RoundOrBest,
     Seed,
     Temperature,
+    Text,
     Tokens,
     TokensOrNone,
+    decoded,
 )
 from steerheal.config import (
+    MOST_BYTES,
     MOST_LISTED,
     Conditions,
     Doses,
@@ -113,8 +116,9 @@ class SampleCommand(Command):
     """Round whose student answers, from 1; 0 is the run's best."""
     gate: Gate = 1.0
     """Dial on every adapter of the history; 0 is the base."""
-    prompt: tuple[str, ...] = ()
-    """What is asked; the persona's show prompts when not given."""
+    prompt: Annotated[tuple[Text, ...], Field(max_length=1_000)] = ()
+    """What is asked, one or more; - takes a prompt from every line of standard input; the persona's
+    show prompts when not given."""
     tokens: Tokens = 96
     """Longest answer, in tokens."""
     temperature: Temperature = 0.7
@@ -133,7 +137,7 @@ class ExportCommand(Command):
     round: RoundOrBest = 0
     """Last round of the history, from 1; 0 is the run's best."""
     gate: Gate = 1.0
-    """Dial on every adapter of the history."""
+    """Dial on every adapter of the history; 0 is the base, whose adapter changes nothing."""
     out: FilePath | None = None
     """Where to; `<run>/export-<format>` when not given."""
 
@@ -160,15 +164,17 @@ class ReadCommand(Command):
     seed: Seed = 0
     """Seed of the free answers."""
 
-    def measure(self, **others: int) -> MeasureSettings:
+    def measure(self) -> MeasureSettings:
         """The options as settings of an evaluation."""
         named = ReadCommand.model_fields.keys() & MeasureSettings.model_fields.keys()
-        shared = self.model_dump(include=set(named))
-        return MeasureSettings.model_validate(shared | others)
+        return MeasureSettings.model_validate(self.model_dump(include=set(named)))
 
 
 class EvaluateCommand(ReadCommand):
-    """Reads a model, a run's round or a PEFT adapter; compares two readings with intervals."""
+    """Reads a model, a run's round or a PEFT adapter; compares two readings with intervals.
+
+    A run is read as it was read in its making, except for what is given here.
+    """
 
     target: Annotated[FilePath | None, POSITIONAL] = None
     """A run folder, a PEFT adapter folder, or readings saved with --json; nothing is the model."""
@@ -177,9 +183,19 @@ class EvaluateCommand(ReadCommand):
     round: RoundOrBest = 0
     """Round of the run, from 1; 0 is the run's best."""
     gate: Gate = 1.0
-    """Dial on every adapter."""
+    """Dial on every adapter; 0 is the base."""
     persona: Place = "love"
     """Whose axis and prompts are read, when the target is not a run."""
+    quick: bool = False
+    """Read no more than preset quick does: fewer vignettes, fewer and shorter free answers."""
+    prompts: Annotated[Count, Field(ge=2)] | None = None
+    """The persona's evaluation prompts that are answered freely; 32, or the run's own."""
+    tokens: Tokens | None = None
+    """Longest free answer, in tokens; 48, or the run's own."""
+    long_prompts: CountOrNone | None = None
+    """Open prompts answered at length; 0 is none; 8, or the run's own."""
+    json_prompts: CountOrNone | None = None
+    """Requests for JSON that are answered freely; 0 is none; 12, or the run's own."""
     guard: Annotated[tuple[Label, ...], Field(max_length=MOST_LISTED)] = ()
     """Outside damage guards, as lm_eval:TASK."""
     json_out: Annotated[FilePath | None, As(name="json")] = None
@@ -263,6 +279,8 @@ def _dispatch(argv: list[str], console: Console, works: Callable[[], None]) -> N
         console.say(help_of(argv[0], argv[1:]))
         return
     options = parse(argv[0], argv[1:])
+    # Late, since it reads records and files, which help and mistakes on the line do not need.
+    importlib.import_module("steerheal.before").check(options)
     # The one late import: help, personas and mistakes on the line must not wait for torch.
     homes = {
         "personas": "steerheal.listing",
@@ -333,6 +351,19 @@ def help_of(name: str, argv: Sequence[str]) -> str:
     return page(name, RunCommand, argv, RunCommand(preset=preset, settings=settings))
 
 
+def _with_piped(prompts: Sequence[str]) -> list[str]:
+    """The prompts, with the lines of standard input where a hyphen stands.
+
+    Raises:
+        UserError: there is nothing to read.
+    """
+    text = decoded(sys.stdin.buffer.read(MOST_BYTES + 1), what="standard input", most=MOST_BYTES)
+    piped = [line for line in text.split("\n") if line.strip()]
+    if not piped:
+        raise UserError("--prompt -: standard input holds no prompt.")
+    return [line for prompt in prompts for line in (piped if prompt == "-" else [prompt])]
+
+
 KINDS: dict[str, type[Command]] = {
     "run": RunCommand,
     "personas": PersonasCommand,
@@ -355,4 +386,6 @@ def parse(name: str, argv: Sequence[str]) -> Command:
     if name == "run":
         line = shlex.join(["steerheal", "run", *argv])
         return parse_run(given).model_copy(update={"line": line})
+    if "-" in given.values.get("prompt", ()):
+        given.values["prompt"] = _with_piped(given.values["prompt"])
     return _parse(KINDS[name], given)

@@ -169,15 +169,15 @@ def sample(options: SampleCommand, console: Console) -> None:
     record = read_run(options.run)
     chat, history, number = student_of(record, options.run, options.round, options.gate, console)
     prompts = options.prompt or tuple(record.persona["prompts"]["show"])
-    if not all(prompt.strip() for prompt in prompts):
-        raise UserError("An empty prompt was given; say what is asked after --prompt.")
     sampling = SamplingSettings(tokens=options.tokens, temperature=options.temperature)
     draws = [Draw(prompt, 0.0, options.seed + i) for i, prompt in enumerate(prompts)]
     with console.stage("base", len(draws)) as progress:
         before = generate(chat, draws, sampling, progress=progress)
     name = f"round {number}, gate {options.gate:g}"
-    with console.stage(name, len(draws)) as progress, folded(chat, history):
-        after = generate(chat, draws, sampling, progress=progress)
+    after = before
+    if options.gate != 0:
+        with console.stage(name, len(draws)) as progress, folded(chat, history):
+            after = generate(chat, draws, sampling, progress=progress)
     rows = [(a.prompt, a.text, b.text) for a, b in zip(before, after, strict=True)]
     console.side_by_side(rows, ("base", name))
 
@@ -192,7 +192,8 @@ def export(options: ExportCommand, console: Console) -> None:
     make = {"peft": export_peft, "merged": export_merged}[options.format]
     probes = [*record.persona["prompts"]["show"]]
     made = make(chat, history, out, probes)
-    console.say(f"{made.what} of rounds 1 to {number} at gate {options.gate:g}: {out}")
+    base = "" if options.gate else ", which is the base: the rounds change nothing in it"
+    console.say(f"{made.what} of rounds 1 to {number} at gate {options.gate:g}{base}: {out}")
     console.say(
         f"largest logit difference to the gated model: {made.difference:.2e} "
         f"(logits reach {made.scale:.1f}; {len(probes)} prompts)"

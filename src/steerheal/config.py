@@ -558,7 +558,7 @@ def read_toml(file: Path) -> dict[str, Any]:
     Raises:
         UserError: unreadable, too large, nested too deeply, or not TOML.
     """
-    text = read_text(file, what="the file", most=MOST_BYTES)
+    text = read_text(file.expanduser(), what="the file", most=MOST_BYTES)
     try:
         return tomllib.loads(text)
     except RecursionError as error:

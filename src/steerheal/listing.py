@@ -1,8 +1,16 @@
 """`steerheal personas`: the personas as text; no torch."""
 
+import re
+import shlex
+
+from steerheal import prompts
+from steerheal.bounds import shorten
 from steerheal.cli import PersonasCommand
+from steerheal.config import MeasureSettings
 from steerheal.console import Console
-from steerheal.steer.persona import built_in, find
+from steerheal.steer.persona import Persona, alike, built_in, find
+
+NEGATIONS = {"not", "never", "no", "don't", "doesn't", "won't", "cannot", "can't", "without"}
 
 
 def personas(options: PersonasCommand, console: Console) -> None:
@@ -11,17 +19,64 @@ def personas(options: PersonasCommand, console: Console) -> None:
         _table(console)
         return
     persona = find(options.name, reverse=options.reverse)
+    if options.name not in built_in():
+        _verdict(options.name, persona, console)
     console.say(f"{persona.name}: {persona.title}")
     for pole in ("positive", "negative", "neutral"):
         console.say(f"{pole:9} {getattr(persona, pole)}")
     axis = persona.axis
     console.say(f"axis      {axis.foundation} {'up' if axis.sign > 0 else 'down'}")
     console.say(f"off       {', '.join(axis.off_target) or 'none'}")
-    for pool in ("train", "evaluate", "show"):
-        prompts = getattr(persona.prompts, pool)
-        console.say(f"\n{pool} ({len(prompts)})")
-        for prompt in prompts:
+    for name, pool in pools_of(persona).items():
+        console.say(f"\n{name} ({len(pool)})")
+        for prompt in pool:
             console.say(f"  {prompt}")
+
+
+def _verdict(name: str, persona: Persona, console: Console) -> None:
+    """Says that a file is a whole persona, what a run takes of it, and what looks like a slip."""
+    pools = pools_of(persona)
+    counts = ", ".join(f"{len(pool)} {name}" for name, pool in pools.items())
+    console.say(f"{name} is a persona that runs: {counts} prompts.")
+    want, have = MeasureSettings().prompts, len(persona.prompts.evaluate)
+    if want > have:
+        console.say(f"  {prompts.cut('measure.prompts', want, persona.name, have)}")
+    for warning in warnings(persona):
+        console.say(f"  warning: {warning}")
+    console.say(f"Run it with `{shlex.join(['steerheal', 'run', name])}`.\n")
+
+
+def pools_of(persona: Persona) -> dict[str, tuple[str, ...]]:
+    """A persona's prompts by what they are for."""
+    return {name: getattr(persona.prompts, name) for name in type(persona.prompts).model_fields}
+
+
+def warnings(persona: Persona) -> list[str]:
+    """What is allowed and yet looks like a slip.
+
+    Prompts that nearly repeat another, poles of unlike length, and negations, which a direction may
+    pick up instead of the trait.
+    """
+    found = []
+    seen: dict[tuple[str, ...], str] = {}
+    for name, pool in pools_of(persona).items():
+        for prompt in pool:
+            key = tuple(sorted(set(re.findall(r"\w+", alike(prompt)))))
+            if key in seen:
+                found.append(f"{shorten(prompt)!r} in {name} has the words of {seen[key]}")
+            seen[key] = f"{shorten(prompt)!r} in {name}"
+    lengths = [len(pole.split()) for pole in (persona.positive, persona.negative)]
+    if max(lengths) > 2 * min(lengths):
+        found.append(
+            f"the poles have {lengths[0]} and {lengths[1]} words: a direction between texts of "
+            "unlike length holds the length too"
+        )
+    for name in ("positive", "negative"):
+        if words := NEGATIONS & set(re.findall(r"[\w']+", getattr(persona, name).lower())):
+            found.append(
+                f"the {name} pole negates ({', '.join(sorted(words))}): say the opposite instead"
+            )
+    return found
 
 
 def _table(console: Console) -> None:

@@ -4,16 +4,10 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from steerheal.cli import EvaluateCommand, ReadCommand
-from steerheal.config import (
-    MeasureSettings,
-    ModelSettings,
-    RunConfig,
-    SamplingSettings,
-    validated,
-)
+from steerheal.asking import Asked, asked, is_run, kept_base
+from steerheal.cli import EvaluateCommand
+from steerheal.config import MeasureSettings, ModelSettings, validated
 from steerheal.console import Console, shown
-from steerheal.errors import UserError
 from steerheal.history import round_of, student_of
 from steerheal.measure import guards, summary
 from steerheal.measure.auto import resolve
@@ -26,7 +20,7 @@ from steerheal.models.model import ChatModel
 from steerheal.records import FOUNDATIONS, Comparison, Evaluation, Reading, Scores
 from steerheal.stages import Student
 from steerheal.state.adapter import Adapter
-from steerheal.state.fold import Gated, folded
+from steerheal.state.fold import Gated, folded, refuse_unfit
 from steerheal.steer.persona import Persona, find
 from steerheal.store import read_record, read_run, read_scores, write_record
 
@@ -35,19 +29,21 @@ BAR = 24
 
 
 class Target(NamedTuple):
-    """What is read: a model with a history, and whose axis matters."""
+    """What is read: a model with a history, and how."""
 
     chat: ChatModel
     history: tuple[Gated, ...]
     persona: Persona
     name: str
+    ask: Asked
+    base: Scores | None = None
+    """The run's own readings of its base, where they hold what is asked."""
 
 
 def evaluate(options: EvaluateCommand, console: Console) -> None:
     """`steerheal evaluate`."""
-    _refuse_unused(options)
     other = None if options.against is None else _saved(options.against, console)
-    if options.target is not None and options.target.suffix == ".json":
+    if options.target is not None and options.target.is_file():
         found = read_record(options.target, Evaluation)
     else:
         found = _read(options, console)
@@ -60,69 +56,27 @@ def evaluate(options: EvaluateCommand, console: Console) -> None:
         _show_comparison(compare(found.scores, other, axis), str(options.against), console)
 
 
-def _refuse_unused(options: EvaluateCommand) -> None:
-    """What a saved reading, a run, or a run compared with has settled already."""
-    plain = EvaluateCommand()
-    given = {name for name, value in options if value != getattr(plain, name)}
-    reading = {*ReadCommand.model_fields} - {"model", "seed"}
-    why: dict[str, set[str]] = {}
-    if options.target is not None and options.target.suffix == ".json":
-        why["the target is a saved reading"] = given - {"target", "against", "json_out"}
-    elif _is_run(options.target):
-        why["the target is a run, which has its own"] = given & {"model", "persona"}
-    if _is_run(options.against):
-        why["a target is read as the run that it is held against was"] = given & reading
-    for reason, names in why.items():
-        if names:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
-            raise UserError(f"Without effect: {flags}, since {reason}. Leave it out.")
-
-
-def _is_run(path: Path | None) -> bool:
-    return path is not None and (path / "run.json").is_file()
-
-
-def _asked(options: EvaluateCommand, persona: Persona) -> tuple[MeasureSettings, SamplingSettings]:
-    """How to read: as the run that the target is held against, else as the options say."""
-    if options.against is not None and _is_run(options.against):
-        config = validated(RunConfig, read_run(options.against).config, source=str(options.against))
-        return config.measure, config.sampling
-    most = min(MeasureSettings().prompts, len(persona.prompts.evaluate))
-    return options.measure(prompts=most), SamplingSettings()
-
-
 def _read(options: EvaluateCommand, console: Console) -> Evaluation:
     target = _target(options, console)
-    chat, history, persona, name = target
-    settings, sampling = _asked(options, persona)
-    for guard in options.guard:
-        guards.known(guard)
-    settings, tried = resolve(chat, settings, persona.axis)
+    chat, history, persona, ask = target.chat, target.history, target.persona, target.ask
+    refuse_unfit(chat, history)
+    settings, tried = resolve(chat, ask.measure, persona.axis)
     for attempt in tried:
         console.note(in_words(attempt))
-    states: dict[str, Scores] = {}
-    for state, items in (("base", ()), ("healed", history)):
-        if state == "healed" and not history:
-            continue
-        with console.stage(f"reading {state}", size(settings, persona)) as progress:
-            states[state] = evaluate_state(
-                chat,
-                state,
-                Student(chat, items).entered,
-                persona,
-                settings,
-                sampling=sampling,
-                seed=options.seed,
-                progress=progress,
-            )
-    base, last = states["base"], states.get("healed", states["base"])
+    base = target.base
+    if base is None:
+        base = _scores("base", (), target, settings, console)
+    else:
+        console.note("base: the run's own readings of it")
+    live = tuple(item for item in history if item.gate != 0)
+    last = _scores("healed", live, target, settings, console) if live else base
     console.note(in_words(qualify(base, persona.axis)))
     outside: dict[str, float] = {}
-    with folded(chat, history):
+    with folded(chat, live):
         for guard in options.guard:
             outside |= guards.read(chat, guard)
     return Evaluation(
-        target=name,
+        target=target.name,
         model=chat.name,
         dtype=str(chat.net.dtype).removeprefix("torch."),
         persona=persona.model_dump(mode="json"),
@@ -132,27 +86,63 @@ def _read(options: EvaluateCommand, console: Console) -> Evaluation:
         guards=outside,
         rows=last.vignettes,
         others=last.model_copy(update={"vignettes": ()}),
+        how=ask.how,
+        settings=settings.model_dump(mode="json") | {"seed": ask.seed},
     )
 
 
+def _scores(
+    state: str,
+    history: tuple[Gated, ...],
+    target: Target,
+    settings: MeasureSettings,
+    console: Console,
+) -> Scores:
+    with console.stage(f"reading {state}", size(settings, target.persona)) as progress:
+        return evaluate_state(
+            target.chat,
+            state,
+            Student(target.chat, history).entered,
+            target.persona,
+            settings,
+            sampling=target.ask.sampling,
+            seed=target.ask.seed,
+            progress=progress,
+        )
+
+
 def _target(options: EvaluateCommand, console: Console) -> Target:
+    """What the options name, and how it is read; that is settled before anything is loaded."""
     where = options.target
-    if where is not None and _is_run(where):
+    if where is not None and is_run(where):
         record = read_run(where)
+        persona = validated(Persona, record.persona, source=str(where))
+        ask = _announced(asked(options, persona), console)
         chat, history, number = student_of(record, where, options.round, options.gate, console)
-        persona = Persona.model_validate(record.persona)
-        return Target(chat, history, persona, f"{where} round {number}, gate {options.gate:g}")
+        base = kept_base(where, record, chat, ask, persona)
+        if base is not None:
+            measure = ask.measure.model_copy(update={"instrument": base.instrument})
+            ask = ask._replace(measure=measure)
+        name = f"{where} round {number}, gate {options.gate:g}"
+        return Target(chat, history, persona, name, ask, base)
     persona = find(options.persona)
+    ask = _announced(asked(options, persona), console)
     adapter = None if where is None else Gated(Adapter.load(where), options.gate)
     chat = load(ModelSettings(name=options.model))
     if adapter is None:
-        return Target(chat, (), persona, chat.name)
-    return Target(chat, (adapter,), persona, f"{where} on {chat.name}")
+        return Target(chat, (), persona, chat.name, ask)
+    name = f"{where}, gate {options.gate:g}, on {chat.name}"
+    return Target(chat, (adapter,), persona, name, ask)
+
+
+def _announced(ask: Asked, console: Console) -> Asked:
+    console.note(ask.how)
+    return ask
 
 
 def _saved(path: Path, console: Console) -> Scores:
     """Readings to compare with, from a file or a run's best round."""
-    if path.suffix == ".json":
+    if path.is_file():
         return read_record(path, Evaluation).scores
     record = read_run(path)
     return read_scores(path, round_of(record, path, 0, console) - 1, "healed")
@@ -170,6 +160,7 @@ def _show(found: Evaluation, console: Console) -> None:
         for name in FOUNDATIONS
     ]
     title = f"{found.target} · {found.instrument} · {len(found.rows)} vignettes"
+    title += f" · {found.how}" if found.how else ""
     console.table(title, ("foundation", "nats", "mean probability", "change from the base"), rows)
     readings: list[tuple[str, Reading | float | None]] = [
         ("persona log-odds [nats/token]", sums.persona_logodds),

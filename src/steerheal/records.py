@@ -359,6 +359,10 @@ class Evaluation(Record):
     rows: tuple[VignetteRow, ...]
     others: Scores
     """The rest of what was read; its vignettes are in `rows`."""
+    how: str = ""
+    """How it was read: as a run was, and what was read otherwise."""
+    settings: dict[str, Any] = {}
+    """The evaluation's settings, and its seed."""
 
     @property
     def scores(self) -> Scores:

@@ -5,9 +5,12 @@ The harness is optional and heavy; this module is the only one that knows it.
 
 import importlib
 import importlib.util
+from typing import TYPE_CHECKING
 
 from steerheal.errors import UserError
-from steerheal.models.model import ChatModel
+
+if TYPE_CHECKING:
+    from steerheal.models.model import ChatModel
 
 HARNESS = "lm_eval"
 
@@ -26,7 +29,7 @@ def known(guard: str) -> str:
     return task
 
 
-def read(chat: ChatModel, guard: str, *, limit: int | None = None) -> dict[str, float]:
+def read(chat: "ChatModel", guard: str, *, limit: int | None = None) -> dict[str, float]:
     """The task's metrics on the model in its present state, by name.
 
     Args:

@@ -6,18 +6,21 @@ The package is optional; its think budget is at least 1, and it reads no doses p
 import importlib
 import importlib.util
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from steerheal.errors import UserError
 from steerheal.measure.vignettes import COARSE, Vignette
-from steerheal.models.model import ChatModel
 from steerheal.records import FOUNDATIONS, VignetteRow
+
+if TYPE_CHECKING:
+    from steerheal.models.model import ChatModel
 
 NAME = "moralmaps"
 HOW = "pip install git+https://github.com/wassname/moral-maps"
 
 
-def read(chat: ChatModel, vignettes: Sequence[Vignette], *, think: int) -> list[VignetteRow]:
-    """A row per vignette, in the order given, as upstream reads it.
+def refuse_absent(think: int) -> None:
+    """Looks whether upstream can read at all, before anything is loaded.
 
     Raises:
         UserError: the package is not installed, or thinking is off.
@@ -29,6 +32,15 @@ def read(chat: ChatModel, vignettes: Sequence[Vignette], *, think: int) -> list[
         )
     if think < 1:
         raise UserError("The instrument moralmaps needs measure.think of at least 1.")
+
+
+def read(chat: "ChatModel", vignettes: Sequence[Vignette], *, think: int) -> list[VignetteRow]:
+    """A row per vignette, in the order given, as upstream reads it.
+
+    Raises:
+        UserError: the package is not installed, or thinking is off.
+    """
+    refuse_absent(think)
     upstream = importlib.import_module(NAME)
     names = {name: label for label, name in COARSE.items()}
     rows: dict[tuple[str, str], VignetteRow] = {}

@@ -5,17 +5,19 @@ In: nothing or a JSON file. Out: a `Protocol`, which writes the user turn for an
 
 import json
 from collections.abc import Sequence
-from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from steerheal.bounds import read_text
 from steerheal.config import validated
 from steerheal.errors import UserError
 from steerheal.measure.vignettes import COARSE
 from steerheal.prompts import data
 from steerheal.records import FOUNDATIONS, Record
+
+MOST_BYTES = 1_000_000
 
 
 class Protocol(Record):
@@ -125,12 +127,10 @@ def load(path: Path | None = None) -> Protocol:
     Raises:
         UserError: unreadable, not JSON, a missing, unknown or wrong field.
     """
-    file: Path | Traversable = data().joinpath("protocol.json") if path is None else path
+    file = cast(Path, data().joinpath("protocol.json")) if path is None else path
     source = f"Protocol {path}" if path else "The bundled protocol"
     try:
-        values = json.loads(file.read_bytes())
-    except OSError as error:
-        raise UserError(f"{source} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+        values = json.loads(read_text(file, what="protocol", most=MOST_BYTES))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{source} is not JSON: {error}.") from error
     return validated(Protocol, values, source=source)

@@ -8,9 +8,7 @@ from collections.abc import Iterable, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
-
+from steerheal.bounds import MOST_TEXT, read_text, shorten
 from steerheal.config import MeasureSettings
 from steerheal.errors import UserError, unknown
 from steerheal.prompts import data
@@ -23,6 +21,7 @@ COARSE = {
 }
 BUNDLED = ("everyday", "ai")
 HUB = "wassname/tiny-mfv"
+MOST_BYTES = 100_000_000
 MOST = 20_000
 """More vignettes than this are a mistake: reading them takes hours on a laptop."""
 
@@ -106,6 +105,9 @@ def _under(path: Path, condition: str) -> Path:
 
 
 def _from_hub(subset: str, condition: str) -> list[Vignette]:
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415  slow, and seldom needed
+    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+
     file = f"{subset}/vignettes_{condition}_violate.jsonl"
     try:
         path = hf_hub_download(HUB, file, repo_type="dataset")
@@ -118,10 +120,10 @@ def _from_hub(subset: str, condition: str) -> list[Vignette]:
 
 
 def _parse(file: Path | Traversable, name: str, condition: str) -> list[Vignette]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read vignettes {name}: {error}.") from error
+    if isinstance(file, Path):
+        lines = read_text(file, what="vignettes", most=MOST_BYTES).split("\n")
+    else:
+        lines = file.read_text(encoding="utf-8").split("\n")
     vignettes = [
         _row(line, f"{name}, line {number}", condition)
         for number, line in enumerate(lines, 1)
@@ -136,15 +138,19 @@ def _parse(file: Path | Traversable, name: str, condition: str) -> list[Vignette
 def _row(line: str, place: str, condition: str) -> Vignette:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: not JSON ({error}).") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: not a JSON object: {shorten(line)}")
     missing = [key for key in ("id", "foundation_coarse", "text") if key not in row]
     if missing:
         raise UserError(f"{place}: lacks {', '.join(missing)}.")
-    if row["foundation_coarse"] not in COARSE:
+    if str(row["foundation_coarse"]) not in COARSE:
         raise unknown(f"foundation in {place}", str(row["foundation_coarse"]), COARSE)
-    if not str(row["text"]).strip():
-        raise UserError(f"{place}: the text is empty.")
+    if not isinstance(row["text"], str) or not row["text"].strip():
+        raise UserError(f"{place}: the text is empty or no text.")
+    if len(row["text"]) > MOST_TEXT:
+        raise UserError(f"{place}: the text has more than {MOST_TEXT:,} characters.")
     for key, value in row.items():
         if key.startswith("human_") and not (isinstance(value, int | float) and value >= 0):
             raise UserError(f"{place}: the label {key} is {value!r}, not a share.")

@@ -83,6 +83,16 @@ def merged(chat: ChatModel, history: Sequence[Gated]) -> Iterator[None]:
                 layers[name].weight.copy_(weight)
 
 
+def refuse_unfit(chat: ChatModel, history: Sequence[Gated]) -> None:
+    """Looks whether every adapter's layers are the model's, before anything is read.
+
+    Raises:
+        UserError: an adapter does not fit the model.
+    """
+    for name in sorted({name for item in history for name in item.adapter.pairs}):
+        _linear(chat, name, history)
+
+
 def assert_alive(chat: ChatModel, adapter: Adapter, ids: Sequence[int]) -> Alive:
     """Checks that an adapter changes the logits at gate 1, and that gate 0 gives the model back.
 

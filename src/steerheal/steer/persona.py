@@ -9,14 +9,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from steerheal.bounds import MOST_TEXT, FolderName, shorten
+from steerheal.bounds import FolderName, Text, shorten
 from steerheal.config import read_toml, validated
 from steerheal.errors import unknown
 from steerheal.records import Record
 
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MOST_TEXT)]
 Pool = Annotated[tuple[Text, ...], Field(max_length=10_000)]
 Foundation = Literal["care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social"]
 
