@@ -25,6 +25,7 @@ from transformers import (
 
 from steerheal.config import ModelSettings, SamplingSettings
 from steerheal.errors import UserError
+from steerheal.models import hub
 from steerheal.models.chat import decode, prompt_ids, text_ids
 from steerheal.models.generate import Draw, generate
 from steerheal.models.load import load, wrap
@@ -287,3 +288,53 @@ def test_a_template_file_stands_in_and_counts_as_part_of_the_model(tmp_path: Pat
         settings.model_copy(update={"template": str(file)}).template_text()
     with pytest.raises(UserError, match="Cannot read the chat template"):
         settings.model_copy(update={"template": str(tmp_path / "none")}).template_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("two words", "no folder or file 'two words', and it cannot be a hub id"),
+        ("a/b/c", "cannot be a hub id"),
+        ("./near", "cannot be a hub id"),
+        ("model.safetensors", "There is no file model.safetensors"),
+        ("some/where.GGUF", "There is no GGUF file"),
+    ],
+)
+def test_a_name_that_can_be_no_model_is_refused_without_asking_anybody(
+    name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "only_cached", lambda *_: pytest.fail("asked"))
+    with pytest.raises(UserError, match=message):
+        load(ModelSettings(name=name, device="cpu"))
+
+
+class Hub:
+    """A hub that fails at every call, and counts them."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.patience = error, []
+
+    def model_info(self, _: str, *, revision: str | None, timeout: float) -> None:
+        assert revision is None
+        self.patience.append(timeout)
+        raise self.error
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_for_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    silent = Hub(ConnectionError("no route"))
+    monkeypatch.setattr(hub, "HfApi", lambda: silent)
+    with pytest.raises(UserError, match=r"not in the local cache, and the hub .* \(no route\)"):
+        load(ModelSettings(name="no/such-model", device="cpu"))
+    assert silent.patience == [hub.PATIENCE] and hub.PATIENCE <= 5
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_, **__: "config.json")
+    assert hub.only_cached("no/such-model", None)
+
+
+def test_a_model_with_its_own_code_names_the_setting_that_runs_it(tmp_path: Path) -> None:
+    own = {"auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnModel"}}
+    settings = folder(tmp_path, config={"model_type": "own", **own})
+    with pytest.raises(UserError, match=r"only with --model\.trust-remote-code") as caught:
+        load(settings)
+    assert "\n" not in str(caught.value)

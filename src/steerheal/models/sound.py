@@ -60,17 +60,17 @@ def _cut(text: str) -> str:
 def refuse_vocabulary(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Every token must have a row in the embedding and in the head.
 
-    A token that stands for an image or a sound may lie beyond: text does not hold it.
+    A named token may lie beyond, if it neither begins nor ends a text: padding, the unknown, what
+    stands for an image. Only a text that spells it out would need it.
 
     Raises:
         UserError: the tokenizer has tokens that the model has not.
     """
     rows = vocabulary(net)
-    standard = set(type(tokenizer).SPECIAL_TOKENS_ATTRIBUTES)  # an instance adds its own
-    named = {key: str(word) for key, word in tokenizer.special_tokens_map.items()}
-    elsewhere = {word for key, word in named.items() if key not in standard}
+    named = tokenizer.special_tokens_map.items()
+    spared = {str(word) for key, word in named if key not in {"bos_token", "eos_token"}}
     beyond = {
-        word: i for word, i in tokenizer.get_vocab().items() if i >= rows and word not in elsewhere
+        word: i for word, i in tokenizer.get_vocab().items() if i >= rows and word not in spared
     }
     if beyond:
         word, last = max(beyond.items(), key=lambda item: item[1])

@@ -9,6 +9,7 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixi
 
 from steerheal.errors import UserError, first_line
 from steerheal.models.batch import SHARED
+from steerheal.models.cache import slides
 from steerheal.models.generate import prefilled, read_on
 from steerheal.models.model import ChatModel
 from steerheal.models.score import hidden_after_shared
@@ -30,11 +31,13 @@ def refuse_cache(chat: ChatModel) -> None:
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocabulary(chat.net), (OPENING + 16,), generator=random).tolist()
     opening = ids[:OPENING]
-    rows = [opening + ids[OPENING : OPENING + 4], opening + ids[OPENING + 4 :]]
+    long, short = opening + ids[OPENING + 4 :], opening + ids[OPENING : OPENING + 4]
     reason = ""
     try:
-        alone = [chat.hidden(torch.tensor([row], device=chat.device))[0] for row in rows]
-        if not _alike(alone, _shared(chat, rows)) or not _alike(alone, _decoded(chat, rows)):
+        alone = chat.hidden(torch.tensor([short], device=chat.device))[0]
+        # Sampling shares an opening too, but not with a window that slides.
+        ways = [_decoded, _shared] if slides(chat) else [_decoded]
+        if not all(_alike(alone, read(chat, [long, short])) for read in ways):
             reason = "rows read together differ from the same rows read alone"
     except Exception as error:  # noqa: BLE001  whatever a layer lacks comes up in its own words
         reason = f"reading rows together fails ({type(error).__name__}: {first_line(error)[:-1]})"
@@ -45,29 +48,26 @@ def refuse_cache(chat: ChatModel) -> None:
         )
 
 
-def _shared(chat: ChatModel, rows: Sequence[list[int]]) -> list[Tensor]:
-    """The rows' states after their opening, which is read once."""
+def _shared(chat: ChatModel, rows: Sequence[list[int]]) -> Tensor:
+    """The last row's states after the opening, which is read once."""
     hidden, start = hidden_after_shared(chat, rows)
-    return [hidden[i, : len(row) - start] for i, row in enumerate(rows)]
+    return hidden[-1, : len(rows[-1]) - start]
 
 
-def _decoded(chat: ChatModel, rows: Sequence[list[int]]) -> list[Tensor]:
-    """The states of the rows' last two tokens, as sampling reads them: left-padded, one by one."""
+def _decoded(chat: ChatModel, rows: Sequence[list[int]]) -> Tensor:
+    """The last row's last two states, as sampling reads them: left-padded, then one more token."""
     read = prefilled(chat, [row[:-1] for row in rows])
     last = torch.tensor([[row[-1]] for row in rows], device=chat.device)
     mask = torch.cat([read.mask, torch.ones_like(last)], dim=1)
     step = read_on(chat, last, mask, read.cache, read.positions[:, -1:] + 1)
-    return list(torch.cat([read.hidden[:, -1:], step], dim=1))
+    return torch.cat([read.hidden[-1, -1:], step[-1]])
 
 
-def _alike(alone: Sequence[Tensor], together: Sequence[Tensor]) -> bool:
-    """Whether the last states of rows agree, as far as the precision goes."""
-    for one, other in zip(alone, together, strict=True):
-        true, found = one[-len(other) :].float(), other.float()
-        limit = APART.get(one.dtype, 0.1)
-        if not bool(((true - found).norm(dim=-1) <= limit * true.norm(dim=-1)).all()):
-            return False
-    return True
+def _alike(alone: Tensor, together: Tensor) -> bool:
+    """Whether the last states of a row agree, as far as the precision goes."""
+    true, found = alone[-len(together) :].float(), together.float()
+    limit = APART.get(alone.dtype, 0.1)
+    return bool(((true - found).norm(dim=-1) <= limit * true.norm(dim=-1)).all())
 
 
 def _kept(chat: ChatModel) -> str:
