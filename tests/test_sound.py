@@ -154,6 +154,13 @@ def test_a_template_that_does_not_print_the_message_is_refused_at_load(
     assert "\n" not in str(caught.value)
 
 
+def test_several_templates_without_a_default_are_none() -> None:
+    tok = tiny.tokenizer()
+    tok.chat_template = {"rag": tiny.CHATML}
+    with pytest.raises(UserError, match="no chat template"):
+        wrap(tiny.net(), tok, name="several")
+
+
 def with_end(template: str, *tokens: AddedToken) -> PreTrainedTokenizerFast:
     """The tiny tokenizer with more tokens, from id 259 on, and another end of turn."""
     tok = tiny.tokenizer(tiny.CHATML.replace("<|im_end|>\n", template))
@@ -303,7 +310,7 @@ def test_a_template_file_stands_in_and_counts_as_part_of_the_model(tmp_path: Pat
 def test_a_name_that_can_be_no_model_is_refused_without_asking_anybody(
     name: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "only_cached", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(hub, "HfApi", lambda: pytest.fail("asked"))
     with pytest.raises(UserError, match=message):
         load(ModelSettings(name=name, device="cpu"))
 

@@ -70,7 +70,8 @@ def wrap(
         UserError: no chat template, a variable that it does not read, no decoder blocks, or logits
             that the head cannot reproduce.
     """
-    if not tokenizer.chat_template:
+    own = tokenizer.chat_template
+    if not own or (isinstance(own, dict) and "default" not in own):
         raise UserError(
             f"{name} has no chat template. Use an instruction-tuned model, or give one with "
             "--model.template FILE."

@@ -8,7 +8,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from steerheal.errors import UserError, first_line
 from steerheal.models.model import ChatModel
-from steerheal.models.template import LINES_BEFORE
 from steerheal.models.weights import vocabulary
 
 PROBES = ("steerheal-first-probe", "steerheal-second-probe")
@@ -30,10 +29,7 @@ def refuse_template(ask: Callable[[str], str], name: str) -> None:
     try:
         printed = [ask(probe) for probe in PROBES]
     except TemplateSyntaxError as error:
-        line = error.lineno - LINES_BEFORE
-        raise UserError(
-            f"{what} does not parse (line {line}: {first_line(error)}) {advice}"
-        ) from error
+        raise UserError(f"{what} does not parse: {first_line(error)} {advice}") from error
     except TemplateError as error:
         raise UserError(
             f"{what} refuses a plain user's message: {first_line(error)} {advice}"
