@@ -300,7 +300,7 @@ def test_a_template_file_stands_in_and_counts_as_part_of_the_model(tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("two words", "no folder or file 'two words', and it cannot be a hub id"),
+        ("two words", "'two words': there is no such folder or file, and it cannot be a hub id"),
         ("a/b/c", "cannot be a hub id"),
         ("./near", "cannot be a hub id"),
         ("model.safetensors", "There is no file model.safetensors"),

@@ -34,8 +34,8 @@ def refuse_no_id(name: str) -> None:
         validate_repo_id(name)
     except HFValidationError as error:
         raise UserError(
-            f"There is no folder or file {name!r}, and it cannot be a hub id (owner/model). "
-            f"{ADVICE}"
+            f"Cannot load model {name!r}: there is no such folder or file, and it cannot be a hub "
+            f"id (owner/model). {ADVICE}"
         ) from error
 
 
