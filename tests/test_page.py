@@ -187,6 +187,18 @@ def test_a_file_of_a_round_that_is_lost_is_named_and_nothing_else_is(
     assert f"round-02/{name}" in sentence
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"null", b"[" * 100_000])
+@pytest.mark.parametrize("name", ["completions.jsonl", "heal.json", "shown-healed.json"])
+def test_a_file_of_anything_else_is_named_without_a_traceback(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    folder = fill(tmp_path, a_run())
+    (folder / "round-01" / name).write_bytes(content)
+    (sentence,) = page.lacking(folder, a_run())
+    assert f"round-01/{name}" in sentence
+    assert "\n" not in sentence
+
+
 def test_answers_and_completions_that_are_fewer_than_they_were_are_counted(tmp_path: Path) -> None:
     shows = {"show": [f"prompt {place}" for place in range(9)]}
     record = a_run(persona={**run_record().persona, "prompts": shows})
@@ -196,6 +208,7 @@ def test_answers_and_completions_that_are_fewer_than_they_were_are_counted(tmp_p
     said = page.lacking(folder, record)
     assert any("base/shown.json answers 8 of 9 show prompts" in sentence for sentence in said)
     assert any("round-01/completions.jsonl holds 100 of 144" in sentence for sentence in said)
+    assert not any("comes from run.json" in sentence for sentence in said)
 
 
 @pytest.mark.parametrize(

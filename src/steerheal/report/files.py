@@ -17,12 +17,13 @@ HEAL = "How the heal went comes from run.json, if it is noted there."
 
 
 class Wanted(NamedTuple):
-    """A file, how it is checked, and what the report is without it."""
+    """A file that the report reads."""
 
     path: Path
     check: Callable[[Path], str]
-    """What is wrong with what it holds; empty when nothing is."""
+    """What it holds too little of; empty when it is whole. Raises UserError when unreadable."""
     without: str
+    """What the report is when it is not there or not readable."""
 
 
 def attempt(folder: Path, read: Callable[[], T]) -> T | str:
@@ -30,7 +31,11 @@ def attempt(folder: Path, read: Callable[[], T]) -> T | str:
     try:
         return read()
     except UserError as error:
-        return f"{one_line(str(error))}.".replace(f"{folder}/", "")
+        return _relative(folder, error)
+
+
+def _relative(folder: Path, error: UserError) -> str:
+    return f"{one_line(str(error))}.".replace(f"{folder}/", "")
 
 
 def lacking(folder: Path, record: RunRecord) -> list[str]:
@@ -44,9 +49,12 @@ def lacking(folder: Path, record: RunRecord) -> list[str]:
         if not path.is_file():
             gone.setdefault(without, []).append(str(path.relative_to(folder)))
             continue
-        wrong = attempt(folder, lambda path=path, check=check: check(path))
-        if wrong:
-            said.append(f"{wrong} {without}")
+        try:
+            short = check(path)
+        except UserError as error:
+            short = f"{_relative(folder, error)} {without}"
+        if short:
+            said.append(short)
     absent = [f"Not there: {', '.join(names)}. {without}" for without, names in gone.items()]
     return [*absent, *said]
 
@@ -98,7 +106,8 @@ def _answers(folder: Path, prompts: int) -> Callable[[Path], str]:
         found = len(store.read_record(path, Shown).completions)
         if found >= prompts:
             return ""
-        return f"{path.relative_to(folder)} answers {found} of {prompts} show prompts."
+        name = path.relative_to(folder)
+        return f"{name} answers {found} of {prompts} show prompts; the others are not shown."
 
     return check
 
