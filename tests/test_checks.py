@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import reports
@@ -16,6 +17,7 @@ from steerheal.checks import course, filtering, healing, moves, rules, steering
 from steerheal.cli import main
 from steerheal.config import HealSettings, RunConfig
 from steerheal.line import with_option
+from steerheal.measure import stats
 from steerheal.measure.qualify import Qualification
 from steerheal.records import (
     Completion,
@@ -96,6 +98,34 @@ def check1(
 ) -> steering.Steering:
     sweep = Sweep(points=points, base_perplexity=7.0)
     return steering.evidence(sweep, sees, AXIS, start or base_summary())
+
+
+def idle(random: np.random.Generator, doses: int, n: int) -> steering.Steering:
+    """A sweep in which nothing has an effect, read on n prompts and twice as many vignettes."""
+    zero, act = random.normal(0, 0.1, n), random.normal(-2.5, 1.5, 2 * n)
+    before = 1 / (1 + np.exp(-act - random.normal(0, 0.4, 2 * n)))
+    points = []
+    for dose in range(doses):
+        after = 1 / (1 + np.exp(-act - random.normal(0, 0.4, 2 * n)))
+        nats = stats.log_ratio(np.stack([after, before], axis=1))
+        odds = stats.mean(random.normal(0, 0.1, n) - zero)
+        points.append(point(dose + 1, nats={"authority": nats}, delta_logodds=odds))
+    return check1(*points)
+
+
+@pytest.mark.parametrize(("doses", "n"), [(1, 10), (2, 10), (2, 16), (5, 16)])
+def test_with_no_effect_at_any_dose_steering_works_in_one_run_of_twenty(doses: int, n: int) -> None:
+    random = np.random.default_rng(0)
+    seen = [steering.CHECK.seen(idle(random, doses, n)).outcome for _ in range(1000)]
+    assert seen.count("works") / 1000 <= 0.06
+
+
+def test_a_dose_that_moves_alone_may_not_move_among_four() -> None:
+    just = point(1, delta_logodds=reading(0.032))
+    assert steering.CHECK.seen(check1(just)).outcome == "works"
+    four = check1(point(0.25), point(0.5), point(0.75), just)
+    assert steering.CHECK.seen(four).outcome == "lost in noise"
+    assert "intervals hold at all 4 doses together" in steering.CHECK.seen(four).words
 
 
 def unread() -> DosePoint:

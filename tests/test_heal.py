@@ -14,7 +14,7 @@ from steerheal.errors import UserError
 from steerheal.heal.adapter import target_names, training
 from steerheal.heal.barrier import aggregated, divergence, hinge_weights, position_losses
 from steerheal.heal.export import export_merged, export_peft
-from steerheal.heal.train import Healed, heal_student
+from steerheal.heal.train import Healed, heal_student, split
 from steerheal.models import score
 from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.load import load
@@ -240,6 +240,36 @@ def test_lambda_follows_its_power_over_rounds() -> None:
     settings = SETTINGS.model_copy(update={"lam_power": -0.5, "lam": 0.8})
     done = heal_student(chat, pairs, continuation_states(chat, pairs), settings, round_number=3)
     assert done.log.lam == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_held_out_completion_answers_a_prompt_that_is_trained_on(seed: int) -> None:
+    pairs = [([7, prompt], [dose, 1]) for prompt in range(14) for dose in range(1 + prompt % 3)]
+    held, train, reason = split(pairs, 0.2, seed)
+    assert sorted([*held, *train]) == list(range(len(pairs)))
+    assert not {pairs[i][0][1] for i in held} & {pairs[i][0][1] for i in train}
+    # 27 completions, of which a fifth is five; prompts have one to three.
+    assert 3 <= len(held) <= 5 and reason == ""
+    assert split(pairs, 0.2, seed) == (held, train, "")
+
+
+def test_prompts_with_many_completions_hold_out_the_smallest_and_one_alone_none() -> None:
+    pairs = [([1], [i]) for i in range(6)] + [([2], [i]) for i in range(4)]
+    held, train, _ = split(pairs, 0.1, 0)
+    assert sorted(held) == [6, 7, 8, 9] and len(train) == 6
+    assert split(pairs[:6], 0.5, 0)[::2] == ([], "all completions answer one prompt")
+    assert split(pairs, 0.05, 0)[2] == "5% of 10 completions is less than one"
+    assert split(pairs, 0.0, 0) == ([], split(pairs, 0.0, 0)[1], "")
+
+
+def test_a_heal_on_one_prompt_has_no_held_out_fit_and_says_why() -> None:
+    chat = tiny.chat()
+    prompt = prompt_ids(chat, "say it")
+    pairs = [(prompt, [*text_ids(chat, text), chat.end_of_turn()]) for text in TEXTS]
+    settings = SETTINGS.model_copy(update={"held_out": 0.5})
+    log = heal_student(chat, pairs, continuation_states(chat, pairs), settings).log
+    assert log.held_out_reason == "all completions answer one prompt"
+    assert log.held_out_completions == 0 and all(map(math.isnan, log.held_out))
 
 
 def test_held_out_completions_are_measured_and_never_trained_on() -> None:

@@ -361,7 +361,7 @@ class HealSettings(Settings):
     clip: PositiveAmount = 1.0
     """Largest gradient norm; a larger gradient is scaled down to it."""
     held_out: BelowOne = 0.1
-    """Share of the kept completions that only measures the held-out CE."""
+    """Share of the kept completions that only measures the held-out CE, whole prompts at a time."""
 
     @field_validator("adapter")
     @classmethod

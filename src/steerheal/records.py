@@ -198,6 +198,8 @@ class HealLog(Record):
     """What a step's `ce` is, on the held-out completions, before training and after each epoch."""
     trained_on: int
     held_out_completions: int
+    held_out_reason: str = ""
+    """Why none is held out although some were to be."""
     lam: float
     """λ of this round."""
     outcome: Literal["trained", "rejected"]

@@ -9,6 +9,11 @@ Answers that sound like the persona while its foundation falls show a manner and
 the axis claims, and a user must decide whether the axis or the vector is wrong. One reading that
 moves both ways at different doses is ambiguous.
 
+Several doses are several chances to be deceived: the trait's intervals are as wide as it takes to
+hold at all doses together (Bonferroni). With no effect a run then sees `works` in at most one case
+of twenty, whatever the number of doses. What speaks against a dose, off-targets and random vectors,
+is held to its own interval.
+
 From the second round on the student already carries the trait: what it had at the round's start is
 taken off every reading, as exact.
 """
@@ -29,6 +34,7 @@ from steerheal.checks.rules import (
     wrong_way,
 )
 from steerheal.measure.qualify import LEAST_MASS, Qualification
+from steerheal.measure.stats import widened
 from steerheal.records import Summary, Sweep
 from steerheal.steer.persona import Axis
 
@@ -186,6 +192,12 @@ class Steering(Evidence):
         )
 
     @property
+    def together(self) -> str:
+        """Said of intervals that hold at several doses together."""
+        many = len(self.doses)
+        return f" (intervals hold at all {many} doses together)" if many > 1 else ""
+
+    @property
     def felt(self) -> bool:
         """Whether the highest dose costs coherence."""
         return self.last.coherence < BACK or self.last.perplexity > FLAT_PERPLEXITY
@@ -237,19 +249,27 @@ def evidence(sweep: Sweep, qualification: Qualification, axis: Axis, start: Summ
         axis: Which foundation should move, and which way.
         start: The student at the round's start against the base; in the first round the base.
     """
+    looks = sum(not point.control for point in sweep.points)
     moves = [
         (move_of(point, sweep.base_perplexity, axis, start), point.control)
         for point in sweep.points
     ]
+    doses = [_held_together(move, looks) for move, control in moves if not control]
     return Steering(
         foundation=axis.foundation,
         sign=axis.sign,
         fit=qualification.fit,
         reasons="; ".join(qualification.reasons),
         answer_mass=qualification.answer_mass,
-        doses=tuple(sorted((move for move, control in moves if not control), key=lambda m: m.dose)),
+        doses=tuple(sorted(doses, key=lambda move: move.dose)),
         controls=tuple(move for move, control in moves if control),
     )
+
+
+def _held_together(move: Move, looks: int) -> Move:
+    """The dose with intervals of its trait that hold at so many doses together."""
+    trait = {name: widened(reading, looks) for name, reading in move.trait.items()}
+    return move.model_copy(update={"trait": trait})
 
 
 CHECK: Check[Steering] = Check(
@@ -258,8 +278,8 @@ CHECK: Check[Steering] = Check(
         Rule(
             "works",
             lambda e: bool(e.precise) and not _all_wrong(e) - _all_right(e),
-            "Dose {e.working.dose} moves the trait: {e.working.said}; {e.working.price}; "
-            "{e.specific}.",
+            "Dose {e.working.dose} moves the trait: {e.working.said}{e.together}; "
+            "{e.working.price}; {e.specific}.",
             "Go on to the filter; --dose.start {e.working.dose} stays where the model is coherent.",
             tone="good",
         ),
@@ -310,7 +330,7 @@ CHECK: Check[Steering] = Check(
             "lost in noise",
             lambda e: e.still and (e.felt or e.calm.leans),
             "The push is felt, but no interval excludes 0 at a coherent dose: dose {e.calm.dose} "
-            "reads {e.calm.said}; {e.calm.price}.",
+            "reads {e.calm.said}{e.together}; {e.calm.price}.",
             "Read more vignettes and prompts (--check.per-foundation 0, --check.prompts; with no "
             "sweep --measure.per-foundation and --measure.prompts) and more --measure.think; "
             "{e.other}.",

@@ -78,9 +78,7 @@ def heal_student(
         UserError: a barrier without a reference, or `distill` without a teacher.
     """
     data = _data(pairs, reference, teacher, settings)
-    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed)).tolist()
-    held = order[: int(settings.held_out * len(pairs))]
-    train = order[len(held) :]
+    held, train, unheld = split(pairs, settings.held_out, seed)
     lam = settings.lam * (1 + round_number) ** settings.lam_power
     tokens = [(list(prefix), list(rest)) for prefix, rest in pairs]
     place = Place(
@@ -110,12 +108,37 @@ def heal_student(
         held_out=place.held_out,
         trained_on=len(train),
         held_out_completions=len(held),
+        held_out_reason=unheld,
         lam=lam if settings.barrier != "nll" else math.nan,
         outcome="rejected" if reason else "trained",
         reason=reason,
         padding=1 - place.used / place.read if place.read else math.nan,
     )
     return Healed(adapter, log)
+
+
+def split(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[int], list[int], str]:
+    """Places held out and trained on, without a prompt in common, and why none is held out.
+
+    Whole prompts are held out, in seeded order, as long as their completions are within the share
+    of all; where no prompt is that small, the smallest one is.
+    """
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed)).tolist()
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place in order:
+        places.setdefault(tuple(pairs[place][0]), []).append(place)
+    want, held, groups = int(share * len(pairs)), set[int](), list(places.values())
+    for mine in groups:
+        if len(held) + len(mine) <= want:
+            held.update(mine)
+    if want and not held and len(groups) > 1:
+        held.update(min(groups, key=len))
+    reason = ""
+    if share and not held:
+        few = f"{share:.0%} of {len(pairs)} completions is less than one"
+        reason = few if not want else "all completions answer one prompt"
+    inside = [place for place in order if place in held]
+    return inside, [place for place in order if place not in held], reason
 
 
 def diverged(steps: Sequence[HealStep], held_out: Sequence[float], lr: float) -> str:

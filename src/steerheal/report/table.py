@@ -285,7 +285,7 @@ def heals_table(record: RunRecord) -> Table:
         why = "no barrier" if log.steps else "no step was taken"
         cells = [
             Cell(str(log.trained_on)),
-            Cell(str(log.held_out_completions)),
+            Cell(str(log.held_out_completions), why=one_line(log.held_out_reason)),
             plain(log.lam, "no barrier"),
             plain(log.barrier_fired, why),
         ]
