@@ -286,7 +286,7 @@ CHECK: Check[Steering] = Check(
         Rule(
             "too weak",
             lambda e: e.still and e.unfelt and not e.last.leans,
-            "Nothing moves up to dose {e.last.dose}: {e.last.said}; {e.last.price}.",
+            "Nothing moves up to dose {e.last.dose}: {e.last.said}{e.together}; {e.last.price}.",
             "Raise --dose.start; widen --vector.band a little, or take a persona with a plainer "
             "contrast.",
         ),
@@ -302,14 +302,14 @@ CHECK: Check[Steering] = Check(
             "imprecise",
             lambda e: bool(e.moved) and not e.precise,
             "Something else moves as much at every dose that moves the trait: {e.stray}, against "
-            "{e.strongest.said}; {e.strongest.price}.",
+            "{e.strongest.said}{e.together}; {e.strongest.price}.",
             "Average more --vector.contexts, try --vector.contrast neutral or another --vector.band"
             ", lower the dose, or match the persona's poles more closely.",
         ),
         Rule(
             "wrong sign",
             lambda e: bool(_all_wrong(e)),
-            "Dose {e.turned.dose} moves the wrong way in {e.against}: {e.turned.said}; "
+            "Dose {e.turned.dose} moves the wrong way in {e.against}: {e.turned.said}{e.together}; "
             "{e.turned.price}.",
             "Read the steered samples first. If they show the trait, the instrument or the axis "
             "in the persona's file is at fault: try another --measure.instrument or "
