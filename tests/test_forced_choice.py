@@ -399,6 +399,7 @@ def test_a_token_that_ends_the_turn_is_never_thought() -> None:
     config = chat.net.generation_config
     assert config is not None
     config.eos_token_id = [first]
+    chat = wrap(chat.net, chat.tokenizer, name="ends where it would begin")
     found = forced_choice.read(chat, ASKED, wording, think=3)
     assert found.closed_early >= 1
     agrees(chat, found, wording, 3)
