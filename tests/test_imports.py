@@ -19,7 +19,7 @@ ORDER = [
     {"measure"},
     {"steer", "heal", "report"},
     {"checks"},
-    {"stages", "history", "plan"},
+    {"stages", "history", "plan", "closing"},
     {"loop"},
     {"asking", "listing", "commands", "scan"},
     {"reading", "before"},

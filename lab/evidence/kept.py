@@ -188,8 +188,8 @@ def unpack(path: Path, kind: type[R]) -> list[R]:
     """The records of a file; none where there is no file."""
     if not path.exists():
         return []
-    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-    return [kind.model_validate_json(line) for line in lines]
+    lines = gzip.decompress(path.read_bytes()).decode().split("\n")
+    return [kind.model_validate_json(line) for line in lines if line]
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import shlex
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 
 from steerheal import loop, prompts
 from steerheal.cli import ExportCommand, ReportCommand, RunCommand, SampleCommand
+from steerheal.closing import closing, onward
 from steerheal.code import all_of_it, key_of
 from steerheal.config import HealSettings, RunConfig, SamplingSettings
 from steerheal.console import Console
@@ -24,11 +24,11 @@ from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.plan import Plan, dated, fewer, planned
 from steerheal.records import RunRecord
-from steerheal.report.page import conditions, headline, lacking, shown_differs, write_report
+from steerheal.report.page import lacking, write_report
 from steerheal.stage_store import Store, sweep, sweep_unfinished
 from steerheal.stages import Stages
 from steerheal.state.fold import folded
-from steerheal.store import RUN, read_run, read_shown, write_record
+from steerheal.store import RUN, read_run, write_record
 
 PACKAGES = ("steerheal", "torch", "transformers", "peft", "safetensors", "numpy", "scipy")
 
@@ -75,7 +75,7 @@ def _run(plan: Plan, options: RunCommand, console: Console) -> None:
     if store.held is not None:
         raise UserError(fewer(folder, record, store.held))
     page = write_report(folder)
-    _closing(record, folder, page, console)
+    closing(record, folder, page, console)
 
 
 def _leave_readable(store: Store, error: BaseException, console: Console) -> None:
@@ -84,9 +84,8 @@ def _leave_readable(store: Store, error: BaseException, console: Console) -> Non
     The record of a run that was finished before stays as it is.
     """
     stopped = isinstance(error, KeyboardInterrupt)
-    again = shlex.join(["steerheal", "run", "--resume", str(store.folder)])
     if stopped:
-        console.note(f"finished stages are kept; go on with: {again}")
+        console.note(f"finished stages are kept; go on with: {onward(store.folder)}")
     with suppress(UserError):  # a disk that refuses even this has been told of
         record = read_run(store.folder)
         if store.held is not None and record.status == "finished":
@@ -94,24 +93,6 @@ def _leave_readable(store: Store, error: BaseException, console: Console) -> Non
             return
         status, why = ("interrupted", said(error)) if stopped else ("failed", f"{error}")
         write_record(store.folder / RUN, record.model_copy(update={"status": status, "error": why}))
-
-
-def _closing(record: RunRecord, folder: Path, page: Path, console: Console) -> None:
-    """Headline, the demo's conditions, one before/after answer, and where the report is."""
-    console.say("")
-    console.say(headline(record))
-    for condition in conditions(record, shown_differs(folder, record)):
-        mark = {True: "✓", False: "✗", None: "?"}[condition.holds]
-        console.say(f"{mark} {condition.text}   {condition.numbers}")
-    if record.best_reason:
-        console.say(f"best    {record.best_reason}")
-    if record.best is not None:
-        before = read_shown(folder, -1, "base").completions[0]
-        after = read_shown(folder, record.best, "healed").completions[0]
-        console.say(f"\nprompt  {before.prompt}")
-        console.say(f"before  {before.text}")
-        console.say(f"after   {after.text}")
-    console.say(f"\nreport  {page}")
 
 
 def environment(chat: ChatModel, config: RunConfig) -> dict[str, str]:

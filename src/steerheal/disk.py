@@ -61,12 +61,14 @@ def disk_error(path: Path, error: Exception) -> UserError:
     )
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all; errors as in `write_bytes`.
+def whole(text: str) -> str:
+    """The text with U+FFFD for half a surrogate pair, which no encoding has a place for."""
+    return SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
-    Half a surrogate pair, which no encoding has a place for, is written as U+FFFD.
-    """
-    write_bytes(path, SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text).encode())
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all; errors as in `write_bytes`."""
+    write_bytes(path, whole(text).encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -16,7 +16,7 @@ def data() -> Traversable:
 def lines(name: str) -> tuple[str, ...]:
     """The non-empty lines of a bundled text file."""
     text = data().joinpath(f"{name}.txt").read_text(encoding="utf-8")
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    return tuple(line.strip() for line in text.split("\n") if line.strip())
 
 
 def contexts() -> tuple[str, ...]:

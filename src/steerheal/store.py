@@ -22,7 +22,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
-from steerheal.disk import SURROGATE, write_text
+from steerheal.disk import whole, write_text
 from steerheal.errors import UserError
 from steerheal.line import with_option
 from steerheal.records import VERSION, Harvest, HealLog, Judged, Record, RunRecord, Scores, Shown
@@ -61,14 +61,14 @@ def _json(record: Record, *, indent: int | None = None) -> str:
     try:
         return record.model_dump_json(indent=indent)
     except PydanticSerializationError:
-        whole = type(record).model_validate(_whole(record.model_dump()))
-        return whole.model_dump_json(indent=indent)
+        found = type(record).model_validate(_whole(record.model_dump()))
+        return found.model_dump_json(indent=indent)
 
 
 def _whole(value: object) -> object:
     """The value with whole characters only in every text."""
     if isinstance(value, str):
-        return SURROGATE.sub("\N{REPLACEMENT CHARACTER}", value)
+        return whole(value)
     if isinstance(value, dict):
         return {_whole(name): _whole(item) for name, item in value.items()}
     return type(value)(map(_whole, value)) if isinstance(value, list | tuple) else value

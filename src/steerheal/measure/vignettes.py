@@ -10,6 +10,7 @@ from pathlib import Path
 
 from steerheal.bounds import MOST_TEXT, read_text, shorten
 from steerheal.config import MeasureSettings
+from steerheal.disk import whole
 from steerheal.errors import UserError, unknown
 from steerheal.prompts import data
 from steerheal.records import FOUNDATIONS, Record
@@ -155,10 +156,10 @@ def _row(line: str, place: str, condition: str) -> Vignette:
         if key.startswith("human_") and not (isinstance(value, int | float) and value >= 0):
             raise UserError(f"{place}: the label {key} is {value!r}, not a share.")
     return Vignette(
-        id=str(row["id"]),
+        id=whole(str(row["id"])),
         condition=condition,
         foundation=COARSE[row["foundation_coarse"]],
-        text=str(row["text"]).strip(),
+        text=whole(str(row["text"])).strip(),
     )
 
 

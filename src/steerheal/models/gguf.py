@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.gguf.reader import read_gguf_metadata
 
+from steerheal.disk import write_text
 from steerheal.errors import UserError, first_line
 from steerheal.models import weights
 from steerheal.models.weights import vocabulary
-from steerheal.store import write_text
 
 EMBEDDED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -87,6 +87,8 @@ def _status(record: RunRecord) -> str:
 def _nothing(record: RunRecord) -> str:
     if record.base is None:
         return "No state was evaluated, not even the base."
+    if any(row.outcome == "stopped" for row in record.rounds):
+        return ""
     return "No round was healed, so that there is nothing to hold against the base."
 
 

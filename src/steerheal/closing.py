@@ -1,0 +1,58 @@
+"""The last lines of a run: what it showed or saw, what to try, and the command that goes on."""
+
+import shlex
+from pathlib import Path
+
+from steerheal.console import MARKS, Console
+from steerheal.records import RoundRecord, RunRecord
+from steerheal.report.page import conditions, headline, shown_differs
+from steerheal.store import read_shown
+
+
+def onward(folder: Path, *more: str) -> str:
+    """The command that goes on with a run."""
+    return shlex.join(["steerheal", "run", "--resume", str(folder), *more])
+
+
+def closing(record: RunRecord, folder: Path, page: Path, console: Console) -> None:
+    """Says how a run ended; of a healed round only where there is one."""
+    console.say("")
+    console.say(headline(record))
+    if any(row.healed is not None for row in record.rounds):
+        _healed(record, folder, console)
+    elif record.rounds:
+        _unhealed(record.rounds[-1], folder, console)
+    console.say(f"\nreport  {page}")
+
+
+def _healed(record: RunRecord, folder: Path, console: Console) -> None:
+    """The demo's conditions, the best round, and one answer before and after."""
+    for condition in conditions(record, shown_differs(folder, record)):
+        mark = {True: "✓", False: "✗", None: "?"}[condition.holds]
+        console.say(f"{mark} {condition.text}   {condition.numbers}")
+    if record.best_reason:
+        console.say(f"best    {record.best_reason}")
+    if record.best is not None:
+        before = read_shown(folder, -1, "base").completions[0]
+        after = read_shown(folder, record.best, "healed").completions[0]
+        console.say(f"\nprompt  {before.prompt}")
+        console.say(f"before  {before.text}")
+        console.say(f"after   {after.text}")
+
+
+def _unhealed(row: RoundRecord, folder: Path, console: Console) -> None:
+    """What the checks of the round saw, what to try, and how to go on."""
+    for finding in row.findings:
+        console.say(
+            f"{MARKS[finding.tone]} {finding.check} saw: {finding.outcome}. {finding.words}"
+        )
+        console.say(f"  try   {finding.advice}")
+    if row.outcome == "stopped":
+        console.say(f"go on   {onward(folder)}")
+        if all(finding.check != "check 2" for finding in row.findings):
+            console.say(f"or      {onward(folder, '--until', 'check2')}")
+    else:
+        console.say(
+            "The run has ended: other settings are another run. Give the command again with what "
+            "is to be tried and another --name; stages that do not change are not made again."
+        )
