@@ -74,15 +74,18 @@ def aggregated(kind: Aggregate, values: Float[Tensor, " N"]) -> Float[Tensor, ""
 def hinge_weights(
     kind: Aggregate, values: Float[Tensor, " N"], lam: float, tau: float
 ) -> tuple[float, float, Float[Tensor, " N"]]:
-    """The aggregated D, λ·relu(D − τ), and the barrier's derivative in every position's D."""
-    leaf = values.detach().clone().requires_grad_(True)
+    """The aggregated D, λ·relu(D − τ), and the barrier's derivative in every position's D.
+
+    Computed on the CPU: a number per position is little, and not every device has quantiles.
+    """
+    leaf = values.detach().cpu().clone().requires_grad_(True)
     with torch.enable_grad():
         total = aggregated(kind, leaf)
     operating = total.item()
     if lam == 0 or not operating > tau:
         return operating, 0.0, torch.zeros_like(values)
     (slope,) = torch.autograd.grad(total, leaf)
-    return operating, lam * (operating - tau), lam * slope
+    return operating, lam * (operating - tau), (lam * slope).to(values.device)
 
 
 def position_losses(

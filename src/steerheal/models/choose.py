@@ -3,7 +3,7 @@
 A token is drawn by inverting the cumulative distribution at u ~ U(0, 1), in the order of the
 vocabulary. The nucleus is sampled by rejection: a draw stands if the mass of the tokens that are
 likelier than it is below top_p, else the row draws again. That is exact, needs no sorting, and one
-draw in 1/top_p is enough.
+draw in 1/top_p is enough. Sums run in float64, on the CPU where the device has none.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from steerheal.config import SamplingSettings
+from steerheal.models.wide import home
 
 BLOCK = 256
 """Tokens whose mass is summed before the block that holds u is looked into."""
@@ -27,13 +28,15 @@ class Uniforms:
 
     def __init__(self, seeds: Sequence[int], size: int, device: torch.device) -> None:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self._used = torch.zeros(len(seeds), dtype=torch.long, device=device)
-        self._values = self._more(size).to(device)
+        self._home = home(device)
+        self._used = torch.zeros(len(seeds), dtype=torch.long, device=self._home)
+        self._values = self._more(size).to(self._home)
 
     def next(self, rows: Int[Tensor, " K"]) -> Float[Tensor, " K"]:
-        """The next uniform of each of the rows."""
+        """The next uniform of each of the rows, in float64."""
+        rows = rows.to(self._home)
         if int(self._used.max()) >= self._values.shape[1]:
-            more = self._more(self._values.shape[1]).to(self._values.device)
+            more = self._more(self._values.shape[1]).to(self._home)
             self._values = torch.cat([self._values, more], dim=1)
         found = self._values[rows, self._used[rows]]
         self._used[rows] += 1
@@ -85,6 +88,7 @@ def in_nucleus(
 
 def inverted(weights: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
     """The token at which the running sum of the weights passes u times their total."""
+    device, weights = weights.device, weights.to(uniforms.device)
     rows, short = torch.arange(len(weights), device=weights.device), -weights.shape[1] % BLOCK
     blocks = (pad(weights, (0, short)) if short else weights).unflatten(1, (-1, BLOCK))
     sums = blocks.sum(-1, dtype=torch.float64)
@@ -93,7 +97,7 @@ def inverted(weights: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"]) -> In
     block = _passed(ends, target)
     inside = blocks[rows, block].double().cumsum(-1)
     before = ends[rows, block] - sums[rows, block]
-    return block * BLOCK + _passed(inside, target - before)
+    return (block * BLOCK + _passed(inside, target - before)).to(device)
 
 
 def _passed(sums: Float[Tensor, "B K"], target: Float[Tensor, " B"]) -> Int[Tensor, " B"]:

@@ -15,6 +15,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor
 
+from steerheal.models.wide import wide
 from steerheal.state.factors import DOWN, PREFIX, UP, Pair, read_factors
 
 
@@ -46,7 +47,7 @@ class Adapter:
 
         Factors that cancel, as an untrained PiSSA's do, leave only what rounding leaves.
         """
-        up, down = self.pairs[name].up.double(), self.pairs[name].down.double()
+        up, down = wide(self.pairs[name].up), wide(self.pairs[name].down)
         sizes = (up.norm() * down.norm()).item()
         # ‖BA‖² = tr(BᵀB·AAᵀ) needs R × R numbers instead of the whole difference.
         inner = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt().item()

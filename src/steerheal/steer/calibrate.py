@@ -177,7 +177,7 @@ def _gauge(chat: ChatModel, door: Door, texts: Sequence[Completion]) -> Measure:
         with door() as handle:
             steered = torch.cat(continuation_states(chat, repeated, doses=doses, handle=handle))
         divergences = kl_between(chat, steered, plain.repeat(len(coefficients), 1))
-        rows = divergences.float().view(len(coefficients), -1)
+        rows = divergences.float().cpu().view(len(coefficients), -1)
         levels = rows.quantile(PERCENTILE, dim=1).tolist()
         return [Probe(coefficient=c, kl=kl) for c, kl in zip(coefficients, levels, strict=True)]
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from steerheal.errors import UserError
 from steerheal.models.hooks import running
 from steerheal.models.model import ChatModel
+from steerheal.models.wide import wide
 from steerheal.steer.methods import mean_difference
 from steerheal.steer.states import Source
 
@@ -48,7 +49,7 @@ def writable(chat: ChatModel, layer: int, energy: float) -> Float[Tensor, "D K"]
     A share of 1 keeps every direction that the block can write at all.
     """
     matrices = [
-        _home(_matrix(module)) * _home(gain)[:, None]
+        wide(_matrix(module)) * wide(gain)[:, None]
         for module, gain in zip(*writing(chat, layer), strict=True)
     ]
     gram = sum((matrix @ matrix.T for matrix in matrices[1:]), matrices[0] @ matrices[0].T)
@@ -66,11 +67,6 @@ def _matrix(layer: nn.Linear) -> Float[Tensor, "O I"]:
     """What the layer does to its input: its weight, and a history that runs beside it."""
     ones = torch.eye(layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device)
     return (layer(ones[None]) - layer(torch.zeros_like(ones[None, :1])))[0].T
-
-
-def _home(tensor: Tensor) -> Tensor:
-    """The tensor in float64, on a device that has float64."""
-    return (tensor if tensor.is_cuda else tensor.cpu()).double()
 
 
 @torch.no_grad()
