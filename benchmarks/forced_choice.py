@@ -22,9 +22,10 @@ from transformers import DynamicCache, GenerationConfig
 from steerheal.config import ModelSettings
 from steerheal.measure import forced_choice, protocol, vignettes
 from steerheal.measure.protocol import Protocol
+from steerheal.measure.slot import slot_of
 from steerheal.measure.vignettes import Vignette
 from steerheal.models.batch import left_padded
-from steerheal.models.chat import prompt_ids, text_ids
+from steerheal.models.chat import prompt_ids
 from steerheal.models.hooks import hooked
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
@@ -50,9 +51,7 @@ class Work:
 @torch.no_grad()
 def plain(chat: ChatModel, asked: Sequence[Vignette], wording: Protocol, think: int) -> Tensor:
     """Log-probabilities of the labels, [vignettes, orders, 7]."""
-    answers = [text_ids(chat, word)[0] for word in wording.words()]
-    suffix = text_ids(chat, forced_choice.interruption(chat, wording))
-    prefill = text_ids(chat, wording.prefill)
+    slot = slot_of(chat, wording, think)
     frames = []
     for labels in (wording.labels, wording.labels[::-1]):
         logs = []
@@ -62,7 +61,8 @@ def plain(chat: ChatModel, asked: Sequence[Vignette], wording: Protocol, think: 
                 prompt_ids(chat, wording.turn(item.text, labels), prefill=wording.think_open)
                 for item in batch
             ]
-            logs.append(_plain_batch(chat, prompts, suffix, prefill, think)[:, answers])
+            read = _plain_batch(chat, prompts, slot.suffix, slot.prefill, think)
+            logs.append(read[:, slot.answers])
         frames.append(torch.cat(logs))
     return torch.stack(frames, dim=1)
 

@@ -15,6 +15,7 @@ from steerheal.errors import UserError
 from steerheal.measure import forced_choice, protocol, vignettes
 from steerheal.measure.forced_choice import ForcedChoice
 from steerheal.measure.protocol import Protocol
+from steerheal.measure.slot import interruption
 from steerheal.measure.vignettes import Vignette
 from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.hooks import adding
@@ -148,7 +149,7 @@ def plain(
         step[list(chat.stop_ids())] = -math.inf
         ids = [*ids, int(step.argmax())]
     prefill = text_ids(chat, wording.prefill)
-    ids += [*text_ids(chat, forced_choice.interruption(chat, wording)), *prefill]
+    ids += [*text_ids(chat, interruption(chat, wording)), *prefill]
     logs = logits(ids).log_softmax(-1)
     places = range(len(ids) - len(prefill), len(ids))
     nll = -sum(logs[i - 1, ids[i]].item() for i in places) / len(prefill)
@@ -348,7 +349,7 @@ TALKATIVE = (
     ],
 )
 def test_the_interruption_is_what_the_template_prints(template: str, expected: str) -> None:
-    assert forced_choice.interruption(tiny.chat(template=template), short()) == expected
+    assert interruption(tiny.chat(template=template), short()) == expected
 
 
 def test_a_template_without_assistant_turns_is_refused() -> None:
@@ -357,7 +358,7 @@ def test_a_template_without_assistant_turns_is_refused() -> None:
     )
     chat = wrap(tiny.net(), tiny.tokenizer(mute), name="mute")
     with pytest.raises(UserError, match="does not print an assistant message"):
-        forced_choice.interruption(chat, short())
+        interruption(chat, short())
 
 
 def insisting(chat: ChatModel, text: str) -> Callable[[ChatModel, Tensor], Tensor]:

@@ -19,6 +19,7 @@ from steerheal.heal.adapter import target_names
 from steerheal.heal.export import export_merged, export_peft
 from steerheal.history import student_of
 from steerheal.measure import instruments, protocol, vignettes
+from steerheal.models.chat import start_note
 from steerheal.models.generate import Draw, generate
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
@@ -125,6 +126,8 @@ def notes(chat: ChatModel, heal: HealSettings) -> tuple[str, ...]:
         found.append("The chat template has no system role: the persona opens the user turn.")
     if chat.ends.note:
         found.append(chat.ends.note)
+    if note := start_note(chat):
+        found.append(note)
     if chat.template.date:
         found.append(f"The chat template prints the date: {chat.template.date} in all of this run.")
     if mode := chat.template.thinking():

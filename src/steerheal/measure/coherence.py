@@ -11,7 +11,7 @@ import torch
 
 from steerheal.measure import finite
 from steerheal.models.batch import by_length, shrinking, token_budget
-from steerheal.models.chat import prompt_ids, text_ids
+from steerheal.models.chat import Told, told
 from steerheal.models.hooks import Dosed
 from steerheal.models.model import ChatModel
 from steerheal.models.score import hidden_after_shared
@@ -64,38 +64,50 @@ def sweep(
     """
     assert handle is not None or len(levels) == 1, "several levels need a handle"
     asked = list(statements) if statements is not None else list(lines("statements"))
-    prompts = [prompt_ids(chat, _turns(statement), prefill=OPENING) for statement in asked]
-    slot, count = len(text_ids(chat, OPENING)), len(asked)
-    shortest = min(map(len, prompts))
-    allowed = torch.tensor(sorted({text_ids(chat, answer)[0] for answer in ANSWERS}))
+    opened, count = [_opened(chat, statement) for statement in asked], len(asked)
+    opening = min(len(one.shared) - one.slot for one in opened) - 1
     rows: dict[int, CanaryRow] = {}
 
     def work(batch: list[int]) -> None:
         doses = torch.tensor([levels[i // count] for i in batch], device=chat.device)
         hidden, skipped = hidden_after_shared(
             chat,
-            [prompts[i % count] for i in batch],
-            shortest - slot - 1,
+            [opened[i % count].shared for i in batch],
+            opening,
             doses=None if handle is None else doses,
             handle=handle,
         )
         for row, i in enumerate(batch):
-            prompt = prompts[i % count]
+            prompt, slot, rests, _ = opened[i % count]
+            allowed = torch.tensor(sorted({rest[0] for rest in rests}))
             end = len(prompt) - skipped
             logs = chat.logits(hidden[row, end - slot - 1 : end]).log_softmax(-1).cpu()
-            forced = torch.tensor(prompt[-slot:])
+            forced = torch.tensor(prompt[len(prompt) - slot :], dtype=torch.long)
             nll = -logs[:-1].gather(1, forced[:, None]).mean().item()
             mass = logs[-1, allowed].exp().sum().item()
             name = f"statement-{i % count:02d}"
             rows[i] = CanaryRow(id=name, p_ans_any=mass, nll_prefill=nll)
         progress(len(batch))
 
-    lengths = [len(prompt) for prompt in prompts] * len(levels)
+    lengths = [len(one.shared) for one in opened] * len(levels)
     for batch in by_length(lengths, token_budget(chat.device)):
         shrinking(batch, work)
     read = [[rows[k * count + i] for i in range(count)] for k in range(len(levels))]
     finite.refuse_broken(chat, read, levels, handle)
     return read
+
+
+def _opened(chat: ChatModel, statement: str) -> Told:
+    """The statement with the reply opened, and the answers that go on from the whole opening.
+
+    Of two spellings of an answer one may join a token of the opening: the other is read.
+    """
+    found = told(chat, _turns(statement), OPENING, ANSWERS)
+    furthest = max(found.leads)
+    if furthest == 1:
+        return found
+    reach = [a for a, lead in zip(ANSWERS, found.leads, strict=True) if lead == furthest]
+    return told(chat, _turns(statement), OPENING, reach)
 
 
 def _turns(statement: str) -> list[Message]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from steerheal.measure.fluency import char_repetition, distinct, tail_perplexity, word_repetition
 from steerheal.measure.free import answer_pairs
-from steerheal.models.chat import text_ids
+from steerheal.models.chat import document_ids
 from steerheal.models.finite import refuse_at_rest
 from steerheal.models.model import ChatModel
 from steerheal.models.score import token_logprobs
@@ -30,14 +30,14 @@ LOOP_WORDS, LOOP_CHARS = 0.35, 0.5
 def plain_perplexity(chat: ChatModel) -> float:
     """Perplexity of the bundled plain prose under the model in its present state.
 
-    Every paragraph is read on its own, after the end of a turn.
+    Every paragraph is read on its own, from the beginning of a text as the model expects it
+    (`document_ids`).
 
     Raises:
         UserError: it is not finite, and nothing steers the model.
     """
     text = data().joinpath("plain.txt").read_text(encoding="utf-8")
-    start = [chat.end_of_turn()]
-    pairs = [(start, text_ids(chat, part)) for part in text.split("\n\n") if part.strip()]
+    pairs = [document_ids(chat, part) for part in text.split("\n\n") if part.strip()]
     logs: Float[Tensor, " _"] = torch.cat(token_logprobs(chat, pairs))
     found = torch.exp(-logs.mean()).item()
     if not math.isfinite(found):

@@ -10,20 +10,19 @@ Source: tinymfv, github.com/wassname/tinymfv, as of June 2026.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from steerheal.errors import UserError
 from steerheal.measure import finite
 from steerheal.measure.protocol import Protocol
+from steerheal.measure.slot import Slot, slot_of
 from steerheal.measure.vignettes import Vignette
 from steerheal.models.batch import LeftPadded, left_padded, shared_prefix, shrinking
 from steerheal.models.cache import fitting, slides
-from steerheal.models.chat import prompt_ids, text_ids
+from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Prefilled, prefilled, read_on
 from steerheal.models.hooks import Dosed, at
 from steerheal.models.model import ChatModel
@@ -31,7 +30,6 @@ from steerheal.models.score import chosen_logprobs
 from steerheal.records import FOUNDATIONS, Record, VignetteRow
 
 NAME = "forced_choice"
-SENTINEL = "steerheal-sentinel"
 CONFOUNDED = "two orders cannot tell a list position from the labels that stand there; use cyclic"
 NOT_FINITE = "log-probabilities are missing or not finite"
 
@@ -52,22 +50,6 @@ class ForcedChoice(Record):
     """Rollouts that wrote the answer's opening while thinking."""
     scored_naturally: int = 0
     """Rollouts read at an answer of their own: none, all are read at the forced slot."""
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """What every rollout goes through after its prompt."""
-
-    answers: Int[Tensor, " 7"]
-    """First token of every label, in canonical order."""
-    suppressed: Int[Tensor, " S"]
-    """Tokens that would end the thinking."""
-    think: int
-    """Think tokens in the context."""
-    suffix: list[int]
-    """The interruption."""
-    prefill: list[int]
-    """The answer's opening."""
 
 
 class _Rollouts(NamedTuple):
@@ -149,7 +131,7 @@ def sweep(
     """
     assert handle is not None or len(levels) == 1, "several levels need a handle"
     assert think >= 0 and rows >= 1, f"think {think}, rows {rows}"
-    slot, lists = _slot(chat, protocol, think), _lists(protocol, orders)
+    slot, lists = slot_of(chat, protocol, think), _lists(protocol, orders)
     each, count = len(lists), len(lists) * len(vignettes)
     prompts = [
         prompt_ids(chat, protocol.turn(vignette.text, labels), prefill=protocol.think_open)
@@ -185,58 +167,6 @@ def sweep(
     ]
     finite.refuse_broken(chat, [one.rows for one in read], levels, handle)
     return read
-
-
-def interruption(chat: ChatModel, protocol: Protocol) -> str:
-    """What stands between the thinking and the forced answer.
-
-    The marker that closes the thinking, the end of the turn, the nudge as a user turn, and the
-    opening of the assistant's next turn, as the model's template prints them. A template that opens
-    every conversation with the tokenizer's start token prints it here once more; it is left out.
-
-    Raises:
-        UserError: the template does not print what an assistant says.
-    """
-    turns = [("user", protocol.nudge), ("assistant", SENTINEL)]
-    asked, said, close = chat.template.render(turns, reply=False).partition(SENTINEL)
-    if not said:
-        raise UserError(
-            f"The chat template of {chat.name} does not print an assistant message; the "
-            "forced-choice instrument needs one that does. Use --instrument likelihood."
-        )
-    start = chat.tokenizer.bos_token
-    # A start token that opens every turn is a turn marker, which belongs there.
-    if isinstance(start, str) and chat.template.render(turns * 2, reply=False).count(start) == 1:
-        asked = asked.removeprefix(start)
-    return protocol.think_close + close + asked
-
-
-def _slot(chat: ChatModel, protocol: Protocol, think: int) -> _Slot:
-    stops = list(chat.stop_ids())
-    close = text_ids(chat, protocol.think_close)
-    if len(close) == 1:
-        stops += close
-    return _Slot(
-        answers=torch.tensor(_answers(chat, protocol), device=chat.device),
-        suppressed=torch.tensor(sorted(set(stops)), device=chat.device),
-        think=think if protocol.keep_last_think_token else max(0, think - 1),
-        suffix=text_ids(chat, interruption(chat, protocol)),
-        prefill=text_ids(chat, protocol.prefill),
-    )
-
-
-def _answers(chat: ChatModel, protocol: Protocol) -> list[int]:
-    """First token of every label, in canonical order; all seven differ."""
-    words = protocol.words()
-    firsts = [text_ids(chat, word)[0] for word in words]
-    clashing = [word for word, first in zip(words, firsts, strict=True) if firsts.count(first) > 1]
-    if clashing:
-        raise UserError(
-            f"The tokenizer of {chat.name} begins these labels with the same token: "
-            f"{', '.join(clashing)}. Give a protocol file with other labels, or use "
-            "--instrument likelihood."
-        )
-    return firsts
 
 
 def _lists(protocol: Protocol, orders: Literal["two", "cyclic"]) -> list[tuple[str, ...]]:
@@ -299,7 +229,7 @@ def _read_on(chat: ChatModel, before: Prefilled, more: LeftPadded) -> Prefilled:
     return Prefilled(hidden, before.cache, mask, positions)
 
 
-def _roll_out(chat: ChatModel, state: Prefilled, slot: _Slot, protocol: Protocol) -> _Rollouts:
+def _roll_out(chat: ChatModel, state: Prefilled, slot: Slot, protocol: Protocol) -> _Rollouts:
     """Thinks, is interrupted, and reads the slot; the last think token goes with the rest."""
     rows = len(state.mask)
     closed = torch.zeros(rows, dtype=torch.bool, device=chat.device)
@@ -318,7 +248,7 @@ def _roll_out(chat: ChatModel, state: Prefilled, slot: _Slot, protocol: Protocol
     given = chosen_logprobs(chat, states[:, :-1].flatten(0, 1), prefill.flatten())
     logs = chat.logits(states[:, -1]).log_softmax(-1)[:, slot.answers]
     texts = cast(list[str], chat.tokenizer.batch_decode(thoughts))
-    close = protocol.think_close.strip()
+    close = slot.close
     return _Rollouts(
         logs.cpu(),
         -given.view(rows, -1).mean(1).cpu(),

@@ -19,7 +19,7 @@ from torch import Tensor
 from steerheal.measure import finite
 from steerheal.measure.vignettes import Vignette
 from steerheal.models.batch import by_length, shrinking, token_budget
-from steerheal.models.chat import prompt_ids, text_ids
+from steerheal.models.chat import Told, told
 from steerheal.models.generate import Prefilled, prefilled
 from steerheal.models.hooks import Dosed, at
 from steerheal.models.model import ChatModel
@@ -99,29 +99,37 @@ def sweep(
     conditions = sorted({vignette.condition for vignette in vignettes})
     acts = [(name, act) for name in conditions for act in NEUTRAL[name]]
     texts = [vignette.text for vignette in vignettes] + [act for _, act in acts]
-    slot = len(text_ids(chat, PREFILL))
-    prompts = [prompt_ids(chat, QUESTION.format(vignette=text), prefill=PREFILL) for text in texts]
-    reasons = [text_ids(chat, REASONS[name]) for name in FOUNDATIONS]
+    phrases = [REASONS[name] for name in FOUNDATIONS]
+    asked = [told(chat, QUESTION.format(vignette=text), PREFILL, phrases) for text in texts]
     count, total = len(texts), len(texts) * len(levels)
     scores = torch.zeros(total, len(FOUNDATIONS))
     masses, fluency = torch.zeros(total), torch.zeros(total)
 
     def work(batch: list[int]) -> None:
         doses = torch.tensor([levels[i // count] for i in batch], device=chat.device)
-        rows = [prompts[i % count] for i in batch]
-        found = _read_batch(chat, rows, reasons, slot, doses=doses, handle=handle)
+        rows = [asked[i % count] for i in batch]
+        found = _read_batch(chat, rows, doses=doses, handle=handle)
         scores[batch], masses[batch], fluency[batch] = found
         progress(sum(i % count < len(vignettes) for i in batch))
 
-    lengths = [len(prompt) + sum(map(len, reasons)) for prompt in prompts] * len(levels)
-    for batch in by_length(lengths, token_budget(chat.device)):
-        shrinking(batch, work)
+    lengths = [len(one.shared) + sum(map(len, one.rests)) for one in asked] * len(levels)
+    for group in _alike(asked * len(levels)):
+        for batch in by_length([lengths[i] for i in group], token_budget(chat.device)):
+            shrinking([group[i] for i in batch], work)
     read = [
         _rows(vignettes, acts, *(part[start : start + count] for part in (scores, masses, fluency)))
         for start in range(0, total, count)
     ]
     finite.refuse_broken(chat, read, levels, handle)
     return read
+
+
+def _alike(asked: Sequence[Told]) -> list[list[int]]:
+    """Prompts with the same slot and reasons: all, save where a token spans the prefill's end."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, one in enumerate(asked):
+        groups.setdefault((one.slot, one.rests, one.leads), []).append(i)
+    return list(groups.values())
 
 
 def _rows(
@@ -145,21 +153,24 @@ def _rows(
 
 def _read_batch(
     chat: ChatModel,
-    prompts: Sequence[list[int]],
-    reasons: Sequence[list[int]],
-    slot: int,
+    asked: Sequence[Told],
     *,
     doses: Float[Tensor, " B"],
     handle: Dosed | None,
 ) -> tuple[Float[Tensor, "B 7"], Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """Phrase log-likelihoods, answer mass and prefill NLL; each prompt is read once."""
+    """Phrase log-likelihoods, answer mass and prefill NLL; each prompt is read once.
+
+    The answer mass is that of the phrases' first ids; where a token of a phrase spans the end of
+    the prefill, that of the ids up to the first that is not the prefill's own.
+    """
+    prompts = [one.shared for one in asked]
+    _, slot, reasons, leads = asked[0]
     prompt = prefilled(chat, prompts, doses, handle)
     hidden = prompt.hidden
     first = chat.logits(hidden[:, -1]).log_softmax(-1)
     starts = torch.tensor([reason[0] for reason in reasons], device=chat.device)
-    mass = first[:, starts.unique()].exp().sum(-1)
     tail = chat.logits(hidden[:, -slot - 1 : -1]).log_softmax(-1)
-    forced = torch.tensor([row[-slot:] for row in prompts], device=chat.device)
+    forced = torch.tensor([row[len(row) - slot :] for row in prompts], device=chat.device)
     nll = -tail.gather(2, forced[..., None])[..., 0].mean(-1)
     count, width = len(reasons), max(map(len, reasons)) - 1
     after = torch.zeros(count, width, dtype=torch.long, device=chat.device)
@@ -169,7 +180,14 @@ def _read_batch(
         valid[k, : len(reason) - 1] = True
     with at(handle, doses.repeat_interleave(count)):
         rest = _continuations(chat, prompt, starts, after)
-    total = first[:, starts] + (rest * valid).sum(-1)
+    logs = torch.cat([first[:, starts, None], rest * valid], dim=-1)
+    begun = {reason[:lead]: k for k, (reason, lead) in enumerate(zip(reasons, leads, strict=True))}
+    mass = (
+        torch.stack([logs[:, k, : len(ids)].sum(-1) for ids, k in sorted(begun.items())], dim=-1)
+        .exp()
+        .sum(-1)
+    )
+    total = logs.sum(-1)
     return total.cpu(), mass.cpu(), nll.cpu()
 
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from steerheal.models.chat import Message, prompt_ids
+from steerheal.models.chat import common, prompt_ids
 from steerheal.models.model import ChatModel
 from steerheal.models.rows import Line
+from steerheal.models.template import Message
 
 
 def asked(
@@ -23,11 +24,5 @@ def asked(
         ids = prompt_ids(chat, turns, system=system, prefill=prefill)
         bare = prompt_ids(chat, turns, system=system) if prefill else ids
         parts.append(tuple(ids))
-        begins.append(_common(ids, bare))
+        begins.append(common(ids, bare))
     return Line(tuple(parts), tuple(begins), state)
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens that both begin with."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -52,7 +53,7 @@ def open_gguf(
     Raises:
         UserError: it cannot be read, is damaged or unsupported, or has no chat template.
     """
-    _refuse_header(file, template)
+    header = _header(file, template)
     folder = _converted(file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -63,11 +64,14 @@ def open_gguf(
             "Delete that folder: it is made again."
         ) from error
     tokenizer.chat_template = template or tokenizer.chat_template
+    begins = header.get("tokenizer.ggml.add_bos_token")
+    if begins is not None and tokenizer.bos_token_id is not None:
+        tokenizer.add_bos_token = bool(begins)
     return net, tokenizer, name
 
 
-def _refuse_header(file: Path, template: str) -> None:
-    """What the header alone tells, before anything is converted."""
+def _header(file: Path, template: str) -> dict[str, Any]:
+    """The header's fields; what they alone forbid is refused before anything is converted."""
     try:
         with file.open("rb") as stream:
             magic = stream.read(len(MAGIC))
@@ -92,6 +96,7 @@ def _refuse_header(file: Path, template: str) -> None:
             f"{file} has no chat template in its header. Give one with --model.template FILE (the "
             "chat_template.jinja of the model it was made from), or use an instruction-tuned GGUF."
         )
+    return fields
 
 
 @contextmanager

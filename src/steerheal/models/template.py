@@ -87,6 +87,21 @@ class Template:
         left = f"; it opens {opens} all the same" if opens and mode == "off" else ""
         return f"{mode} (the template's {name}{why}{left})"
 
+    def opens(self) -> bool:
+        """Whether every answer begins inside a thought that the template has opened."""
+        block = block_at_end(_rendered(self.tokenizer, self.text, PROBES[0]))
+        return block is not None and not block.closed
+
+    def start(self) -> str:
+        """The tokenizer's BOS where the template prints it once, before everything; else empty.
+
+        A BOS that opens every turn is a turn marker.
+        """
+        bos = self.tokenizer.bos_token
+        text = self.render([("user", "a"), ("assistant", "b")] * 2, reply=False)
+        once = isinstance(bos, str) and text.startswith(bos) and text.count(bos) == 1
+        return bos if isinstance(bos, str) and once else ""
+
     def speaking(self) -> PreTrainedTokenizerBase:
         """A tokenizer whose own template is this one, for code that renders by itself."""
         made = copy.copy(self.tokenizer)
