@@ -4,13 +4,14 @@ The options are the fields of a pydantic model, so that nothing is written twice
 are `--outer.inner`, a flag has its opposite, and a tuple takes as many words as follow.
 """
 
+import argparse
 import difflib
 import shlex
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -88,32 +89,113 @@ def flag_of(kind: type[BaseModel], path: Sequence[str | int]) -> str:
     return ".".join(name.replace("_", "-") for name in names if name != "settings")
 
 
+class _Keep(argparse.Action):
+    """Puts the words of an option where its setting lies."""
+
+    def __init__(self, option: Option, value: bool | None = None, **how: Any) -> None:
+        super().__init__(**how)
+        self._option, self._value = option, value
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        del parser
+        words = [_bare(word) for word in (values if isinstance(values, list) else [values])]
+        if words or option_string:
+            _put(namespace.given, self._option, option_string, words, self._value)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. --help shows the options.")
+
+
 def read(kind: type[BaseModel], argv: Sequence[str]) -> Given:
     """The words of a line by setting.
 
     Raises:
         UserError: an unknown option, a missing or superfluous word, a value given twice.
     """
-    known = options(kind)
-    by_flag = {flag: option for option in known for flag in (*option.flags, option.off) if flag}
-    given, rest, words = Given({}, {}), [], list(argv)
-    while words:
-        word = words.pop(0)
-        if word == "--":
-            rest += words
-            break
-        if not word.startswith("-") or word == "-" or _number(word):
-            rest.append(word)
-            continue
-        flag, explicit, value = word.partition("=")
-        flag = flag.replace("_", "-")
-        if flag not in by_flag or by_flag[flag].positional:
-            raise _unknown(flag, [f for f in by_flag if f.startswith("--")])
-        option = by_flag[flag]
-        taken = [value] if explicit else _taken(words, option)
-        _put(given, option, flag, taken, typed=[word, *([] if explicit else taken)])
-    _positionals(given, [option for option in known if option.positional], rest)
+    known, given = options(kind), Given({}, {})
+    words = [_guarded(_hyphened(word)) for word in argv]
+    try:
+        parser = _parser(known)
+        # Mixed with options, argparse reads what follows -- once more, as options.
+        way = parser.parse_known_args if "--" in words else parser.parse_known_intermixed_args
+        _, rest = way(words, argparse.Namespace(given=given))
+    except argparse.ArgumentError as error:
+        raise _misused(known, error) from error
+    unknown = next((word for word in rest if word.startswith("-") and word != "-"), None)
+    if unknown is not None:
+        raise _unknown(unknown.partition("=")[0], [f for option in known for f in option.flags])
+    if rest:
+        raise UserError(
+            f"Nothing takes {' '.join(map(repr, rest))} here; an option begins with --."
+        )
+    for option in known:
+        if option.positional and option.field.is_required() and option.path not in given.words:
+            raise UserError(f"{option.flags[0].upper()} is missing: {first(option.field)}")
     return given
+
+
+def _parser(known: Sequence[Option]) -> argparse.ArgumentParser:
+    parser = _Parser(
+        add_help=False,
+        allow_abbrev=False,
+        exit_on_error=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    for option in known:
+        keep: dict[str, Any] = {"action": _Keep, "option": option}
+        if option.positional:
+            parser.add_argument(option.flags[0], nargs="*" if option.most == MANY else "?", **keep)
+        elif option.off:
+            dest = option.flags[-1].lstrip("-")
+            parser.add_argument(*option.flags, dest=dest, nargs=0, value=True, **keep)
+            parser.add_argument(option.off, dest=dest, nargs=0, value=False, **keep)
+        else:
+            many = {MANY: "*", 1: None}.get(option.most, option.most)
+            parser.add_argument(*option.flags, nargs=many, **keep)
+    return parser
+
+
+def _hyphened(word: str) -> str:
+    """An option spelled with underscores as its name is."""
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value if flag.startswith("--") else word
+
+
+def _guarded(word: str) -> str:
+    """A negative number behind a space: argparse takes −inf and −1e-3 for options."""
+    return f" {word}" if word.startswith("-") and _number(word) else word
+
+
+def _bare(word: str) -> str:
+    return word[1:] if word.startswith(" -") and _number(word[1:]) else word
+
+
+def _number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _misused(known: Sequence[Option], error: argparse.ArgumentError) -> UserError:
+    flags = (error.argument_name or "").split("/")
+    option = next(item for item in known if {*flags} & {*item.flags, item.off})
+    if option.off:
+        return UserError(
+            f"{flags[0]} takes no value: {error.message}. Its opposite is {option.off}."
+        )
+    needs = "a value" if option.most == 1 else f"{option.most} values"
+    hint = f"one that begins with a hyphen goes as {option.flags[0]}=VALUE"
+    return UserError(f"{option.flags[0]} needs {needs} after it; {hint}.")
 
 
 def _unknown(flag: str, known: Sequence[str]) -> UserError:
@@ -124,62 +206,28 @@ def _unknown(flag: str, known: Sequence[str]) -> UserError:
     return UserError(f"Unknown option {flag}.{hint} --help shows the options.")
 
 
-def _taken(words: list[str], option: Option) -> list[str]:
-    """The words after an option that are its own, removed from the line."""
-    count = 0
-    while count < min(option.most, len(words)) and not words[count].startswith("--"):
-        count += 1
-    taken, words[:count] = words[:count], []
-    return taken
-
-
-def _put(given: Given, option: Option, flag: str, taken: list[str], *, typed: list[str]) -> None:
+def _put(
+    given: Given, option: Option, flag: str | None, words: list[str], value: bool | None
+) -> None:
     many = option.most == MANY
     if option.path in given.words and not many:
         raise UserError(f"{flag} is given twice. Give it once.")
-    if option.off and taken:
-        raise UserError(f"{flag} takes no value; given {taken[0]!r}. Its opposite is {option.off}.")
-    if option.exact and not option.off and len(taken) != option.most:
-        needs = "a value" if option.most == 1 else f"{option.most} values"
-        got = f"; given {' '.join(taken)}" if taken else ""
-        raise UserError(f"{flag} needs {needs} after it{got}.")
-    given.words.setdefault(option.path, []).extend(typed)
+    given.words.setdefault(option.path, []).extend([*([flag] if flag else []), *words])
     home = given.values
     for name in option.path[:-1]:
         home = home.setdefault(name, {})
     name = option.path[-1]
-    if option.off:
-        home[name] = flag != option.off
+    if value is not None:
+        home[name] = value
     elif many:
-        home[name] = [*home.get(name, ()), *taken]
+        home[name] = [*home.get(name, ()), *words]
     else:
-        home[name] = taken[0] if option.most == 1 else taken
-
-
-def _positionals(given: Given, known: Sequence[Option], rest: list[str]) -> None:
-    for option in known:
-        taken, rest = rest[: option.most], rest[option.most :]
-        if taken:
-            _put(given, option, option.flags[0], taken, typed=taken)
-        elif option.field.is_required():
-            raise UserError(f"{option.flags[0].upper()} is missing: {first(option.field)}")
-    if rest:
-        raise UserError(
-            f"Nothing takes {' '.join(map(repr, rest))} here; an option begins with --."
-        )
+        home[name] = words[0] if option.most == 1 else words
 
 
 def first(field: FieldInfo) -> str:
     """The first sentence of a setting's documentation."""
     return (field.description or "").split(". ")[0].rstrip(".") + "."
-
-
-def _number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def _words(annotation: Any) -> tuple[int, bool]:
