@@ -1,9 +1,6 @@
 """The command line: clear mistakes, exit codes, and every command on a tiny run."""
 
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -97,7 +94,7 @@ def test_resume_takes_the_runs_own_settings(
         (["--preset", "quick", "--name", "two"], "given besides: --preset quick --name two."),
         # What a preset gives anyhow is not what the run has.
         (["--preset", "standard"], "given besides: --preset standard."),
-        (["--until", "check1", "--heal.lr=5e-4"], "given besides: --heal.lr=5e-4."),
+        (["--until", "check1", "--heal.lr=5e-4"], "given besides: --heal.lr 5e-4."),
     ],
 )
 def test_resume_refuses_what_it_would_ignore(
@@ -308,18 +305,6 @@ def test_ctrl_c_leaves_an_interrupted_record_and_exit_code_130(
     assert record.status == "interrupted"
     # The persona has fewer evaluation prompts.
     assert record.config["measure"]["prompts"] == 6 and "has 6 evaluation prompts" in said
-
-
-def test_help_answers_in_under_a_second() -> None:
-    # The best of three: a loaded machine may stall any single start.
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "steerheal", "--help"], check=True, capture_output=True
-        )
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1.0
 
 
 def test_a_setting_of_a_barrier_without_one_is_said_to_do_nothing() -> None:
