@@ -13,7 +13,7 @@ ORDER = [
     {"errors"},
     {"prompts", "bounds", "line", "disk"},
     {"config", "records", "claims"},
-    {"console", "store", "steer.persona", "code"},
+    {"console", "store", "steer.persona", "need", "code"},
     {"models", "stage_store"},
     {"state"},
     {"measure"},

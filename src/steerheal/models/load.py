@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hub_logging
@@ -24,6 +25,7 @@ from steerheal.models.gguf import EMBEDDED_NAME, embedded_file, open_gguf
 from steerheal.models.hub import ADVICE, only_cached, refuse_no_id
 from steerheal.models.model import ChatModel, find_blocks
 from steerheal.models.template import Template, frozen
+from steerheal.need import parameters_in, refuse_too_large, weights_bytes
 from steerheal.models.trial import refuse_cache
 
 
@@ -35,6 +37,7 @@ def load(settings: ModelSettings) -> ChatModel:
     """
     device = pick_device(settings.device)
     dtype = _pick_dtype(settings.dtype, device)
+    _refuse_too_large(settings, device, dtype)
     with quiet():
         net, tokenizer, name = _open(settings, dtype)
     return wrap(
@@ -119,6 +122,27 @@ def _pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return cast(torch.dtype, getattr(torch, name))
+
+
+def _refuse_too_large(settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> None:
+    """Weights are read into main memory first, and from there go to the device."""
+    path = Path(settings.name or ".").expanduser()
+    if not settings.name:
+        return
+    name = str(dtype).removeprefix("torch.")
+    # A GGUF file is read as float32, which is never less than the file.
+    least = path.stat().st_size if path.is_file() else 0
+    if path.is_dir() and (count := parameters_in(path)):
+        least = weights_bytes(count, name)
+    for place in {torch.device("cpu"), device}:
+        refuse_too_large(settings.name, least, name, free_bytes(place))
+
+
+def free_bytes(device: torch.device) -> float:
+    """Free memory of a device, in bytes; that of the machine where both are one."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
 
 
 def _open(

@@ -1,0 +1,171 @@
+"""What a run needs, said before it is spent: memory for a model, and time for the rest of a run.
+
+Both are estimates and say so. Memory: P parameters of b bytes are P·b of weights; a float32 run
+keeps a second copy of the layers that a history is folded into, and a heal keeps its activations.
+Time: every stage is counted in tokens that pass through the model, and the first one that was timed
+gives the pace.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from steerheal.config import HealSettings, MeasureSettings, RunConfig
+from steerheal.errors import UserError
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+GB = 1e9
+PROCESS = 0.7 * GB
+"""Python with torch and transformers, before any weight."""
+PROMPT, SYSTEM, VIGNETTE, PLAIN = 40, 30, 110, 3_000
+"""Tokens of a prompt, of a system prompt, of a vignette with its question, and of the canary and
+the plain prose together."""
+BACKWARD = 3
+"""A training token costs this many read ones: forward, and backward twice as much."""
+ACTIVATIONS = 20
+"""Numbers kept per token, layer and hidden unit while a heal trains, in float32."""
+
+
+class Size(NamedTuple):
+    """What a model's configuration says of its size."""
+
+    parameters: int
+    layers: int
+    hidden: int
+
+
+def weights_bytes(parameters: int, dtype: str) -> float:
+    """Bytes of the weights in a precision."""
+    return parameters * BYTES[dtype]
+
+
+def peak_bytes(size: Size, dtype: str, heal: HealSettings, tokens: int) -> float:
+    """About the most memory that a run holds at once.
+
+    Args:
+        size: The model.
+        dtype: Precision of its weights.
+        heal: Its rows and its band decide what a heal keeps.
+        tokens: Longest completion.
+    """
+    weights = weights_bytes(size.parameters, dtype)
+    folded = weights * (heal.band[1] - heal.band[0]) if dtype == "float32" else 0.0
+    rows = math.ceil(heal.rows / heal.accumulate)
+    trained = rows * (PROMPT + tokens) * size.layers * size.hidden * ACTIVATIONS * 4
+    return PROCESS + weights + folded + trained
+
+
+def memory_line(size: Size, dtype: str, config: RunConfig, free: float) -> str:
+    """One line: how large the model is, about what a run of it needs, and what there is."""
+    weights = weights_bytes(size.parameters, dtype)
+    peak = peak_bytes(size, dtype, config.heal, config.sampling.tokens)
+    short = "" if peak <= free else ". That may not do: lower heal.rows, or take another dtype"
+    return (
+        f"{size.parameters / 1e6:,.0f} M parameters in {dtype}: {gigabytes(weights)} of weights; a "
+        f"run needs about {gigabytes(peak)}, {gigabytes(free)} are free{short}"
+    )
+
+
+def gigabytes(count: float) -> str:
+    """Bytes as GB."""
+    return f"{count / GB:.1f} GB" if count < 100 * GB else f"{count / GB:.0f} GB"
+
+
+def reading_tokens(measure: MeasureSettings, vignettes: int) -> float:
+    """Tokens of one evaluation: free answers written and judged, vignettes, canary and prose."""
+    thought = measure.think if measure.instrument == "forced_choice" else 0
+    orders = {"two": 2, "cyclic": 7}[measure.orders] if measure.instrument == "forced_choice" else 1
+    answers = measure.prompts * _written_and_judged(measure.tokens)
+    essays = measure.long_prompts * 2 * (PROMPT + measure.long_tokens)
+    replies = measure.json_prompts * (PROMPT + measure.tokens)
+    return answers + essays + replies + vignettes * (VIGNETTE * orders + thought) + PLAIN
+
+
+def _written_and_judged(tokens: int) -> float:
+    """An answer is written once, read under both poles, and read by the base."""
+    return 2 * (PROMPT + tokens) + 2 * (PROMPT + SYSTEM + tokens)
+
+
+def rest_tokens(config: RunConfig, vignettes: int) -> tuple[float, float]:
+    """Tokens of what comes once after the base is read, and of every round."""
+    drawn = _written_and_judged(config.sampling.tokens) + PROMPT + config.sampling.tokens
+    check = config.check
+    levels = len(check.doses) + (check.control and bool(check.doses))
+    seen = min(vignettes, 7 * check.per_foundation) if check.per_foundation else vignettes
+    sweep = levels * (check.prompts * _written_and_judged(check.tokens) + seen * VIGNETTE)
+    once = config.filter.calibration_texts * drawn + sweep
+    want = config.dose.want
+    trained = want * config.heal.epochs * BACKWARD * (PROMPT + config.sampling.tokens)
+    reads = reading_tokens(config.measure, vignettes) * (2 if config.read_steered else 1)
+    # Draws that are dropped come on top of those that are wanted; the walk's are among them.
+    harvest = want / config.dose.target * drawn
+    vector = 2 * config.vector.contexts * (PROMPT + SYSTEM)
+    return once, vector + harvest + trained + reads
+
+
+def seconds_left(config: RunConfig, vignettes: int, base_seconds: float) -> float:
+    """About how long a run goes on, after its base was read in `base_seconds`."""
+    pace = base_seconds / reading_tokens(config.measure, vignettes)
+    once, each = rest_tokens(config, vignettes)
+    return pace * (once + config.rounds * each)
+
+
+def time_line(config: RunConfig, vignettes: int, base_seconds: float) -> str:
+    """One line: about how long the run goes on, as a range of half to twice the estimate."""
+    left = seconds_left(config, vignettes, base_seconds)
+    rounds = f"{config.rounds} round{'s' if config.rounds > 1 else ''}"
+    return (
+        f"about {_duration(left)} left for {rounds}, half or twice as long at worst: judged by "
+        f"the base, which took {_duration(base_seconds)}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3_600:.1f} h"
+
+
+def parameters_in(folder: Path) -> int | None:
+    """Parameters in a model folder's safetensors, by their headers alone; None: cannot be told."""
+    index, one = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    try:
+        names = {one.name}
+        if not one.is_file():
+            names = set(json.loads(index.read_bytes())["weight_map"].values())
+        return sum(_in_header(folder / name) for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None  # what is absent or damaged is told of where it is read
+
+
+def _in_header(file: Path) -> int:
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > file.stat().st_size:
+            raise ValueError(f"{file} is cut")
+        header = json.loads(stream.read(length))
+    return sum(
+        math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"
+    )
+
+
+def refuse_too_large(name: str, least: float, dtype: str, free: float) -> None:
+    """Refuses weights that do not fit, before any of them is read.
+
+    Args:
+        name: The model.
+        least: Bytes that its weights need at least.
+        dtype: Their precision.
+        free: Bytes that there are.
+
+    Raises:
+        UserError: there is less memory than the weights alone need.
+    """
+    if least <= free:
+        return
+    half = " Half as much does with --model.dtype bfloat16." if BYTES[dtype] == 4 else ""
+    raise UserError(
+        f"{name} has {gigabytes(least)} of weights in {dtype}; {gigabytes(free)} of memory are "
+        f"free.{half} Take a smaller model, or make room."
+    )
