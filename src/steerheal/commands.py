@@ -21,8 +21,9 @@ from steerheal.history import student_of
 from steerheal.measure import instruments, protocol, vignettes
 from steerheal.models.chat import start_note
 from steerheal.models.generate import Draw, generate
-from steerheal.models.load import load
+from steerheal.models.load import free_bytes, load
 from steerheal.models.model import ChatModel
+from steerheal.need import Size, memory_line
 from steerheal.plan import Plan, dated, fewer, planned
 from steerheal.records import RunRecord
 from steerheal.report.page import lacking, write_report
@@ -64,6 +65,7 @@ def _run(plan: Plan, options: RunCommand, console: Console) -> None:
         notes=(*notes(chat, config.heal), *changed),
         persona=plan.persona.model_dump(mode="json"),
     )
+    console.note(memory_line(size_of(chat), surroundings["dtype"], config, free_bytes(chat.device)))
     for note in record.notes:
         console.note(note)
     store.write_run(record)
@@ -113,6 +115,12 @@ def environment(chat: ChatModel, config: RunConfig) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         **{name: version(name) for name in PACKAGES},
     }
+
+
+def size_of(chat: ChatModel) -> Size:
+    """How large a model is; what it shares between parts counts once."""
+    parameters = sum(weight.numel() for weight in chat.net.parameters())
+    return Size(parameters, len(chat.blocks), chat.text_config.hidden_size)
 
 
 BARRIERS_OWN = ("aggregate", "reference", "lam", "tau", "lam_power")

@@ -18,6 +18,7 @@ from steerheal.config import RunConfig
 from steerheal.measure import summary
 from steerheal.measure.compare import compare
 from steerheal.measure.qualify import Qualification, in_words, qualify
+from steerheal.need import time_line
 from steerheal.records import Finding, Reading, RoundRecord, RunRecord, Scores, Summary
 from steerheal.stages import BASE, Stages, Student
 from steerheal.state.vector import SteeringVector
@@ -83,6 +84,9 @@ def run(
         return grown
 
     base = stages.evaluated(BASE, "base", nullcontext, "base")
+    mark = stages.store.marks[-1]
+    if until is None and not mark.reused:
+        listener.note(time_line(stages.config, len(base.vignettes), mark.seconds))
     stages.shown(BASE, "base", nullcontext, "base")
     qualified = qualify(base, axis)
     sees = [in_words(found) for found in (*stages.tried, qualified)]

@@ -25,8 +25,8 @@ from steerheal.models.gguf import EMBEDDED_NAME, embedded_file, open_gguf
 from steerheal.models.hub import ADVICE, only_cached, refuse_no_id
 from steerheal.models.model import ChatModel, find_blocks
 from steerheal.models.template import Template, frozen
-from steerheal.need import parameters_in, refuse_too_large, weights_bytes
 from steerheal.models.trial import refuse_cache
+from steerheal.need import parameters_in, refuse_too_large, weights_bytes
 
 
 def load(settings: ModelSettings) -> ChatModel:
@@ -141,8 +141,8 @@ def _refuse_too_large(settings: ModelSettings, device: torch.device, dtype: torc
 def free_bytes(device: torch.device) -> float:
     """Free memory of a device, in bytes; that of the machine where both are one."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+        return float(torch.cuda.mem_get_info(device)[0])
+    return float(psutil.virtual_memory().available)
 
 
 def _open(
