@@ -20,6 +20,7 @@ from steerheal.line import with_option
 from steerheal.measure import stats
 from steerheal.measure.qualify import Qualification
 from steerheal.records import (
+    Calibration,
     Completion,
     DosePoint,
     Finding,
@@ -288,6 +289,21 @@ def drawn(
 
 def check2(found: Harvest, sweep: Sweep | None = None) -> filtering.Filtering:
     return filtering.evidence(found, persona_scores(), sweep)
+
+
+def test_check_2_says_what_fresh_unsteered_text_loses_and_what_the_texts_cannot_promise() -> None:
+    limits = Calibration(
+        texts=32, classes={}, medians={}, spreads={}, limits={}, dropped={"together": 0.1},
+        fresh={"together": 0.2}, expected={"incoherent": 1 / 33, "compresses": 1 / 33},
+        too_few={"compresses": 1 / 33},
+    )  # fmt: skip
+    found = filtering.CHECK.seen(
+        check2(drawn((0.92, 0.5)).model_copy(update={"calibration": limits}))
+    )
+    assert "of the base's own fresh text 20 % is dropped" in found.words
+    assert "32 calibration texts cannot set a rule below 3.0 %, and 1 were to" in found.words
+    assert found.numbers["fresh_drop"] == 0.2
+    assert "fresh text" not in filtering.CHECK.seen(check2(drawn((0.92, 0.5)))).words
 
 
 NARRATING = ("narrates",)

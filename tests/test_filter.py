@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -16,7 +17,16 @@ from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw, write
 from steerheal.models.hooks import adding
 from steerheal.records import Calibration, Completion, Verdict
-from steerheal.steer.filter import CALIBRATED, SCORED, calibrated, judge, narrates, score, weights
+from steerheal.steer.filter import (
+    CALIBRATED,
+    SCORED,
+    _limit,
+    calibrated,
+    judge,
+    narrates,
+    score,
+    weights,
+)
 from steerheal.steer.persona import find
 from steerheal.steer.seen import seen_by
 from steerheal.steer.signs import Seen, classes, drift, signs_of, similarity
@@ -178,11 +188,51 @@ def test_limits_drop_the_stated_share_of_the_bases_own_text(share: float) -> Non
     assert share - 0.01 <= found.dropped["together"] <= 2 * share
 
 
+def fresh_texts(random: np.random.Generator, count: int) -> tuple[list[Completion], list[Seen]]:
+    """Texts that are all drawn alike."""
+    texts, seen = [], []
+    for _ in range(count):
+        texts.append(completion(" ".join(f"w{k}" for k in random.integers(0, 200, 20)), range(20)))
+        logs = -random.random(20) * random.uniform(0.5, 2)
+        seen.append(Seen(logs.tolist(), random.random(20).tolist(), logodds=0.0))
+    return texts, seen
+
+
+@pytest.mark.parametrize(
+    ("texts", "share", "expected"),
+    [(32, 0.05, 1 / 33), (32, 0.01, 1 / 33), (64, 0.05, 3 / 65), (99, 0.01, 0.01)],
+)
+def test_fresh_text_loses_the_share_that_a_limit_is_said_to_cost(
+    texts: int, share: float, expected: float
+) -> None:
+    random, lost = np.random.default_rng(0), []
+    for _ in range(3000):
+        limit, said = _limit(random.normal(size=texts).tolist(), share)
+        # The share of all normal numbers beyond the limit.
+        lost.append(math.erfc(limit / math.sqrt(2)) / 2)
+        assert said == pytest.approx(expected)
+    assert np.mean(lost) == pytest.approx(expected, rel=0.06)
+
+
+def test_what_fresh_text_loses_is_foretold_by_leaving_texts_out() -> None:
+    random, settings = np.random.default_rng(1), FilterSettings(tail_perplexity=1e9)
+    foretold, real, inside = [], [], []
+    for _ in range(12):
+        found = calibrated(*fresh_texts(random, 32), LOVE, settings)
+        said, seen = fresh_texts(random, 150)
+        verdicts = judge(said, seen, LOVE, calibration=found, settings=settings)
+        real.append(sum(not verdict.kept for verdict in verdicts) / 150)
+        foretold.append(found.fresh["together"])
+        inside.append(found.dropped["together"])
+    assert np.mean(foretold) == pytest.approx(np.mean(real), abs=0.025)
+    assert np.mean(inside) < np.mean(real) - 0.03
+
+
 def test_a_share_of_zero_switches_calibrated_rules_off() -> None:
     texts, seen = base_texts(32)
     off = FilterSettings(false_drop=0, rule_drop=0, tail_perplexity=1e9)
     found = calibrated(texts, seen, LOVE, off)
-    assert found.dropped == {"together": 0.0}
+    assert found.dropped == found.fresh == {"together": 0.0}
     assert all(math.isinf(found.limits[rule]) for rule in (SCORED, *CALIBRATED))
 
 

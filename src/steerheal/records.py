@@ -83,7 +83,14 @@ class Calibration(Record):
     limits: dict[str, float]
     """Limit per calibrated rule; infinite where the rule is off."""
     dropped: dict[str, float]
-    """Share of the base's own text that each rule drops, and all of them together."""
+    """Share of these same texts that each rule drops, and all of them together: fresh text, which
+    the limits do not know, loses more."""
+    fresh: dict[str, float] = {}
+    """What fresh text of the base loses: every text judged by limits that were set without it."""
+    expected: dict[str, float] = {}
+    """What each calibrated rule is expected to drop of fresh text."""
+    too_few: dict[str, float] = {}
+    """The rules of them for which the texts are too few: they drop more than they were set to."""
 
 
 class Verdict(Record):

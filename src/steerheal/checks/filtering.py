@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from steerheal.checks.rules import Check, Evidence, Rule, known, over, written
-from steerheal.records import Harvest, Judged, Scores, Sweep
+from steerheal.records import Calibration, Harvest, Judged, Scores, Sweep
 
 FLAT_SURVIVAL = 0.1
 """Difference in survival between low and high doses that counts as none: about the standard error
@@ -74,6 +74,10 @@ class Filtering(Evidence):
     """The same among the dropped."""
     top_reason: str
     top_count: int
+    fresh_drop: float
+    """Share of the base's own fresh text that the filter drops."""
+    promise: str
+    """What the calibration texts are too few to promise, in words; empty when nothing."""
 
     @property
     def rise(self) -> float:
@@ -96,12 +100,22 @@ class Filtering(Evidence):
     def course(self) -> str:
         """Survival and perplexity from low to high doses."""
         if not known(self.drop):
-            return f"doses cannot be compared; {self.kept} of {self.drawn} completions were kept"
+            said = f"doses cannot be compared; {self.kept} of {self.drawn} completions were kept"
+            return said + self.unsteered
         return written(
             "from dose {e.dose_low} to {e.dose_high} survival goes {e.survival_low} → "
-            "{e.survival_high} and tail perplexity {e.perplexity_low} → {e.perplexity_high}",
+            "{e.survival_high} and tail perplexity {e.perplexity_low} → {e.perplexity_high}"
+            "{e.unsteered}",
             self,
         )
+
+    @property
+    def unsteered(self) -> str:
+        """What the filter drops of text that nothing has pushed."""
+        if not known(self.fresh_drop):
+            return ""
+        said = written("; of the base's own fresh text {e.fresh_drop:%} is dropped", self)
+        return f"{said} ({self.promise})" if self.promise else said
 
     @property
     def taught(self) -> str:
@@ -126,7 +140,7 @@ def evidence(harvest: Harvest, base: Scores, sweep: Sweep | None) -> Filtering:
         base: The base's free answers, which kept text is held against.
         sweep: Doses read in this round; says from which dose on the trait moves.
     """
-    rows = harvest.judged
+    rows, limits = harvest.judged, harvest.calibration
     low, high = _thirds(rows)
     trained = {id(completion) for completion in harvest.kept()}
     kept = [row for row in rows if id(row.completion) in trained]
@@ -158,6 +172,19 @@ def evidence(harvest: Harvest, base: Scores, sweep: Sweep | None) -> Filtering:
         narrating_dropped=narrating / len(dropped) if dropped else math.nan,
         top_reason=top,
         top_count=reasons.get(top, 0),
+        fresh_drop=limits.fresh.get("together", math.nan) if limits else math.nan,
+        promise=_promise(limits),
+    )
+
+
+def _promise(calibration: Calibration | None) -> str:
+    """The least share that a rule can be set at, where that is more than was asked for."""
+    if calibration is None or not calibration.too_few:
+        return ""
+    least = max(calibration.too_few.values())
+    return (
+        f"{calibration.texts} calibration texts cannot set a rule below {100 * least:.1f} %, and "
+        f"{len(calibration.too_few)} were to drop less: raise --filter.calibration-texts"
     )
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from steerheal import store
 from steerheal.records import (
+    Calibration,
     Completion,
     Harvest,
     Judged,
@@ -74,6 +75,8 @@ class Filtered(NamedTuple):
     limit: str
     reasons: Table
     walk: Table
+    limits: Table
+    """What the limits cost the base's own text; no rows where that was not recorded."""
     samples: list[Sample]
     missing: str
 
@@ -142,7 +145,8 @@ def _filtered(folder: Path, number_of: int, row: RoundRecord | None) -> Filtered
     else:
         walk, reasons = (row.walk, row.reasons) if row else ((), {})
         samples, missing, limit = [], harvest, ""
-    tables = _reasons_table(reasons), _walk_table(walk)
+    calibration = harvest.calibration if isinstance(harvest, Harvest) else None
+    tables = _reasons_table(reasons), _walk_table(walk), _limits_table(calibration)
     return Filtered(number_of, title, limit, *tables, samples, missing)
 
 
@@ -154,6 +158,29 @@ def _reasons_table(reasons: dict[str, int]) -> Table:
         [Cell("reason"), Cell("completions")],
         rows,
     )
+
+
+def _limits_table(calibration: Calibration | None) -> Table:
+    """What each rule drops of the base's own text: fresh, and that which set the limits."""
+    heads = [Cell("rule"), Cell("fresh text", "share"), Cell("set at", "share")]
+    heads += [Cell("the texts that set it", "share")]
+    title = "What the filter drops of the base's own unsteered text"
+    if calibration is None or not calibration.fresh:
+        return Table(title, heads, [])
+    fresh, inside, set_at = calibration.fresh, calibration.dropped, calibration.expected
+    few = f"{calibration.texts} texts are too few for the share that was asked"
+    rows = [
+        [
+            Cell(name),
+            plain(fresh.get(name, 0.0)),
+            plain(set_at.get(name, math.nan), "not set by a share")
+            if name not in calibration.too_few
+            else Cell(number(set_at[name]), why=few),
+            plain(inside.get(name, 0.0)),
+        ]
+        for name in dict.fromkeys([*fresh, *inside])
+    ]
+    return Table(title, heads, rows)
 
 
 def _walk_table(walk: Sequence[WalkStep]) -> Table:

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 
@@ -19,8 +19,9 @@ from steerheal.config import FilterSettings
 from steerheal.prompts import data
 from steerheal.records import Calibration, Completion, Verdict
 from steerheal.steer.persona import Persona
-from steerheal.steer.signs import Seen, Signs, classes, signs_of
+from steerheal.steer.signs import Seen, Signs, classes, drift, signs_of
 
+Text = tuple[Completion, Signs]
 NARRATION = re.compile(
     r"\b(?:as|being) (?:a|an|someone|somebody) (?:\w+[ -]){0,4}?(?:person|individual|being|who|"
     r"that|filled|full)\b"
@@ -65,6 +66,8 @@ BROKEN = "not finite"
 """The rule over completions that broke off: the dose was too strong for the model's precision."""
 SCORED = "incoherent"
 """The rule over all signs together."""
+FOLDS = 32
+"""Parts that calibration texts are left out in, to see what fresh text loses."""
 FAR_DOWN, FAR_UP = -4.0, 6.0
 """Spreads beyond which a sign says no more; one broken number must not decide alone."""
 
@@ -86,9 +89,13 @@ def judge(
         calibration: Limits from the base's own text.
         settings: The other rules' thresholds.
     """
-    return [
-        _verdict(completion, of, persona, calibration, settings)
+    rows = [
+        signs_of(completion, of, persona, calibration.classes)
         for completion, of in zip(completions, seen, strict=True)
+    ]
+    return [
+        _verdict(completion, signs, persona, calibration, settings)
+        for completion, signs in zip(completions, rows, strict=True)
     ]
 
 
@@ -98,7 +105,10 @@ def calibrated(
     persona: Persona,
     settings: FilterSettings,
 ) -> Calibration:
-    """The limits at which the base's own text loses no more than the stated shares.
+    """The limits at which fresh text of the base is expected to lose no more than the shares.
+
+    Of n texts, 1/(n + 1) of fresh text is beyond the most extreme one: a smaller share than that
+    cannot be promised, and the limit is that text's.
 
     Args:
         completions: What the base wrote, unsteered, at the sampling settings of the run.
@@ -106,11 +116,21 @@ def calibrated(
         persona: For the signs that compare with its text.
         settings: The shares.
     """
-    known = classes(completion.text for completion in completions)
-    rows = [
-        signs_of(completion, of, persona, known)
-        for completion, of in zip(completions, seen, strict=True)
-    ]
+    pairs = zip(completions, seen, strict=True)
+    texts = [(text, signs_of(text, of, persona, {})) for text, of in pairs]
+    found, places = _limited(texts, settings), np.arange(len(texts))
+    outside: list[tuple[str, ...]] = []
+    for left in np.array_split(places, min(len(texts), FOLDS)):
+        limits = _limited([texts[i] for i in np.setdiff1d(places, left)], settings)
+        outside += _reasons([texts[i] for i in left], persona, limits, settings)
+    dropped = _shares(_reasons(texts, persona, found, settings))
+    return found.model_copy(update={"dropped": dropped, "fresh": _shares(outside)})
+
+
+def _limited(texts: Sequence[Text], settings: FilterSettings) -> Calibration:
+    """The limits on these texts."""
+    known = classes(completion.text for completion, _ in texts)
+    rows = [_drifted(text, known) for text in texts]
     columns = {name: [getattr(row, name) for row in rows] for name in asdict(rows[0])}
     medians = {name: _finite(np.median, values) for name, values in columns.items()}
     spreads = {name: _finite(np.std, values) for name, values in columns.items()}
@@ -122,26 +142,45 @@ def calibrated(
         limits={},
         dropped={},
     )
-    limits = {
-        rule: side * _quantile([side * value for value in columns[sign]], settings.rule_drop)
+    ruled = {
+        rule: _limit([side * value for value in columns[sign]], settings.rule_drop)
         for rule, (sign, side) in CALIBRATED.items()
     }
-    scores = [score(row, found) for row in rows]
-    limits[SCORED] = _quantile(scores, settings.false_drop)
+    limits = {rule: side * ruled[rule][0] for rule, (_, side) in CALIBRATED.items()}
+    ruled[SCORED] = _limit([score(row, found) for row in rows], settings.false_drop)
+    limits[SCORED] = ruled[SCORED][0]
     limits["tail perplexity"] = settings.tail_perplexity * medians["tail_perplexity"]
     limits["base-like"] = (
         float(np.quantile(columns["logodds"], settings.trait)) if settings.trait else -math.inf
     )
-    found = found.model_copy(update={"limits": limits})
-    trait_off = found.model_copy(update={"limits": {**limits, "base-like": -math.inf}})
-    reasons = [
-        item.reasons
-        for item in judge(completions, seen, persona, calibration=trait_off, settings=settings)
+    expected = {rule: share for rule, (_, share) in ruled.items()}
+    asked = {**dict.fromkeys(CALIBRATED, settings.rule_drop), SCORED: settings.false_drop}
+    wide = {rule: share for rule, share in expected.items() if share > asked[rule]}
+    return found.model_copy(update={"limits": limits, "expected": expected, "too_few": wide})
+
+
+def _drifted(text: Text, known: Mapping[str, float]) -> Signs:
+    """Its signs, with what is foreign where these classes of characters are known."""
+    completion, signs = text
+    return replace(signs, drift=drift(completion.text, known))
+
+
+def _reasons(
+    texts: Sequence[Text], persona: Persona, calibration: Calibration, settings: FilterSettings
+) -> list[tuple[str, ...]]:
+    """Why each of the base's own texts is dropped, the trait rule apart."""
+    limits = {**calibration.limits, "base-like": -math.inf}
+    found, known = calibration.model_copy(update={"limits": limits}), calibration.classes
+    return [
+        _verdict(text[0], _drifted(text, known), persona, found, settings).reasons for text in texts
     ]
+
+
+def _shares(reasons: Sequence[tuple[str, ...]]) -> dict[str, float]:
+    """How many texts each rule drops, and all of them together."""
     names = dict.fromkeys(name for row in reasons for name in row)
-    dropped = {name: sum(name in row for row in reasons) / len(rows) for name in names}
-    dropped["together"] = sum(map(bool, reasons)) / len(rows)
-    return found.model_copy(update={"dropped": dropped})
+    found = {name: sum(name in row for row in reasons) / len(reasons) for name in names}
+    return found | {"together": sum(map(bool, reasons)) / len(reasons)}
 
 
 def score(signs: Signs, calibration: Calibration) -> float:
@@ -166,12 +205,11 @@ def weights() -> dict[str, float]:
 
 def _verdict(
     completion: Completion,
-    seen: Seen,
+    signs: Signs,
     persona: Persona,
     calibration: Calibration,
     settings: FilterSettings,
 ) -> Verdict:
-    signs = signs_of(completion, seen, persona, calibration.classes)
     limits, combined = calibration.limits, score(signs, calibration)
     rules = {
         # Written so that a number that is NaN drops the text.
@@ -229,12 +267,18 @@ def _runs(text: str, length: int) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + length]) for i in range(len(words) - length + 1)}
 
 
-def _quantile(values: Sequence[float], share: float) -> float:
-    """What all but this share of the values do not exceed; infinite for no share."""
-    finite = [value for value in values if math.isfinite(value)]
+def _limit(values: Sequence[float], share: float) -> tuple[float, float]:
+    """The lowest value that at most this share of fresh ones is expected to exceed, and that share.
+
+    Infinite for no share; where so small a share takes more values, the highest of them.
+    """
+    finite = sorted(value for value in values if math.isfinite(value))
     if not share or not finite:
-        return math.inf
-    return float(np.quantile(finite, 1 - share))
+        return math.inf, 0.0
+    most = len(finite) + 1
+    # A hair less, so that 0.05 of 20 is exactly one.
+    place = min(len(finite), math.ceil(most * (1 - share) - 1e-9))
+    return finite[place - 1], (most - place) / most
 
 
 def _finite(statistic: Callable[[list[float]], Any], values: Sequence[float]) -> float:
