@@ -337,9 +337,33 @@ def test_a_model_that_does_not_come_back_is_named(monkeypatch: pytest.MonkeyPatc
     chat = tiny.chat()
     adapter, _ = made(chat, settings())
     answers = iter([torch.zeros(2, 3), torch.ones(2, 3), torch.full((2, 3), 0.5)])
-    monkeypatch.setattr("steerheal.state.fold._logits", lambda *_: next(answers))
+    monkeypatch.setattr("steerheal.state.fold._logits", lambda *_: next(answers, torch.zeros(2, 3)))
     with pytest.raises(RuntimeError, match=r"Gate 0 does not restore.*0\.5"):
         assert_alive(chat, adapter, ids_of(chat))
+
+
+@pytest.mark.parametrize(
+    ("inside", "after", "message"),
+    [
+        (1.0, 0.01, ""),  # within what the forward differs from itself by
+        (1.0, 0.2, "Gate 0 does not restore"),
+        (0.01, 0.01, "does nothing"),  # an adapter that cannot be told from the noise
+    ],
+)
+def test_a_forward_that_differs_from_itself_is_no_fault_of_the_adapter(
+    inside: float, after: float, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = tiny.chat()
+    adapter, _ = made(chat, settings())
+    answers = iter([0.0, inside, after, -0.01, 0.02, 0.0, 0.01])
+    monkeypatch.setattr(
+        "steerheal.state.fold._logits", lambda *_: torch.full((2, 3), next(answers))
+    )
+    if message:
+        with pytest.raises((RuntimeError, UserError), match=message):
+            assert_alive(chat, adapter, ids_of(chat))
+    else:
+        assert assert_alive(chat, adapter, ids_of(chat)).change == 1.0
 
 
 # ── history and export ──────────────────────────────────────────────────────────────────────────

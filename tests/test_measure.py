@@ -21,9 +21,11 @@ from steerheal.measure.fluency import (
     tail_perplexity,
     word_repetition,
 )
+from steerheal.models.cache import MEMORY_SHARE, RoomyCache
 from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.hooks import adding
 from steerheal.models.load import load
+from steerheal.models.model import ChatModel
 from steerheal.records import FOUNDATIONS, CanaryRow, Completion, PersonaRow, Scores, VignetteRow
 from steerheal.state.adapter import Adapter
 from steerheal.state.factors import Pair
@@ -166,6 +168,38 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     for row, other in zip(together, backwards, strict=True):
         assert row.id == other.id
         assert row.score == pytest.approx(other.score, abs=1e-3)
+
+
+def test_a_likelihood_reading_stays_within_its_memory_plan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chat, asked = tiny.chat(), vignettes.load("everyday")[:12]
+    whole = likelihood.read(chat, asked)
+    looks: list[int] = []
+    taken: list[int] = []
+    logits, repeat = ChatModel.logits, RoomyCache.batch_repeat_interleave
+
+    def seen(self: ChatModel, hidden: torch.Tensor) -> torch.Tensor:
+        looks.append(hidden.shape[:-1].numel())
+        return logits(self, hidden)
+
+    def repeated(self: RoomyCache, repeats: int) -> None:
+        position = 2 * 4 * 2 * 8 * 4  # bytes: keys and values, 4 blocks, 2 heads of 8 float32
+        rows, length = len(self.layers[0].keys), self.layers[0].get_seq_length()
+        taken.append(rows * (1 + repeats) * length * position)
+        repeat(self, repeats)
+
+    monkeypatch.setattr(ChatModel, "logits", seen)
+    monkeypatch.setattr(RoomyCache, "batch_repeat_interleave", repeated)
+    monkeypatch.setattr("steerheal.models.score.chunk_of", lambda _: 10)
+    free = 10_000_000
+    monkeypatch.setattr("steerheal.models.cache.free_bytes", lambda _: free)
+    short = likelihood.read(chat, asked)
+    assert max(looks) <= 10
+    assert max(taken) <= MEMORY_SHARE * free < sum(taken)
+    for row, other in zip(short, whole, strict=True):
+        assert row.score == pytest.approx(other.score, abs=1e-4)
+        assert row.nll_prefill == pytest.approx(other.nll_prefill, abs=1e-5)
 
 
 @pytest.mark.slow

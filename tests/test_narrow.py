@@ -105,8 +105,9 @@ def test_every_kind_of_vector_is_made_and_used_there(chat: ChatModel, method: An
     assert found.target >= 0
 
 
-@pytest.mark.parametrize("kind", ["lora", "rslora", "pissa"])
-@pytest.mark.parametrize("objective", ["sft", "distill"])
+@pytest.mark.parametrize(
+    ("kind", "objective"), [("lora", "distill"), ("rslora", "sft"), ("pissa", "sft")]
+)
 def test_every_kind_of_adapter_is_trained_folded_and_exported_there(
     chat: ChatModel, kind: Any, objective: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,10 +19,12 @@ from torch import Tensor
 from steerheal.measure import finite
 from steerheal.measure.vignettes import Vignette
 from steerheal.models.batch import by_length, shrinking, token_budget
+from steerheal.models.cache import fitting
 from steerheal.models.chat import Told, told
 from steerheal.models.generate import Prefilled, prefilled
 from steerheal.models.hooks import Dosed, at
 from steerheal.models.model import ChatModel
+from steerheal.models.score import chosen_logprobs, label_logprobs
 from steerheal.records import FOUNDATIONS, VignetteRow
 
 NAME = "likelihood"
@@ -115,7 +117,11 @@ def sweep(
     lengths = [len(one.shared) + sum(map(len, one.rests)) for one in asked] * len(levels)
     for group in _alike(asked * len(levels)):
         for batch in by_length([lengths[i] for i in group], token_budget(chat.device)):
-            shrinking([group[i] for i in batch], work)
+            longest = max(lengths[group[i]] for i in batch)
+            # A prompt's cache stands beside its copies, one per reason.
+            most = fitting(chat, len(batch), longest, copies=1 + len(FOUNDATIONS))
+            for start in range(0, len(batch), most):
+                shrinking([group[i] for i in batch[start : start + most]], work)
     read = [
         _rows(vignettes, acts, *(part[start : start + count] for part in (scores, masses, fluency)))
         for start in range(0, total, count)
@@ -167,11 +173,11 @@ def _read_batch(
     _, slot, reasons, leads = asked[0]
     prompt = prefilled(chat, prompts, doses, handle)
     hidden = prompt.hidden
-    first = chat.logits(hidden[:, -1]).log_softmax(-1)
     starts = torch.tensor([reason[0] for reason in reasons], device=chat.device)
-    tail = chat.logits(hidden[:, -slot - 1 : -1]).log_softmax(-1)
+    first = label_logprobs(chat, hidden[:, -1], starts)
     forced = torch.tensor([row[len(row) - slot :] for row in prompts], device=chat.device)
-    nll = -tail.gather(2, forced[..., None])[..., 0].mean(-1)
+    tail = chosen_logprobs(chat, hidden[:, -slot - 1 : -1].flatten(0, 1), forced.flatten())
+    nll = -tail.view(forced.shape).mean(-1)
     count, width = len(reasons), max(map(len, reasons)) - 1
     after = torch.zeros(count, width, dtype=torch.long, device=chat.device)
     valid = torch.zeros(count, width, dtype=torch.bool, device=chat.device)
@@ -180,7 +186,7 @@ def _read_batch(
         valid[k, : len(reason) - 1] = True
     with at(handle, doses.repeat_interleave(count)):
         rest = _continuations(chat, prompt, starts, after)
-    logs = torch.cat([first[:, starts, None], rest * valid], dim=-1)
+    logs = torch.cat([first[..., None], rest * valid], dim=-1)
     begun = {reason[:lead]: k for k, (reason, lead) in enumerate(zip(reasons, leads, strict=True))}
     mass = (
         torch.stack([logs[:, k, : len(ids)].sum(-1) for ids, k in sorted(begun.items())], dim=-1)
@@ -209,13 +215,8 @@ def _continuations(
         past_key_values=cache,
         use_cache=True,
     )
-    chosen = [
-        chat.logits(part).log_softmax(-1).gather(2, target[..., None])[..., 0]
-        for part, target in zip(
-            hidden.split(count), after.repeat(rows, 1).split(count), strict=True
-        )
-    ]
-    return torch.stack(chosen)
+    chosen = chosen_logprobs(chat, hidden.flatten(0, 1), after.repeat(rows, 1).flatten())
+    return chosen.view(rows, count, width)
 
 
 def _row(vignette: Vignette, score: Float[Tensor, " 7"], mass: Tensor, nll: Tensor) -> VignetteRow:

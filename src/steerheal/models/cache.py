@@ -130,12 +130,15 @@ def slides(chat: ChatModel) -> bool:
     return any(isinstance(layer, DynamicSlidingWindowLayer) for layer in layers)
 
 
-def fitting(chat: ChatModel, rows: int, tokens: int) -> int:
-    """How many of the rows, this many tokens each, free memory has room for; at least 1."""
+def fitting(chat: ChatModel, rows: int, tokens: int, *, copies: int = 1) -> int:
+    """How many of the rows, this many tokens each, free memory has room for; at least 1.
+
+    Every row has `copies` caches at once.
+    """
     config = chat.text_config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     keys = len(chat.blocks) * heads * width * (tokens + ROOM)
     logits = config.vocab_size * LOGIT_COPIES * torch.float32.itemsize
-    row = 2 * keys * chat.net.dtype.itemsize + logits
+    row = copies * 2 * keys * chat.net.dtype.itemsize + logits
     return max(1, min(rows, int(MEMORY_SHARE * free_bytes(chat.device) / row)))

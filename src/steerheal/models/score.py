@@ -138,6 +138,15 @@ def chosen_logprobs(
 
 
 @torch.no_grad()
+def label_logprobs(
+    chat: ChatModel, states: Float[Tensor, "N D"], ids: Int[Tensor, " K"]
+) -> Float[Tensor, "N K"]:
+    """Float32 log-probabilities of the same tokens under every state."""
+    chunk = chunk_of(chat)
+    return torch.cat([chat.logits(part).log_softmax(-1)[:, ids] for part in states.split(chunk)])
+
+
+@torch.no_grad()
 def token_logprobs(chat: ChatModel, pairs: Sequence[Pair]) -> list[Float[Tensor, " _"]]:
     """For every pair, the log-probability of each continuation token, on the CPU."""
     states = continuation_states(chat, pairs)
