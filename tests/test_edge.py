@@ -1,0 +1,108 @@
+"""A signal at any moment ends the process in a line, a code, and a record that says so."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from steerheal.store import read_run
+from test_cli import OPTIONS
+
+import tiny
+
+SOURCE = Path(__file__).parents[1] / "src"
+EDGE = """
+import importlib, os, signal, sys
+from steerheal import __main__ as edge
+number, moment = getattr(signal, sys.argv[1]), sys.argv[2]
+sys.argv[1:] = sys.argv[3:]
+
+def strike(*_, **__):
+    os.kill(os.getpid(), number)
+
+def before(name, attribute):
+    module = importlib.import_module(name)
+    real = getattr(module, attribute)
+    setattr(module, attribute, lambda *a, **k: (strike(), real(*a, **k))[1])
+
+if moment == "imports":
+    before("importlib", "import_module")
+elif moment == "parsing":
+    before("steerheal.cli", "parse")
+elif moment == "running":
+    before("steerheal.stages", "extract")
+elif moment == "loading":
+    before("steerheal.commands", "load")
+try:
+    edge.main()
+finally:
+    if moment == "ending":
+        strike()
+"""
+
+
+def struck(
+    name: str, moment: str, *line: str, ignored: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """A command that a signal meets at a moment."""
+    number = getattr(signal, name)
+    handler = signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    if name == "SIGINT" and not ignored:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        return subprocess.run(
+            [sys.executable, "-c", EDGE, name, moment, *line],
+            capture_output=True, text=True, timeout=300, check=False,
+            env=os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    finally:
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("moment", ["imports", "parsing", "ending"])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_before_and_after_the_work_is_one_line_and_its_code(
+    name: str, code: int, moment: str
+) -> None:
+    done = struck(name, moment, "personas", "love")
+    assert done.returncode == code
+    assert done.stderr == "error: interrupted\n"
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_a_signal_that_the_starter_has_it_ignore_stays_ignored(name: str) -> None:
+    done = struck(name, "parsing", "personas", "love", ignored=True)
+    assert done.returncode == 0 and "love:" in done.stdout
+
+
+def options(model: Path) -> list[str]:
+    return [part.format(model=model).replace("--device", "--model.device") for part in OPTIONS]
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_run_that_is_told_to_end_says_so_in_its_record(
+    tmp_path: Path, name: str, code: int
+) -> None:
+    runs = tmp_path / "runs"
+    line = ["run", "love", "--runs", str(runs), *options(tiny.saved(tmp_path))]
+    done = struck(name, "running", *line)
+    assert done.returncode == code, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert f"steerheal run --resume {runs / 'love'}" in done.stderr
+    record = read_run(runs / "love")
+    assert record.status == "interrupted"
+    assert record.error == {
+        "SIGINT": "interrupted by the user", "SIGTERM": "interrupted by SIGTERM"
+    }[name]  # fmt: skip
+    left = [path.name for path in runs.rglob(".*") if path.name != ".stages"]
+    assert left == []
+
+
+def test_a_run_that_is_told_to_end_before_its_first_record_leaves_nothing(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    line = ["run", "love", "--runs", str(runs), *options(tiny.saved(tmp_path))]
+    assert struck("SIGTERM", "loading", *line).returncode == 143
+    assert not runs.exists()
