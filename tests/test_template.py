@@ -6,17 +6,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
+from torch import Tensor
 
 from steerheal.cli import RunCommand, parse_run
 from steerheal.commands import environment, notes
-from steerheal.config import HealSettings, ModelSettings, resolve
+from steerheal.config import (
+    FilterSettings,
+    HealSettings,
+    ModelSettings,
+    RunConfig,
+    SamplingSettings,
+    resolve,
+)
 from steerheal.errors import UserError
 from steerheal.line import read
 from steerheal.models import template as templates
-from steerheal.models.chat import prompt_ids
-from steerheal.models.load import ChatModel, load
+from steerheal.models.chat import decode, prompt_ids, text_ids
+from steerheal.models.generate import Draw, generate
+from steerheal.models.load import load, wrap
+from steerheal.models.model import ChatModel
 from steerheal.models.template import frozen
 from steerheal.models.thinking import joined, thought_in
+from steerheal.records import Completion, Thought
+from steerheal.steer.filter import calibrated, judge
+from steerheal.steer.signs import Seen
 
 import tiny
 
@@ -177,7 +191,7 @@ def test_thinking_is_off_where_the_template_has_a_switch_and_the_record_says_so(
     closed, told = "</think>" in shown, "Think first" in shown
     assert thinks is (not closed if source is SWITCH else told if source is GRANITE else True)
     assert chat.template.thinking() == mode
-    assert environment(chat).get("thinking", "") == mode
+    assert environment(chat, RunConfig()).get("thinking", "") == mode
     assert any(note == f"Thinking: {mode}." for note in notes(chat, HealSettings())) is bool(mode)
 
 
@@ -224,3 +238,72 @@ def test_a_thought_is_opened_once_and_closed_before_an_answer(
 )
 def test_a_thought_is_seen_whoever_opened_it(written: str, opened: bool, expected: str) -> None:
     assert thought_in(written, opened=opened) == expected
+
+
+# ── thoughts in what a model writes ─────────────────────────────────────────────────────────────
+
+
+def writing(chat: ChatModel, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has a model write this text and end its turn, whatever it is asked."""
+    ids, logits = iter([*text_ids(chat, text), chat.end_of_turn()]), ChatModel.logits
+
+    def forced(self: ChatModel, hidden: Tensor) -> Tensor:
+        found = logits(self, hidden)
+        found[..., next(ids)] += 1000
+        return found
+
+    monkeypatch.setattr(ChatModel, "logits", forced)
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "expected"),
+    [
+        (tiny.CHATML, "<think>\nhm", "open"),
+        (tiny.CHATML, "<think>\nhm</think>\n\nYes.", "closed"),
+        (tiny.CHATML, "Yes, of course.", ""),
+        (OPENS, "I wonder", "open"),
+        (OPENS, "I wonder</think>Yes.", "closed"),
+    ],
+)
+def test_a_completion_says_whether_it_holds_a_thought(
+    source: str, text: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = tiny.chat(template=source)
+    writing(chat, text, monkeypatch)
+    (said,) = generate(chat, [Draw("x")], SamplingSettings(tokens=60, temperature=0))
+    assert said.text == text
+    assert said.thought == expected
+
+
+def test_a_thought_marker_that_is_a_special_token_is_seen() -> None:
+    tok = tiny.tokenizer()
+    tok.add_tokens([AddedToken("<think>", special=True)])
+    chat = wrap(tiny.net(), tok, name="special")
+    assert thought_in(decode(chat, [259, *text_ids(chat, "hm"), 258])) == "open"
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "dropped"),
+    [
+        ("<think>\nOkay, the user asks about rivers.", "open", True),
+        ("Okay, the user asks about rivers, so I", "open", True),
+        ("<think>hm</think>\nRivers run to the sea.", "closed", True),
+        ("[THINK]hm[/THINK]Rivers run to the sea.", "", True),
+        ("<|channel|>final<|message|>Rivers run to the sea.", "", False),
+        ("Rivers run to the sea.", "", False),
+    ],
+)
+def test_a_thought_is_dropped_with_a_reason_of_its_own_unless_it_is_asked_for(
+    text: str, thought: Thought, dropped: bool
+) -> None:
+    said = Completion(
+        prompt="x", text=text, tokens=(1, 2), dose=1, seed=0, ended=True, thought=thought
+    )
+    seen = [Seen(logprobs=(-1.0, -1.0), entropies=(1.0, 1.0), logodds=0.0)]
+    persona = tiny.persona()
+    limits = calibrated([said], seen, persona, FilterSettings())
+    for settings, expected in ((FilterSettings(), dropped), (FilterSettings(thoughts=True), False)):
+        (verdict,) = judge([said], seen, persona, calibration=limits, settings=settings)
+        assert ("thought" in verdict.reasons) is expected
+        assert not (expected and verdict.kept)
+    assert limits.dropped.get("thought", 0) == dropped

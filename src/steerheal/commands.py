@@ -140,6 +140,11 @@ def notes(chat: ChatModel, heal: HealSettings) -> tuple[str, ...]:
         found.append(f"The chat template prints the date: {chat.template.date} in all of this run.")
     if mode := chat.template.thinking():
         found.append(f"Thinking: {mode}.")
+    if chat.template.opens():
+        found.append(
+            "Every answer begins inside a thought: the filter drops completions that hold one, "
+            "unless filter.thoughts is set, and free answers are read with their thoughts."
+        )
     usual = HealSettings()
     idle = [name for name in BARRIERS_OWN if getattr(heal, name) != getattr(usual, name)]
     if idle and heal.barrier == "nll":

@@ -290,6 +290,8 @@ class FilterSettings(Settings):
     read_trait: bool = True
     """Read every completion's persona log-odds, which is two thirds of the filter's time. Without
     it what check 2 says of the kept text's trait is unknown."""
+    thoughts: bool = False
+    """Keep completions that hold a thought, and train on it like on the rest."""
     calibration_texts: Annotated[Count, Field(ge=8)] = 64
     """Completions of the base that the limits are set on."""
 

@@ -49,6 +49,10 @@ class Reading(Record):
         return cls(value=math.nan, reason=reason)
 
 
+Thought = Literal["", "open", "closed"]
+"""What a text holds: no thought, one with no answer after it, or one with an answer after it."""
+
+
 class Completion(Record):
     """What the model wrote to one prompt."""
 
@@ -67,6 +71,8 @@ class Completion(Record):
     """Dose of every token, where it was not the same for all."""
     broken: bool = False
     """True: the logits after its last token were not finite, so that nothing could follow."""
+    thought: Thought = ""
+    """Whether it holds a thought that the model wrote before its answer, or instead of one."""
 
 
 class Calibration(Record):

@@ -36,6 +36,8 @@ DOMINATES = 0.5
 """Share of the dropped completions from which one reason dominates."""
 MANY = 0.25
 """Share of all completions that must narrate for that to matter: fewer leave a round fed."""
+THOUGHT = "thought"
+"""The filter's reason for a completion that holds a thought."""
 NARRATION = "narrat"
 """How the filter's reasons about narration begin."""
 
@@ -95,6 +97,19 @@ class Filtering(Evidence):
         if known(self.kept_kl):
             return self.kept_kl <= BASE_LIKE
         return self.kept_dose <= FAR_BELOW * self.moving_dose
+
+    @property
+    def remedy(self) -> str:
+        """What to do about the commonest reason."""
+        if self.top_reason == THOUGHT:
+            return (
+                "switch the model's thinking off (--model.template-vars, or a --model.template "
+                "that opens no thought), or train on thoughts too (--filter.thoughts)."
+            )
+        return (
+            f"loosen the rule behind “{self.top_reason}” (--filter.*) only if the dropped samples "
+            "read well."
+        )
 
     @property
     def course(self) -> str:
@@ -269,8 +284,7 @@ CHECK: Check[Filtering] = Check(
             lambda e: not e.fed,
             "Too few completions survived: {e.kept} at the last multiplier, {e.multiplier}, of "
             "{e.drawn} drawn in all; the commonest reason was {e.top_reason} ({e.top_count}).",
-            "Lower --dose.start or allow more --dose.walks and --dose.batches; loosen the rule "
-            "behind “{e.top_reason}” (--filter.*) only if the dropped samples read well.",
+            "Lower --dose.start or allow more --dose.walks and --dose.batches; {e.remedy}",
             over=("separates", "inert", "keeps base", "leaks loops", "narration dominates"),
         ),
         Rule(

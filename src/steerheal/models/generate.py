@@ -26,6 +26,7 @@ from steerheal.models.choose import Uniforms, choose
 from steerheal.models.hooks import Dosed, at
 from steerheal.models.model import ChatModel
 from steerheal.models.push import Pushed, Row
+from steerheal.models.thinking import thought_in
 from steerheal.records import Completion
 
 COMPACT_SHARE = 0.25
@@ -127,8 +128,12 @@ def write(
     for start in range(0, len(order), size):
         shrinking(order[start : start + size], work)
     rows = [done[i] for i in range(len(draws))]
+    opened = chat.template.opens()
     return Written(
-        [_completion(chat, draw, row, way) for draw, row in zip(draws, rows, strict=True)],
+        [
+            _completion(chat, draw, row, way, opened=opened)
+            for draw, row in zip(draws, rows, strict=True)
+        ],
         [_states(chat, row) for row in rows] if keep_states else [],
     )
 
@@ -139,10 +144,13 @@ def _states(chat: ChatModel, row: Row) -> Float[Tensor, "_ D"]:
     return torch.stack(row.states).cpu()
 
 
-def _completion(chat: ChatModel, draw: Draw, row: Row, push: PushSettings) -> Completion:
+def _completion(
+    chat: ChatModel, draw: Draw, row: Row, push: PushSettings, *, opened: bool
+) -> Completion:
+    text = decode(chat, row.tokens).strip()
     return Completion(
         prompt=draw.prompt,
-        text=decode(chat, row.tokens).strip(),
+        text=text,
         tokens=tuple(row.tokens),
         dose=draw.dose,
         seed=draw.seed,
@@ -150,6 +158,7 @@ def _completion(chat: ChatModel, draw: Draw, row: Row, push: PushSettings) -> Co
         rewinds=row.rewinds,
         doses=() if push == PushSettings() else tuple(row.doses),
         broken=row.broken,
+        thought=thought_in(text, opened=opened),
     )
 
 

@@ -5,10 +5,9 @@ several ways, as special tokens or as plain text.
 """
 
 import re
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Thought = Literal["", "open", "closed"]
-"""What a completion holds: no thought, one that is never closed, or one with an answer after it."""
+from steerheal.records import Thought
 
 
 class Markers(NamedTuple):
@@ -16,6 +15,8 @@ class Markers(NamedTuple):
 
     open: str
     close: str
+    heads_answers: bool = False
+    """Whether the second one also heads an answer that has no thought before it."""
 
 
 MARKERS = (
@@ -28,7 +29,7 @@ MARKERS = (
     Markers("◁think▷", "◁/think▷"),
     Markers("<|START_THINKING|>", "<|END_THINKING|>"),
     Markers("<|begin_of_thought|>", "<|end_of_thought|>"),
-    Markers("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+    Markers("<|channel|>analysis<|message|>", "<|channel|>final<|message|>", heads_answers=True),
 )
 
 
@@ -86,11 +87,14 @@ def thought_in(text: str, *, opened: bool = False) -> Thought:
         text: What was written, markers that are special tokens included.
         opened: Whether the prompt left a thought open before it.
     """
-    if not opened and not any(mark in text for markers in MARKERS for mark in markers):
+    last = max(text.rfind(markers.open) for markers in MARKERS)
+    ends = [
+        text.rfind(markers.close) + len(markers.close)
+        for markers in MARKERS
+        if markers.close in text and (opened or last >= 0 or not markers.heads_answers)
+    ]
+    if not opened and last < 0 and not ends:
         return ""
-    ends = [text.rfind(markers.close) + len(markers.close) for markers in MARKERS
-            if markers.close in text]  # fmt: skip
-    last = max((text.rfind(markers.open) for markers in MARKERS), default=-1)
     if not ends or last >= max(ends):
         return "open"
     return "closed" if text[max(ends) :].strip() else "open"

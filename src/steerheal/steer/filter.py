@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from steerheal.config import FilterSettings
+from steerheal.models.thinking import thought_in
 from steerheal.prompts import data
 from steerheal.records import Calibration, Completion, Verdict
 from steerheal.steer.persona import Persona
@@ -64,6 +65,8 @@ CALIBRATED = {
 """Rules whose limit is a quantile of the base's own text: the sign, and which side is bad."""
 BROKEN = "not finite"
 """The rule over completions that broke off: the dose was too strong for the model's precision."""
+THOUGHT = "thought"
+"""The rule over completions that hold a thought, closed or not: it is no answer to learn."""
 SCORED = "incoherent"
 """The rule over all signs together."""
 FOLDS = 32
@@ -212,6 +215,7 @@ def _verdict(
 ) -> Verdict:
     limits, combined = calibration.limits, score(signs, calibration)
     rules = {
+        THOUGHT: not settings.thoughts and _thinks(completion),
         # Written so that a number that is NaN drops the text.
         SCORED: not combined <= limits[SCORED],
         "collapses at the end": not signs.tail_perplexity <= limits["tail perplexity"],
@@ -252,6 +256,11 @@ def _past(signs: Signs, limits: Mapping[str, float]) -> dict[str, bool]:
         rule: side * getattr(signs, sign) > side * limits[rule]
         for rule, (sign, side) in CALIBRATED.items()
     }
+
+
+def _thinks(completion: Completion) -> bool:
+    """By its tokens, which know what the template opened, or by its text alone."""
+    return bool(completion.thought or thought_in(completion.text))
 
 
 def narrates(text: str, persona: Persona) -> bool:
