@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken
 from torch import Tensor
 
-from steerheal.cli import RunCommand, parse_run
+from steerheal.cli import EvaluateCommand, RunCommand, parse_run
 from steerheal.commands import environment, notes
 from steerheal.config import (
     FilterSettings,
@@ -143,6 +143,12 @@ def test_a_date_that_is_none_is_refused() -> None:
 def test_template_variables_are_read_off_the_line(words: list[str], expected: object) -> None:
     options = parse_run(read(RunCommand, ["love", "--model.template-vars", *words]))
     assert options.settings.model.template_vars == expected
+
+
+def test_every_command_that_reads_a_model_takes_the_templates_settings() -> None:
+    line = ["--model", "m", "--template-vars", "thinking=true", "--date", "2026-01-02"]
+    asked = EvaluateCommand.model_validate(read(EvaluateCommand, line).values).asked_model()
+    assert asked == ModelSettings(name="m", template_vars={"thinking": True}, date="2026-01-02")
 
 
 def test_template_variables_are_read_from_a_file(tmp_path: Path) -> None:
@@ -301,7 +307,7 @@ def test_a_thought_is_dropped_with_a_reason_of_its_own_unless_it_is_asked_for(
     )
     seen = [Seen(logprobs=(-1.0, -1.0), entropies=(1.0, 1.0), logodds=0.0)]
     persona = tiny.persona()
-    limits = calibrated([said], seen, persona, FilterSettings())
+    limits = calibrated([said] * 8, seen * 8, persona, FilterSettings())
     for settings, expected in ((FilterSettings(), dropped), (FilterSettings(thoughts=True), False)):
         (verdict,) = judge([said], seen, persona, calibration=limits, settings=settings)
         assert ("thought" in verdict.reasons) is expected

@@ -50,7 +50,9 @@ def refuse_unused(options: EvaluateCommand) -> None:
     if options.target is not None and options.target.is_file():
         why["the target is a saved reading"] = given - {"target", "against", "json_out"}
     elif is_run(options.target):
-        why["the target is a run, which has its own"] = given & {"model", "persona"}
+        why["the target is a run, which has its own"] = given & {
+            *("model", "template", "template_vars", "date", "persona")
+        }
     if is_run(options.against):
         why["a target is read as the run that it is held against was"] = given & reading
     for reason, names in why.items():

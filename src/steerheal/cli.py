@@ -32,10 +32,13 @@ from steerheal.config import (
     MOST_BYTES,
     MOST_LISTED,
     Conditions,
+    Date,
     Doses,
     Instrument,
     MeasureSettings,
+    ModelSettings,
     RunConfig,
+    TemplateVariables,
     merge,
     problems,
     resolve,
@@ -147,6 +150,12 @@ class ReadCommand(Command):
 
     model: Place = ""
     """Base model: empty for the embedded one, a hub id, a local folder or a GGUF file."""
+    template: Place = ""
+    """Jinja file with a chat template, in place of the model's own."""
+    template_vars: TemplateVariables = {}
+    """Variables of the chat template, as NAME=VALUE or one JSON object."""
+    date: Date = ""
+    """Date, or date and time, that a chat template prints, such as 2026-03-14; empty is now."""
     instrument: Instrument = "auto"
     """likelihood, forced_choice, moralmaps, or auto: forced_choice if the base can answer it."""
     protocol: Place = ""
@@ -163,6 +172,11 @@ class ReadCommand(Command):
     """forced_choice: the options forwards and backwards, or every option once at every position."""
     seed: Seed = 0
     """Seed of the free answers."""
+
+    def asked_model(self) -> ModelSettings:
+        """The options as settings of a model."""
+        own = self.model_dump(include={"template", "template_vars", "date"})
+        return ModelSettings(name=self.model, **own)
 
     def measure(self) -> MeasureSettings:
         """The options as settings of an evaluation."""

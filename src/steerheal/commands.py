@@ -19,7 +19,7 @@ from steerheal.heal.adapter import target_names
 from steerheal.heal.export import export_merged, export_peft
 from steerheal.history import student_of
 from steerheal.measure import instruments, protocol, vignettes
-from steerheal.models.chat import start_note
+from steerheal.models.chat import prompt_notes
 from steerheal.models.generate import Draw, generate
 from steerheal.models.load import free_bytes, load
 from steerheal.models.model import ChatModel
@@ -134,17 +134,7 @@ def notes(chat: ChatModel, heal: HealSettings) -> tuple[str, ...]:
         found.append("The chat template has no system role: the persona opens the user turn.")
     if chat.ends.note:
         found.append(chat.ends.note)
-    if note := start_note(chat):
-        found.append(note)
-    if chat.template.date:
-        found.append(f"The chat template prints the date: {chat.template.date} in all of this run.")
-    if mode := chat.template.thinking():
-        found.append(f"Thinking: {mode}.")
-    if chat.template.opens():
-        found.append(
-            "Every answer begins inside a thought: the filter drops completions that hold one, "
-            "unless filter.thoughts is set, and free answers are read with their thoughts."
-        )
+    found += prompt_notes(chat)
     usual = HealSettings()
     idle = [name for name in BARRIERS_OWN if getattr(heal, name) != getattr(usual, name)]
     if idle and heal.barrier == "nll":

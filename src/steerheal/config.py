@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -118,7 +119,26 @@ def _json_or(text: str, otherwise: Any) -> Any:
         return otherwise
 
 
-TemplateVariables = Annotated[dict[str, Any], BeforeValidator(template_variables)]
+def _free_names(variables: dict[str, Any]) -> dict[str, Any]:
+    for name in variables:
+        if not name.isidentifier() or name.startswith("_") or name in OWN_VARIABLES:
+            raise ValueError(f"{name!r} cannot be set in a chat template")
+    return json.loads(json.dumps(variables, allow_nan=False))
+
+
+def _is_a_date(text: str) -> str:
+    try:
+        if text:
+            datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError("needs a date such as 2026-03-14 or 2026-03-14T09:30") from None
+    return text
+
+
+TemplateVariables = Annotated[
+    dict[str, Any], BeforeValidator(template_variables), AfterValidator(_free_names)
+]
+Date = Annotated[Label, AfterValidator(_is_a_date)]
 
 
 class ModelSettings(Settings):
@@ -140,7 +160,7 @@ class ModelSettings(Settings):
     template_vars: TemplateVariables = {}
     """Variables of the chat template, as NAME=VALUE or one JSON object: enable_thinking=true lets
     a model think. Thinking is off where the template has a switch for it."""
-    date: Label = ""
+    date: Date = ""
     """Date, or date and time, that a chat template prints, such as 2026-03-14; empty is now, once
     for the whole run. A template without a date does not read it."""
 
@@ -156,24 +176,6 @@ class ModelSettings(Settings):
         if not text.strip():
             raise UserError(f"The chat template {self.template} is empty. Give one with text.")
         return text
-
-    @field_validator("template_vars")
-    @classmethod
-    def _free_names(cls, variables: dict[str, Any]) -> dict[str, Any]:
-        for name in variables:
-            if not name.isidentifier() or name.startswith("_") or name in OWN_VARIABLES:
-                raise ValueError(f"{name!r} cannot be set in a chat template")
-        return json.loads(json.dumps(variables, allow_nan=False))
-
-    @field_validator("date")
-    @classmethod
-    def _is_a_date(cls, date: str) -> str:
-        try:
-            if date:
-                datetime.fromisoformat(date)
-        except ValueError:
-            raise ValueError("needs a date such as 2026-03-14 or 2026-03-14T09:30") from None
-        return date
 
 
 class VectorSettings(Settings):

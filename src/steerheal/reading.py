@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from steerheal.asking import Asked, asked, is_run, kept_base
 from steerheal.cli import EvaluateCommand
-from steerheal.config import MeasureSettings, ModelSettings, validated
+from steerheal.config import MeasureSettings, ModelSettings, RunConfig, validated
 from steerheal.console import Console, shown
 from steerheal.history import round_of, student_of
 from steerheal.measure import guards, summary
@@ -15,6 +15,7 @@ from steerheal.measure.compare import compare
 from steerheal.measure.evaluate import evaluate as evaluate_state
 from steerheal.measure.evaluate import size
 from steerheal.measure.qualify import in_words, qualify
+from steerheal.models.chat import prompt_notes
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.records import FOUNDATIONS, Comparison, Evaluation, Reading, Scores
@@ -60,6 +61,9 @@ def _read(options: EvaluateCommand, console: Console) -> Evaluation:
     target = _target(options, console)
     chat, history, persona, ask = target.chat, target.history, target.persona, target.ask
     refuse_unfit(chat, history)
+    said = prompt_notes(chat)
+    for note in said:
+        console.note(note)
     settings, tried = resolve(chat, ask.measure, persona.axis)
     for attempt in tried:
         console.note(in_words(attempt))
@@ -86,7 +90,7 @@ def _read(options: EvaluateCommand, console: Console) -> Evaluation:
         guards=outside,
         rows=last.vignettes,
         others=last.model_copy(update={"vignettes": ()}),
-        how=ask.how,
+        how="; ".join([ask.how, *(note.rstrip(".") for note in said)]),
         settings=settings.model_dump(mode="json") | {"seed": ask.seed},
     )
 
@@ -128,11 +132,22 @@ def _target(options: EvaluateCommand, console: Console) -> Target:
     persona = find(options.persona)
     ask = _announced(asked(options, persona), console)
     adapter = None if where is None else Gated(Adapter.load(where), options.gate)
-    chat = load(ModelSettings(name=options.model))
+    chat = load(_model(options))
     if adapter is None:
         return Target(chat, (), persona, chat.name, ask)
     name = f"{where}, gate {options.gate:g}, on {chat.name}"
     return Target(chat, (adapter,), persona, name, ask)
+
+
+def _model(options: EvaluateCommand) -> ModelSettings:
+    """The model that is asked for, its template as in the run that it is held against."""
+    settings = options.asked_model()
+    if options.against is None or not is_run(options.against):
+        return settings
+    run = validated(RunConfig, read_run(options.against).config, source=str(options.against)).model
+    typed = options.model_fields_set
+    own = {name: getattr(run, name) for name in ("template_vars", "date") if name not in typed}
+    return settings.model_copy(update=own)
 
 
 def _announced(ask: Asked, console: Console) -> Asked:

@@ -15,7 +15,6 @@ from steerheal.cli import ScanCommand
 from steerheal.config import (
     CheckSettings,
     MeasureSettings,
-    ModelSettings,
     SamplingSettings,
     VectorSettings,
 )
@@ -26,6 +25,7 @@ from steerheal.measure import sweep, vignettes
 from steerheal.measure.auto import resolve
 from steerheal.measure.qualify import in_words
 from steerheal.measure.summary import median_perplexity
+from steerheal.models.chat import prompt_notes
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel, band_layers
 from steerheal.records import Completion, Scores
@@ -61,7 +61,9 @@ def scan(options: ScanCommand, console: Console) -> None:
     _refuse_other(out, settings)
     prompts.first_contexts(options.contexts)
     vignettes.chosen(options.measure())
-    chat = load(ModelSettings(name=options.model))
+    chat = load(options.asked_model())
+    for note in prompt_notes(chat):
+        console.note(note)
     measure, tried = resolve(chat, options.measure(), persona.axis)
     for attempt in tried:
         console.note(in_words(attempt))

@@ -142,7 +142,23 @@ def opening_ids(chat: ChatModel) -> list[int]:
     return [cast(int, bos)] if bos is not None and chat.template.start() else []
 
 
-def start_note(chat: ChatModel) -> str:
+def prompt_notes(chat: ChatModel) -> list[str]:
+    """What a reader must know of how a model is spoken to: its opening, the date, its thoughts."""
+    template = chat.template
+    found = [note] if (note := _start_note(chat)) else []
+    if template.date:
+        found.append(f"The chat template prints the date: {template.date} in every prompt.")
+    if mode := template.thinking():
+        found.append(f"Thinking: {mode}.")
+    if template.opens():
+        found.append(
+            "Every answer begins inside a thought: the filter drops completions that hold one, "
+            "unless filter.thoughts is set, and free answers are read with their thoughts."
+        )
+    return found
+
+
+def _start_note(chat: ChatModel) -> str:
     """What to say of a template that leaves out what its tokenizer puts before every text."""
     asked = _put_before(chat)
     if not asked or prompt_ids(chat, "_")[: len(asked)] == asked:
