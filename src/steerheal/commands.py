@@ -17,6 +17,7 @@ from steerheal.console import Console
 from steerheal.errors import UserError, said
 from steerheal.heal.adapter import target_names
 from steerheal.heal.export import export_merged, export_peft
+from steerheal.heal.reach import unreached
 from steerheal.history import student_of
 from steerheal.measure import instruments, protocol, vignettes
 from steerheal.models.chat import prompt_notes
@@ -135,6 +136,8 @@ def notes(chat: ChatModel, heal: HealSettings) -> tuple[str, ...]:
     if chat.ends.note:
         found.append(chat.ends.note)
     found += prompt_notes(chat)
+    if sentence := unreached(chat, heal):
+        found.append(sentence)
     usual = HealSettings()
     idle = [name for name in BARRIERS_OWN if getattr(heal, name) != getattr(usual, name)]
     if idle and heal.barrier == "nll":

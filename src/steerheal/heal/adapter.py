@@ -20,6 +20,7 @@ from typing import cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
 
 from steerheal.config import NO_DORA, HealSettings
@@ -37,14 +38,11 @@ def target_names(chat: ChatModel, settings: HealSettings) -> list[str]:
     """Full names of the linear layers in the band's decoder blocks that `targets` asks for.
 
     Raises:
-        UserError: the band has no linear layers, or a target names none of them.
+        UserError: the band has no linear layers, a target names none of them, or PEFT adapts none.
     """
-    blocks = chat.blocks
-    inside = {id(blocks[i]) for i in band_layers(len(blocks), settings.band)}
-    roots = [name for name, module in chat.net.named_modules() if id(module) in inside]
     labels = {
-        f"{root}.{name}": {"all", _group(name), name.rpartition(".")[2]}
-        for root in roots
+        f"{root}.{name}": labels_of(name)
+        for root in band_roots(chat, settings)
         for name, module in chat.net.get_submodule(root).named_modules()
         if isinstance(module, nn.Linear)
     }
@@ -54,7 +52,44 @@ def target_names(chat: ChatModel, settings: HealSettings) -> list[str]:
         if not any(target in known for known in labels.values()):
             fix = f"These are the linear layers of {chat.name} in heal.band."
             raise unknown("heal.targets", target, set().union(*labels.values()), fix=fix)
-    return [name for name, known in labels.items() if known & set(settings.targets)]
+    found = [name for name, known in labels.items() if known & set(settings.targets)]
+    names = _adaptable(chat, found)
+    if not names:
+        raise UserError(
+            f"PEFT cannot put an adapter on {', '.join(settings.targets)} of {chat.name}: it takes "
+            "these names for the fused experts. Give other heal.targets."
+        )
+    return names
+
+
+def _adaptable(chat: ChatModel, names: Sequence[str]) -> list[str]:
+    """The layers that PEFT adapts under these names, here and for whoever loads the adapter.
+
+    In a mixture of experts it takes some of them, such as gate_proj in a block without experts, for
+    the fused experts of other blocks.
+    """
+
+    def kept(some: Sequence[str]) -> bool:
+        config = LoraConfig(target_modules=list(some))
+        try:
+            convert_peft_config_for_transformers(config, chat.net, None)
+        except ValueError:
+            return False
+        return set(config.target_modules or ()) == set(some)
+
+    return list(names) if kept(names) else [name for name in names if kept([name])]
+
+
+def band_roots(chat: ChatModel, settings: HealSettings) -> list[str]:
+    """Full names of the band's decoder blocks."""
+    blocks = chat.blocks
+    inside = {id(blocks[i]) for i in band_layers(len(blocks), settings.band)}
+    return [name for name, module in chat.net.named_modules() if id(module) in inside]
+
+
+def labels_of(name: str) -> set[str]:
+    """What `targets` may call a layer, by its path within its block."""
+    return {"all", _group(name), name.rpartition(".")[2]}
 
 
 def _group(name: str) -> str:

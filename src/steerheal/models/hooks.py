@@ -34,7 +34,7 @@ class Dosed:
         self.dose = doses
 
     @contextmanager
-    def at(self, doses: float | Float[Tensor, " B"]) -> Iterator[None]:
+    def at(self, doses: float | Float[Tensor, "B ..."]) -> Iterator[None]:
         """Coefficients of the rows in the forwards inside; those of before come back."""
         before = self.dose
         self.dose = doses
@@ -45,7 +45,7 @@ class Dosed:
 
 
 def at(
-    handle: Dosed | None, doses: float | Float[Tensor, " B"] | None
+    handle: Dosed | None, doses: float | Float[Tensor, "B ..."] | None
 ) -> AbstractContextManager[None]:
     """`handle.at(doses)`; nothing where there is no handle or nothing to set."""
     return nullcontext() if handle is None or doses is None else handle.at(doses)

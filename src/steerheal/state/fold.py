@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from steerheal.errors import UserError
-from steerheal.models.hooks import Dosed, Hook, hooked, per_row
+from steerheal.models.hooks import Dosed, Hook, hooked
 from steerheal.models.model import ChatModel
 from steerheal.state.adapter import Adapter
 from steerheal.state.factors import Pair
@@ -179,16 +179,54 @@ def _branch(chat: ChatModel, history: Sequence[Gated], name: str, state: Dosed) 
     joined = _side_by_side([history[i] for i in here], name)
     down, up = joined.down.to(chat.device), joined.up.to(chat.device)
     owner = torch.tensor([i for i in here for _ in range(history[i].adapter.rank)])
+    routed = _routed(chat, name)
 
     def hook(_module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        if isinstance(state.dose, Tensor) and state.dose.ndim == 2:
-            gates = state.dose[:, owner.to(state.dose.device)].to(down.device, torch.float32)
-            added = (inputs[0].float() @ down.T * gates[:, None]) @ up.T
-            return (output.float() + added).to(output.dtype)
-        added = inputs[0].float() @ down.T @ up.T
-        return (output.float() + per_row(state.dose, added) * added).to(output.dtype)
+        inside = inputs[0].float() @ down.T
+        if isinstance(state.dose, Tensor):
+            gates = _gates(state.dose.to(down.device, torch.float32), owner.to(down.device))
+            inside = inside * _spread(gates, inside, name if routed else "")
+        else:
+            inside = inside * state.dose
+        return (output.float() + inside @ up.T).to(output.dtype)
 
     return hook
+
+
+def _gates(dose: Float[Tensor, "B ..."], owner: Int[Tensor, " R"]) -> Float[Tensor, "B K"]:
+    """Every row's gate, the same for all factors or that of each factor's adapter."""
+    return dose[:, owner] if dose.ndim == 2 else dose[:, None]
+
+
+def _spread(
+    gates: Float[Tensor, "B K"], inside: Float[Tensor, "*N R"], expert: str
+) -> Float[Tensor, "*M K"]:
+    """The rows' gates in a shape that multiplies what a layer sees.
+
+    That is [B, T, R], or [B·T, R] in a layer that takes every position by itself. An expert takes
+    some of them, and nobody says whose they are.
+
+    Raises:
+        UserError: an expert, and rows of several gates.
+    """
+    if expert:
+        if (gates != gates[:1]).any():
+            raise UserError(
+                f"{expert} is an expert, which sees some positions of a batch only, so that rows "
+                "of one batch cannot differ in its gate. Read one state at a time."
+            )
+        return gates[:1]
+    if inside.ndim == 2:
+        return gates.repeat_interleave(len(inside) // len(gates), 0)
+    return gates[:, None]
+
+
+def _routed(chat: ChatModel, name: str) -> bool:
+    """Whether the layer is one of several in a list within its block."""
+    parts = name.split(".")
+    above = [chat.net.get_submodule(".".join(parts[:i])) for i in range(1, len(parts))]
+    lists = [module for module in above if isinstance(module, nn.ModuleList)]
+    return any(module is not chat.blocks for module in lists)
 
 
 def _delta(history: Sequence[Gated], name: str, like: Tensor) -> Float[Tensor, "O I"]:
