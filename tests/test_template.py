@@ -9,7 +9,8 @@ import pytest
 from tokenizers import AddedToken
 from torch import Tensor
 
-from steerheal.cli import EvaluateCommand, RunCommand, parse_run
+import spaced
+from steerheal.cli import EvaluateCommand, RunCommand, main, parse_run
 from steerheal.commands import environment, notes
 from steerheal.config import (
     FilterSettings,
@@ -21,6 +22,8 @@ from steerheal.config import (
 )
 from steerheal.errors import UserError
 from steerheal.line import read
+from steerheal.measure import forced_choice, protocol, vignettes
+from steerheal.models import generate as generating
 from steerheal.models import template as templates
 from steerheal.models.chat import decode, prompt_ids, text_ids
 from steerheal.models.generate import Draw, generate
@@ -31,6 +34,8 @@ from steerheal.models.thinking import joined, thought_in
 from steerheal.records import Completion, Thought
 from steerheal.steer.filter import calibrated, judge
 from steerheal.steer.signs import Seen
+from steerheal.store import read_run
+from test_cli import OPTIONS
 
 import tiny
 
@@ -122,6 +127,30 @@ def test_a_day_changes_the_fingerprint_only_of_a_template_that_prints_it(
     )
     assert (one.fingerprint == other.fingerprint) is same
     assert (one.template.date == "") is same
+
+
+def test_a_run_goes_on_with_the_date_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(templates, "datetime", Midnight)
+    folder, runs = tmp_path / "dated", tmp_path / "runs"
+    tiny.net().save_pretrained(folder)
+    tiny.tokenizer("{{ strftime_now('%d %b') }}" + tiny.CHATML).save_pretrained(folder)
+    options = [part.format(model=folder) for part in OPTIONS]
+    options = [part.replace("--device", "--model.device") for part in options]
+    line = ["run", "love", "--runs", str(runs), "--name", "r", "--until", "check1", *options]
+    main(line)
+    monkeypatch.setattr(Midnight, "at", datetime(2026, 3, 15, 0, 1))
+    main(line)
+    main(["run", "--resume", str(runs / "r"), "--until", "check1"])
+    record = read_run(runs / "r")
+    assert record.config["model"]["date"] == "2026-03-14"
+    assert record.stages and all(mark.reused for mark in record.stages)
+
+
+def test_a_date_that_nothing_prints_is_said_to_be_without_effect() -> None:
+    chat = tiny.chat(date="2026-01-01")
+    assert any("2026-01-01 is without effect" in note for note in notes(chat, HealSettings()))
 
 
 def test_a_date_that_is_none_is_refused() -> None:
@@ -313,3 +342,37 @@ def test_a_thought_is_dropped_with_a_reason_of_its_own_unless_it_is_asked_for(
         assert ("thought" in verdict.reasons) is expected
         assert not (expected and verdict.kept)
     assert limits.dropped.get("thought", 0) == dropped
+
+
+@pytest.mark.parametrize("think", [0, 3])
+@pytest.mark.parametrize(
+    ("opens", "marks"),
+    [
+        ("", ("<think>", "</think>")),
+        ("<think>\n", ("<think>", "</think>")),
+        ("<think>\n\n</think>\n\n", ("<think>", "</think>")),
+        ("[THINK]", ("[THINK]", "[/THINK]")),
+        ("[THINK][/THINK]", ("[THINK]", "[/THINK]")),
+    ],
+)
+def test_a_forced_choice_thinks_once_in_the_templates_own_markers(
+    opens: str, marks: tuple[str, str], think: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tiny.CHATML.replace(
+        "assistant\n' }}{% endif %}", f"assistant\n{opens}' }}}}{{% endif %}}"
+    )
+    chat, rows = spaced.chat("first", source), []
+    plain = forced_choice.read_on
+
+    def reading(chat: ChatModel, ids: Tensor, *rest: Any) -> Tensor:
+        rows.append(ids[0].tolist())
+        return plain(chat, ids, *rest)
+
+    monkeypatch.setattr(forced_choice, "read_on", reading)
+    monkeypatch.setattr(generating, "read_on", reading)
+    forced_choice.read(chat, vignettes.load("everyday")[:1], protocol.load(), think=think)
+    whole = str(chat.tokenizer.decode([i for row in rows for i in row]))
+    assert [whole.count(mark) for mark in marks] == [1, 1]
+    assert whole.index(marks[0]) < whole.index(marks[1]) < whole.rindex('{"reason": "')
+    other = {"<think>", "[THINK]"} - {marks[0]}
+    assert not any(mark in whole for mark in other)

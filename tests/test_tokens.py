@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from steerheal.config import HealSettings, SamplingSettings
 from steerheal.errors import UserError
 from steerheal.measure import coherence, damage, forced_choice, likelihood, protocol, slot
 from steerheal.measure.vignettes import Vignette
+from steerheal.models import gguf
 from steerheal.models.chat import common, decode, document_ids, prompt_ids, text_ids, told
 from steerheal.models.generate import Draw, generate
 from steerheal.models.load import wrap
@@ -287,3 +289,20 @@ def test_a_template_without_the_bos_that_the_tokenizer_asks_for_is_noted(
     found = [note for note in notes(chat, HealSettings()) if "begins every text with <s>" in note]
     assert bool(found) is noted
     assert (prompt_ids(chat, "x")[0] == chat.tokenizer.bos_token_id) is ("bos" in template)
+
+
+@pytest.mark.parametrize("asked", [True, False, None])
+def test_a_gguf_that_asks_for_a_bos_gets_it_before_every_text(
+    asked: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "converted"
+    tiny.net().save_pretrained(folder)
+    spaced.tokenizer("first").save_pretrained(folder)
+    header = {} if asked is None else {"tokenizer.ggml.add_bos_token": asked}
+    monkeypatch.setattr(gguf, "_header", lambda _file, _template: header)
+    monkeypatch.setattr(gguf, "_converted", lambda _file: folder)
+    net, tok, name = gguf.open_gguf(tmp_path / "m.gguf", torch.float32, "m.gguf")
+    chat = wrap(net, tok, name=name)
+    start = chat.tokenizer.bos_token_id if asked else chat.end_of_turn()
+    assert opening(chat, monkeypatch) == [start]
+    assert any("begins every text" in note for note in notes(chat, HealSettings())) is bool(asked)

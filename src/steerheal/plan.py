@@ -90,7 +90,7 @@ def planned(options: RunCommand, console: Console) -> Iterator[Plan]:
         if old is not None:
             # A run that began without a date goes on with the one that its template printed.
             before = validated(RunConfig, old.config, source=str(folder))
-            config = config if config.model.date else dated(config, before.model.date)
+            config = dated(config, before.model.date)
             _refuse_another(folder, old, config, persona)
             _refuse_going_back(folder, old, options)
         yield Plan(folder, config, persona, options.line, old)
@@ -146,8 +146,8 @@ def fewer(folder: Path, record: RunRecord, held: RunRecord) -> str:
 
 
 def dated(config: RunConfig, date: str) -> RunConfig:
-    """The settings with a date for the chat template; as they are where there is none."""
-    if not date:
+    """The settings with a date for the chat template; as they are where they have one."""
+    if config.model.date or not date:
         return config
     return config.model_copy(update={"model": config.model.model_copy(update={"date": date})})
 

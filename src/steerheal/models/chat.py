@@ -148,6 +148,8 @@ def prompt_notes(chat: ChatModel) -> list[str]:
     found = [note] if (note := _start_note(chat)) else []
     if template.date:
         found.append(f"The chat template prints the date: {template.date} in every prompt.")
+    elif template.given:
+        found.append(f"The date {template.given} is without effect: the chat template prints none.")
     if mode := template.thinking():
         found.append(f"Thinking: {mode}.")
     if template.opens():

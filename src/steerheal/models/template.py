@@ -52,6 +52,8 @@ class Template:
     """What the template is given beside the conversation; a thinking switch stands here."""
     asked: frozenset[str]
     """Those of the variables that the user gave."""
+    given: str
+    """The date that the user gave; empty for none."""
     date: str
     """The moment as a setting, no finer than the template prints it; empty where it does not."""
 
@@ -148,6 +150,7 @@ def frozen(
         text=_set(own, now, chosen),
         variables=chosen,
         asked=frozenset(given),
+        given=date,
         date=now.isoformat() if timed else day,
     )
 
