@@ -121,6 +121,11 @@ def test_an_unknown_option_gets_the_nearest_names() -> None:
     assert "Perhaps you meant --heal.rank." in said("run", ["--rank", "4"])
     assert "Perhaps you meant --tokens or" in said("sample", ["--token", "4"])
     assert "Unknown option -x." in said("report", ["-x"])
+    assert "Perhaps you meant --heal.rank" in said("run", ["--HEAL.RANK", "4"])
+    assert "--help heal shows" in said("run", ["--heal", "4"])
+    assert "PERSONA is given without one" in said("run", ["--persona", "love"])
+    assert "--heal.rank needs a value" in said("run", ["--heal.rank=--"])
+    assert "take no value" in said("run", ["--no-reverse=1"])
 
 
 def test_an_option_that_takes_one_value_is_refused_twice_and_a_list_goes_on() -> None:

@@ -165,6 +165,11 @@ def test_places_that_cannot_be_written_are_refused_before_anything_is_read(
     assert "holds no readings" in refused(["evaluate", "--json", str(file)])
     assert "holds no readings" in refused(["evaluate", "--json", str(run / "run.json")])
     assert "cannot be written" in refused(["evaluate", "--json", "/proc/none/a.json"])
+    link = tmp_path / "link"
+    link.symlink_to("link")
+    for place in ("/dev/null", "/dev/full", str(link)):
+        assert "is no plain file" in refused(["evaluate", "--json", place])
+    assert "leads nowhere" in refused(["run", "--runs", str(link)])
     assert "is a file, not a folder" in refused(["run", "--runs", str(file)])
     assert "is a file, not a folder" in refused(["scan", "--out", str(file)])
     assert "exists" in refused(["export", str(run), "--out", str(file)])

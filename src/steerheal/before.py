@@ -5,6 +5,7 @@ instead of after minutes of work.
 """
 
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def _run(options: RunCommand) -> None:
     writable_folder(options.runs, "--runs")
     if options.name:
         writable_folder(options.runs / options.name, "--name")
+    options.settings.model.template_text()
     prompts.first_contexts(options.settings.vector.contexts)
     _measured(options.settings.measure)
 
@@ -131,8 +133,10 @@ def _refuse_no_target(target: Path) -> None:
 
 def _refuse_other_file(file: Path) -> None:
     """Readings replace readings, and no other file."""
-    if not file.exists():
+    if not os.path.lexists(file):
         return
+    if not file.is_file():
+        raise UserError(f"--json: {file} is no plain file, and is not replaced.")
     try:
         read_record(file, Evaluation)
     except UserError as error:
@@ -164,7 +168,9 @@ def writable_folder(folder: Path, option: str) -> None:
 def _refuse_closed(folder: Path, option: str) -> None:
     """Tries a file in the nearest folder that there is: permission bits do not tell everything."""
     try:
-        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        if not nearest.exists():
+            raise UserError(f"{option}: {nearest} is a link that leads nowhere.")
         if not nearest.is_dir():
             raise UserError(f"{option}: {nearest} is a file, not a folder.")
         tempfile.TemporaryFile(dir=nearest).close()

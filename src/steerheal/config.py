@@ -342,7 +342,9 @@ class HealSettings(Settings):
     adapter: Literal["lora", "rslora", "dora", "pissa"] = "lora"
     """Kind: lora; rslora keeps its size as the rank grows; pissa starts from the weights' leading
     singular part and is stored at twice the rank. dora cannot be folded and is refused."""
-    targets: tuple[Label, ...] = Field(default=("all",), min_length=1, max_length=MOST_LISTED)
+    targets: tuple[Annotated[Label, Field(min_length=1)], ...] = Field(
+        default=("all",), min_length=1, max_length=MOST_LISTED
+    )
     """Linear layers of the band's blocks that get an adapter: all, attention, mlp (the others of
     a block), or names such as q_proj."""
     band: Band = (0.2, 0.8)

@@ -131,7 +131,7 @@ def read(kind: type[BaseModel], argv: Sequence[str]) -> Given:
         raise _misused(known, error) from error
     unknown = next((word for word in rest if word.startswith("-") and word != "-"), None)
     if unknown is not None:
-        raise _unknown(unknown.partition("=")[0], [f for option in known for f in option.flags])
+        raise _unknown(unknown.partition("=")[0], known)
     if rest:
         raise UserError(
             f"Nothing takes {' '.join(map(repr, rest))} here; an option begins with --."
@@ -190,18 +190,27 @@ def _misused(known: Sequence[Option], error: argparse.ArgumentError) -> UserErro
     flags = (error.argument_name or "").split("/")
     option = next(item for item in known if {*flags} & {*item.flags, item.off})
     if option.off:
-        return UserError(
-            f"{flags[0]} takes no value: {error.message}. Its opposite is {option.off}."
-        )
+        return UserError(f"{option.flags[0]} and {option.off} take no value. Leave it out.")
+    return _needs(option)
+
+
+def _needs(option: Option) -> UserError:
     needs = "a value" if option.most == 1 else f"{option.most} values"
-    hint = f"one that begins with a hyphen goes as {option.flags[0]}=VALUE"
-    return UserError(f"{option.flags[0]} needs {needs} after it; {hint}.")
+    one = option.most == 1
+    hint = f"; one that begins with a hyphen goes as {option.flags[0]}=VALUE" if one else ""
+    return UserError(f"{option.flags[0]} needs {needs} after it{hint}.")
 
 
-def _unknown(flag: str, known: Sequence[str]) -> UserError:
+def _unknown(flag: str, known: Sequence[Option]) -> UserError:
     """With the options that end alike, since a stage's name is easily left out, or look alike."""
-    alike = [name for name in known if name.endswith("." + flag.lstrip("-"))]
-    near = alike or difflib.get_close_matches(flag, known, n=2, cutoff=0.6)
+    word = flag.lstrip("-").lower()
+    names = [name for option in known if not option.positional for name in option.flags]
+    if any(option.positional and word == option.flags[0] for option in known):
+        return UserError(f"Unknown option {flag}: {word.upper()} is given without one.")
+    if any(name.startswith(f"--{word}.") for name in names):
+        return UserError(f"Unknown option {flag}: it is a group. --help {word} shows its options.")
+    alike = [name for name in names if name.endswith("." + word)]
+    near = alike or difflib.get_close_matches("--" + word, names, n=2, cutoff=0.6)
     hint = f" Perhaps you meant {' or '.join(near)}." if near else ""
     return UserError(f"Unknown option {flag}.{hint} --help shows the options.")
 
@@ -212,6 +221,8 @@ def _put(
     many = option.most == MANY
     if option.path in given.words and not many:
         raise UserError(f"{flag} is given twice. Give it once.")
+    if option.exact and not option.off and len(words) != option.most:
+        raise _needs(option)
     given.words.setdefault(option.path, []).extend([*([flag] if flag else []), *words])
     home = given.values
     for name in option.path[:-1]:
