@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -469,7 +470,11 @@ def test_pissa_is_read_when_converted_and_refused_when_not(tmp_path: Path) -> No
 REFUSED: Sequence[tuple[dict[str, Any], str]] = [
     ({"use_dora": True}, "DoRA adapter.*full rank"),
     ({"init_lora_weights": "olora"}, "olora adapter"),
-    ({"modules_to_save": ["lm_head"]}, "not LoRA"),
+    ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+    ({"bias": "lora_only"}, "trained biases"),
+    ({"lora_bias": True}, "lora_bias"),
+    ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
+    ({"layer_replication": [(0, 4), (2, 4)]}, "layer_replication"),
 ]
 
 
@@ -491,8 +496,43 @@ def test_variants_and_factors_that_do_not_fit_are_refused(tmp_path: Path) -> Non
     )
     with pytest.raises(UserError, match="alora_invocation_tokens"):
         Adapter.load(tmp_path)
+    config.write_text(json.dumps(fields | {"a_setting_of_a_later_peft": {"x": 1}}))
+    with pytest.raises(UserError, match="a_setting_of_a_later_peft"):
+        Adapter.load(tmp_path)
+    config.write_text(json.dumps(fields | {"task_type": "SEQ_CLS"}))
+    with pytest.raises(UserError, match=r"task SEQ_CLS"):
+        Adapter.load(tmp_path)
+    config.write_text(json.dumps(fields | {"target_modules": ["q_proj"]}))
+    with pytest.raises(UserError, match=r"leave out layers.*up_proj"):
+        Adapter.load(tmp_path)
+    config.write_text(json.dumps(fields | {"layers_to_transform": [0, 1, 2]}))
+    with pytest.raises(UserError, match=r"leave out layers.*layers\.3"):
+        Adapter.load(tmp_path)
+    config.write_text(json.dumps(fields | {"lora_dropout": 0.1, "fan_in_fan_out": True}))
+    assert Adapter.load(tmp_path).rank == 3
     name = "model.layers.1.self_attn.q_proj"
     bad = Adapter({name: Pair(torch.ones(2, 32), torch.ones(32, 3))}, 1.0, 2)
     bad.save(tmp_path / "bad", base="tiny")
     with pytest.raises(UserError, match="do not fit"):
         Adapter.load(tmp_path / "bad")
+
+
+def test_an_adapter_of_another_base_says_whose_it_is(tmp_path: Path) -> None:
+    adapter, _ = made(tiny.chat(), settings())
+    adapter.save(tmp_path / "a", base="org/some-model-7B")
+    again = Adapter.load(tmp_path / "a")
+    assert "belongs to org/some-model-7B" in again.named_otherwise("tiny-llama")
+    assert again.named_otherwise("/models/Some-Model-7B") == ""
+    assert adapter.named_otherwise("anything") == ""
+
+
+def test_an_adapter_names_the_weights_that_it_was_trained_on(tmp_path: Path) -> None:
+    chat = replace(tiny.chat(), origin="the de-quantised weights of tiny.Q4_1.gguf")
+    adapter, _ = made(chat, settings())
+    export_peft(chat, [Gated(adapter)], tmp_path / "out", ["one"])
+    words = (tmp_path / "out" / "README.md").read_text()
+    assert "the de-quantised weights of tiny.Q4_1.gguf" in words
+    fields = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert fields["base_model_name_or_path"] == "tiny-llama"
+    export_peft(tiny.chat(), [Gated(adapter)], tmp_path / "plain", ["one"])
+    assert not (tmp_path / "plain" / "README.md").exists()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -479,11 +479,22 @@ def test_a_vector_goes_to_gguf_and_back_bit_for_bit(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["v.gguf"]
 
 
-def foreign(path: Path, tensors: dict[str, np.ndarray], architecture: str = "controlvector"):
+def foreign(
+    path: Path,
+    tensors: dict[str, np.ndarray],
+    architecture: str = "controlvector",
+    *,
+    hint: str = "llama",
+    count: int | None = None,
+    **says: str | float,
+) -> Path:
     """A control vector in the layout, written without the code under test."""
     writer = GGUFWriter(path, architecture)
-    writer.add_string("controlvector.model_hint", "llama")
-    writer.add_uint32("controlvector.layer_count", len(tensors))
+    writer.add_string("controlvector.model_hint", hint)
+    writer.add_uint32("controlvector.layer_count", len(tensors) if count is None else count)
+    for name, value in says.items():
+        add = writer.add_string if isinstance(value, str) else writer.add_float32
+        add(f"controlvector.{name}", value)
     for name, values in tensors.items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
@@ -529,6 +540,36 @@ def test_a_foreign_gguf_is_a_clear_message(
 ) -> None:
     with pytest.raises(UserError, match=message):
         SteeringVector.import_gguf(foreign(tmp_path / "v.gguf", tensors, architecture))
+
+
+@pytest.mark.parametrize(
+    ("family", "says", "message"),
+    [
+        ("llama", {}, ""),
+        ("mistral", {}, ""),  # which llama.cpp calls llama
+        ("gemma3", {"hint": "gemma3"}, ""),  # of type gemma3_text
+        ("llama", {"hint": ""}, ""),
+        ("llama", {"count": 4}, ""),  # the model's blocks
+        ("llama", {"operation": "add"}, ""),
+        ("llama", {"author": "somebody"}, ""),
+        ("llama", {"hint": "gemma2"}, "type 'gemma2'.*of type 'llama'"),
+        ("qwen3", {}, "type 'llama'.*of type 'qwen3'"),
+        ("llama", {"count": 31}, "31 layers.*2 directions.*4 blocks"),
+        ("llama", {"operation": "ablate"}, "operation 'ablate'.*not simply added"),
+        ("llama", {"kind": "cosine_gate"}, "kind 'cosine_gate'"),
+        ("llama", {"scale": 3.0}, "scale 3.0, which is not known"),
+    ],
+)
+def test_a_control_vector_for_something_else_is_refused(
+    family: str, says: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    chat, row = tiny.chat(family), np.ones(32, dtype=np.float32)
+    file = foreign(tmp_path / "v.gguf", {"direction.1": row, "direction.2": row}, **says)
+    if not message:
+        with SteeringVector.import_gguf(file).applied(chat):
+            return
+    with pytest.raises(UserError, match=message), SteeringVector.import_gguf(file).applied(chat):
+        pass
 
 
 def test_a_damaged_gguf_is_a_clear_message_wherever_it_is_cut(tmp_path: Path) -> None:

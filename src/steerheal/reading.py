@@ -135,6 +135,8 @@ def _target(options: EvaluateCommand, console: Console) -> Target:
     chat = load(_model(options))
     if adapter is None:
         return Target(chat, (), persona, chat.name, ask)
+    if note := adapter.adapter.named_otherwise(chat.name):
+        console.note(note)
     name = f"{where}, gate {options.gate:g}, on {chat.name}"
     return Target(chat, (adapter,), persona, name, ask)
 

@@ -442,7 +442,8 @@ class Stages:
             return healed
 
         def save(folder: Path, healed: Healed) -> None:
-            healed.adapter.save(folder / ADAPTER, base=self.chat.name)
+            adapter, chat = healed.adapter, self.chat
+            adapter.save(folder / ADAPTER, base=chat.name, trained_on=chat.origin)
             write_record(folder / HEAL, healed.log)
 
         result = self.store.stage(

@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,7 +41,7 @@ def load(settings: ModelSettings) -> ChatModel:
     _refuse_too_large(settings, device, dtype)
     with quiet():
         net, tokenizer, name = _open(settings, dtype)
-    return wrap(
+    chat = wrap(
         net,
         tokenizer,
         name=name,
@@ -48,6 +49,13 @@ def load(settings: ModelSettings) -> ChatModel:
         date=settings.date,
         template_vars=settings.template_vars,
     )
+    return replace(chat, origin=_origin(settings))
+
+
+def _origin(settings: ModelSettings) -> str:
+    """Which file the weights were de-quantised from, if they were."""
+    path = Path(settings.name).expanduser() if settings.name else embedded_file()
+    return f"the de-quantised weights of {path.name}" if path.is_file() else ""
 
 
 def wrap(
@@ -92,7 +100,7 @@ def wrap(
     digest = _fingerprint(net, tokenizer, template.digest())
     if device is not None:
         net.to(device)  # pyright: ignore[reportArgumentType]
-    chat = ChatModel(net, tokenizer, name, digest, _system_role(template), template, ends)
+    chat = ChatModel(net, tokenizer, name, digest, _system_role(template), template, ends, "")
     sound.refuse_head(chat)
     refuse_cache(chat)
     return chat

@@ -36,6 +36,8 @@ class ChatModel:
     """The chat template with the date and the variables of this run."""
     ends: Ends
     """Which tokens end an assistant's turn."""
+    origin: str
+    """Which weights these are, where the name does not say so; else empty."""
 
     @property
     def decoder(self) -> nn.Module:

@@ -18,6 +18,12 @@ from torch import Tensor
 from steerheal.models.wide import wide
 from steerheal.state.factors import DOWN, PREFIX, UP, Pair, read_factors
 
+README = """# LoRA adapter for {base}
+
+It was trained on {trained_on}, and belongs on these weights. Those that {base} names differ from
+them, by what quantising left: there the adapter does about the same, not exactly.
+"""
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -26,6 +32,8 @@ class Adapter:
     pairs: dict[str, Pair]
     scale: float
     rank: int
+    base: str = ""
+    """Name of the model that it was trained on, where its file says so."""
 
     @cached_property
     def digest(self) -> str:
@@ -53,12 +61,24 @@ class Adapter:
         inner = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt().item()
         return inner / sizes if sizes else 0.0
 
-    def save(self, folder: Path, *, base: str) -> None:
+    def named_otherwise(self, name: str) -> str:
+        """A sentence for whoever puts it on a model of another name; empty where it is the same."""
+        own, other = (Path(said).name.lower() for said in (self.base, name))
+        if not own or own == other:
+            return ""
+        return (
+            f"The adapter says that it belongs to {self.base}, and the model is {name}. Its layers "
+            "fit, but it means something only on the weights that it was trained on."
+        )
+
+    def save(self, folder: Path, *, base: str, trained_on: str = "") -> None:
         """Writes adapter_config.json and adapter_model.safetensors, as PEFT does.
 
         Args:
             folder: Where to; made when absent.
             base: Name of the base model, for whoever loads it.
+            trained_on: The weights in words, where they are not those of that name; they go into
+                a README.md.
         """
         folder.mkdir(parents=True, exist_ok=True)
         config = LoraConfig(
@@ -77,6 +97,9 @@ class Adapter:
             tensors[PREFIX + name + UP] = pair.up.contiguous()
         save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
         config.save_pretrained(str(folder))
+        if trained_on:
+            text = README.format(base=base, trained_on=trained_on)
+            (folder / "README.md").write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Self:

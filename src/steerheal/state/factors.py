@@ -4,14 +4,19 @@ PEFT computes y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ with s = alpha/rank, or alpha/√
 may differ by layer. Only what is such a sum on the original weights can be folded.
 """
 
-from dataclasses import dataclass
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from peft import LoraConfig, PeftConfig
+from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -24,16 +29,18 @@ PREFIX, DOWN, UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 MOVED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Starts that take a part of the base weights away before training."""
-VARIANTS = (
-    "use_qalora",
-    "use_bdlora",
-    "alora_invocation_tokens",
-    "velora_config",
-    "monteclora_config",
-    "arrow_config",
-    "kasa_config",
-)
-"""Settings of PEFT under which LoRA is no plain sum on a weight."""
+HONOURED = frozenset({
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config",
+    "ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode",
+    "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
+    "lora_dropout", "lora_ga_config", "megatron_core", "peft_type", "peft_version",
+    "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules",
+    "task_type", "use_dora", "use_rslora",
+})  # fmt: skip
+"""Settings of PEFT that the factors hold, that are looked at here, or that only training used; any
+other one that is set makes the adapter something else than a plain sum on linear layers."""
+TASKS = ("CAUSAL_LM", "None")
+"""Tasks whose model has no head beside the language model's."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class Factors(NamedTuple):
     pairs: dict[str, Pair]
     scale: float
     rank: int
+    base: str
+    """Name of the model that the folder says it is for."""
 
 
 def read_factors(folder: Path) -> Factors:
@@ -67,13 +76,18 @@ def read_factors(folder: Path) -> Factors:
             "--model, a run is a folder with run.json."
         )
     try:
-        config = cast(LoraConfig, PeftConfig.from_pretrained(str(folder)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # settings that this PEFT does not know are looked at
+            config = cast(LoraConfig, PeftConfig.from_pretrained(str(folder)))
+        said = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
         tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"Cannot read the adapter in {folder}: {first}") from error
     _refuse_unfoldable(config, folder)
+    _refuse_unknown(config, said, folder)
     pairs = pairs_of(tensors, folder)
+    _refuse_untargeted(config, pairs, folder)
     scales = {name: _scale(config, name, pair.down.shape[0]) for name, pair in pairs.items()}
     rank = max(pair.down.shape[0] for pair in pairs.values())
     if len(set(scales.values())) == 1:
@@ -83,7 +97,8 @@ def read_factors(folder: Path) -> Factors:
         pairs = {
             name: Pair(pair.down, scales[name] * pair.up.float()) for name, pair in pairs.items()
         }
-    return Factors({name: _filled(pair, rank) for name, pair in pairs.items()}, scale, rank)
+    filled = {name: _filled(pair, rank) for name, pair in pairs.items()}
+    return Factors(filled, scale, rank, str(config.base_model_name_or_path or ""))
 
 
 def pairs_of(tensors: dict[str, Tensor], folder: Path) -> dict[str, Pair]:
@@ -128,12 +143,40 @@ def _refuse_unfoldable(config: Any, folder: Path) -> None:
             "Convert it to plain LoRA: save it through PEFT with "
             "path_initial_model_for_weight_conversion."
         )
-    for setting in VARIANTS:
-        if getattr(config, setting, None):
+    if config.bias != "none":
+        raise UserError(
+            f"{folder} trained biases of the model as well (bias {config.bias!r}), which are not "
+            "folded. Only factors on linear layers are."
+        )
+    if str(getattr(config.task_type, "value", config.task_type)) not in TASKS:
+        raise UserError(
+            f"{folder} is an adapter for the task {config.task_type}, whose model has a head of "
+            "its own; only adapters of language models can be folded."
+        )
+
+
+def _refuse_unknown(config: LoraConfig, said: Mapping[str, Any], folder: Path) -> None:
+    """Looks at every setting of the file, those of other versions of PEFT included."""
+    usual = {field.name: getattr(LoraConfig(), field.name) for field in fields(LoraConfig)}
+    for setting, value in said.items():
+        mine = getattr(config, setting, value)
+        if setting not in HONOURED and mine and mine != usual.get(setting):
             raise UserError(
-                f"{folder} is a LoRA variant ({setting}) that is no plain sum on the weights; "
+                f"{folder} is a LoRA variant ({setting}) that is no plain sum on linear layers; "
                 "only plain LoRA and rsLoRA can be folded."
             )
+
+
+def _refuse_untargeted(config: LoraConfig, names: Iterable[str], folder: Path) -> None:
+    """Factors on a layer that the settings leave out are read by nobody else."""
+    if config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+        return
+    left = [name for name in names if not check_target_module_exists(config, name)]
+    if left:
+        raise UserError(
+            f"The settings of {folder} leave out layers that it has factors on: {left[:3]}. PEFT "
+            "would not apply them; correct target_modules in its adapter_config.json."
+        )
 
 
 def _scale(config: LoraConfig, name: str, rank: int) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor
 from steerheal.errors import UserError
 from steerheal.models.hooks import STEERING, Dosed, Kind
 from steerheal.models.model import ChatModel
-from steerheal.state.control_vector import read_control_vector, write_control_vector
+from steerheal.state.control_vector import MadeFor, read_control_vector, write_control_vector
 
 FORMAT = "steerheal-vector-1"
 
@@ -32,6 +32,8 @@ class SteeringVector:
     """Direction in float32 on the CPU, by block index."""
     kind: Kind = "add"
     """What it does to a state: added, ablated, or added only where the state points along it."""
+    made_for: MadeFor | None = None
+    """Which model it is for, where a file from elsewhere says so."""
 
     @cached_property
     def digest(self) -> str:
@@ -98,6 +100,9 @@ class SteeringVector:
                     f"The vector does not fit {chat.name}: block {layer} of {depth}, width "
                     f"{vector.shape[0]} for a model of width {width}."
                 )
+        if self.made_for is not None:
+            types = [chat.net.config.model_type, chat.text_config.model_type]
+            self.made_for.refuse_other(chat.name, types, depth)
         with STEERING[self.kind](chat, self.layers, dose) as dosed:
             yield dosed
 
@@ -151,6 +156,8 @@ class SteeringVector:
         """A vector from a GGUF control vector of llama.cpp or repeng, to be added.
 
         Raises:
-            UserError: unreadable, damaged, or not a control vector.
+            UserError: unreadable, damaged, not a control vector, or one that is not simply added.
+                That it is for another model is said when it is applied.
         """
-        return cls(read_control_vector(path))
+        layers, made_for = read_control_vector(path)
+        return cls(layers, made_for=made_for)
