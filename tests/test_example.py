@@ -14,7 +14,8 @@ import steerheal as sh
 from steerheal.heal.adapter import untouched
 from steerheal.heal.barrier import hinge_weights, position_losses
 from steerheal.models.chat import prompt_ids
-from steerheal.models.load import ChatModel, band_layers
+from steerheal.models.model import ChatModel, band_layers
+from steerheal.state.adapter import Adapter
 from steerheal.state.adapter import Adapter
 
 import tiny
