@@ -16,7 +16,6 @@ from steerheal.heal.barrier import hinge_weights, position_losses
 from steerheal.models.chat import prompt_ids
 from steerheal.models.model import ChatModel, band_layers
 from steerheal.state.adapter import Adapter
-from steerheal.state.adapter import Adapter
 
 import tiny
 
@@ -108,7 +107,7 @@ def test_the_objective_and_its_gradient_are_the_packages(
     assert (barrier > 0) == (tau < 1)
     assert loss.item() == pytest.approx(found.fit.mean().item() + barrier, rel=1e-5)
     theirs = found.fit_grad / len(answer) + found.divergence_grad * weights[:, None]
-    assert (gradient - theirs).norm() <= 1e-5 * theirs.norm()
+    assert (gradient - theirs).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("gate", [0.0, 0.3, 1.0])
