@@ -178,6 +178,6 @@ def test_a_run_after_a_change_of_the_vectors_code_makes_it_and_what_follows(
     test_loop.start(tmp_path, "again", **settings)
     marks = {(mark.name, mark.round): mark for mark in read_run(tmp_path / "again").stages}
     reused = {name for (name, _), mark in marks.items() if mark.reused}
-    assert reused == {"evaluate-base", "show-base", "calibrate"}
+    assert reused == {"evaluate-base", "show-base", "test-base", "calibrate"}
     again = {name for (name, _), mark in marks.items() if mark.made_again}
     assert again == {"vector"}, "what follows has other inputs"

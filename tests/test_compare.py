@@ -426,7 +426,7 @@ def test_the_t_interval_over_few_seeds_covers_the_truth() -> None:
         hits = 0
         for _ in range(400):
             values = [Reading(value=float(value)) for value in random.normal(0.5, 1, count)]
-            found = compare_module._band(values)
+            found = compare_module.over_seeds(values)
             hits += found.low <= 0.5 <= found.high
         assert 0.92 <= hits / 400 <= 0.98, count
 

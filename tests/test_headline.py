@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from reports import folded, reading, run_record
-from steerheal.records import Reading, RunRecord
-from steerheal.report.headline import headline, selected
+from steerheal.records import OnTest, Reading, RunRecord
+from steerheal.report.headline import conditions, headline, selected
 
 
 def with_care(delta: Reading, *, sign: object = 1) -> RunRecord:
@@ -63,6 +63,23 @@ def test_a_trait_without_an_interval_is_not_said_to_include_zero() -> None:
     bare = healed.model_copy(update={"delta_logodds": Reading(value=0.2, low=math.nan)})
     record = run_record(rounds=(folded(0).model_copy(update={"healed": bare}),), best=0)
     assert "not shown to have moved: it has no interval" in headline(record)
+
+
+def test_the_headline_reports_the_test_prompts_and_not_those_that_chose_the_round() -> None:
+    tested = OnTest(
+        round=2, prompts=20, delta_logodds=reading(0.02), delta_perplexity=reading(0.1),
+        kl_to_base=reading(0.4),
+    )  # fmt: skip
+    record = run_record(test=tested)
+    said = headline(record)
+    assert said.startswith("The trait is not shown to have moved: its interval includes 0. Round 3")
+    assert "love +0.02 nats/token" in said and "a KL of 0.4 nats/token" in said
+    assert "on 20 test prompts that chose nothing" in said
+    rose = conditions(record, None)[0]
+    assert rose.holds is False and "20 test prompts" in rose.numbers
+    assert "On 20 test prompts that chose nothing it reads +0.02" in selected(record)
+    other = run_record(test=tested.model_copy(update={"round": 0}))
+    assert "on the evaluation prompts, which also choose the round" in headline(other)
 
 
 def test_a_chosen_round_is_said_to_be_read_on_what_it_was_chosen_on() -> None:

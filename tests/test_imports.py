@@ -19,7 +19,7 @@ ORDER = [
     {"measure"},
     {"steer", "heal", "report"},
     {"checks"},
-    {"stages", "history", "plan", "closing"},
+    {"stages", "history", "plan", "closing", "ends"},
     {"loop"},
     {"asking", "listing", "commands", "scan"},
     {"reading", "before"},

@@ -13,15 +13,23 @@ from typing import Any
 import pytest
 import torch
 
-from steerheal import loop
+from steerheal import ends, loop
 from steerheal.config import RunConfig, merge
 from steerheal.errors import UserError
-from steerheal.records import Reading, RoundRecord, RunRecord, Summary
+from steerheal.measure.stats import mean
+from steerheal.records import Reading, RoundRecord, RunRecord, Scores, Summary
 from steerheal.report.page import write_report
 from steerheal.stage_store import Store
 from steerheal.stages import Stages
 from steerheal.state.adapter import Adapter
-from steerheal.store import read_harvest, read_run, read_scores, read_shown
+from steerheal.store import (
+    read_harvest,
+    read_record,
+    read_run,
+    read_scores,
+    read_shown,
+    round_folder,
+)
 
 import tiny
 
@@ -63,14 +71,19 @@ class Silent:
 
 
 def start(
-    runs: Path, name: str = "run", *, until: loop.Until | None = None, **changes: Any
+    runs: Path,
+    name: str = "run",
+    *,
+    until: loop.Until | None = None,
+    test: tuple[str, ...] = tiny.TEST,
+    **changes: Any,
 ) -> RunRecord:
     # A rate that breaks a tiny model is out of the settings' bounds.
     wild = changes.get("heal", {}).pop("lr", None)
     config = RunConfig.model_validate(merge(TINY, changes))
     if wild is not None:
         config = config.model_copy(update={"heal": config.heal.model_copy(update={"lr": wild})})
-    chat, persona = tiny.chat(), tiny.persona()
+    chat, persona = tiny.chat(), tiny.persona(prompts=tiny.prompts(test=test))
     store = Store(runs, name, notify=lambda _: None)
     record = RunRecord(
         status="running", name=name, config=config.model_dump(mode="json"), command="steerheal run",
@@ -131,7 +144,7 @@ def test_runs_that_differ_only_in_the_barrier_share_everything_before_it(finishe
     start(finished.parent, "nll", heal={"barrier": "nll"}, rounds=1)
     marks = read_run(finished.parent / "nll").stages
     made = [mark.name for mark in marks if not mark.reused]
-    assert made == ["heal", "internalise", "evaluate-healed", "show-healed"]
+    assert made == ["heal", "internalise", "evaluate-healed", "show-healed", "test-healed"]
 
 
 def test_a_starved_round_is_recorded_and_is_no_crash(tmp_path: Path) -> None:
@@ -214,27 +227,71 @@ def course(whole: RunRecord, gains: list[float], **changes: Any) -> list[RoundRe
 def test_the_loop_stops_when_gain_or_budget_end(
     finished: Path, gains: list[float], changes: dict[str, Any], said: str
 ) -> None:
-    found = loop.stop_reason(course(read_run(finished), gains), RunConfig(**changes))
+    found = ends.stop_reason(course(read_run(finished), gains), RunConfig(**changes))
     assert said in found
     assert bool(said) == bool(found)
 
 
+def test_the_headline_is_read_once_on_prompts_that_chose_nothing(finished: Path) -> None:
+    record = read_run(finished)
+    found = record.test
+    assert found is not None and record.test_reason == ""
+    assert found.round == (1 if record.best is None else record.best)
+    base, healed = (
+        read_record(round_folder(finished, number) / "test.json", Scores)
+        for number in (-1, found.round)
+    )
+    for scores in (base, healed):
+        assert [row.completion.prompt for row in scores.persona] == list(tiny.TEST[:3])
+        assert scores.vignettes == scores.canary == ()
+    gains = [b.logodds - a.logodds for a, b in zip(base.persona, healed.persona, strict=True)]
+    assert found.delta_logodds == mean(gains) and found.prompts == 3
+    # The state is the chosen round's: its answers to the same prompts are the same again.
+    read = [mark for mark in record.stages if mark.name.startswith("test-")]
+    assert [(mark.name, mark.round) for mark in read] == [
+        ("test-base", -1), ("test-healed", found.round),
+    ]  # fmt: skip
+    assert read[-1] == record.stages[-1]
+
+
+def test_other_test_prompts_change_the_headline_and_no_decision(
+    finished: Path, tmp_path: Path
+) -> None:
+    other = start(tmp_path, test=("another a", "another b", "another c"))
+    record = read_run(finished)
+    for name in ("rounds", "best", "best_reason", "outcome"):
+        # As text: what is NaN in both is the same.
+        assert repr(getattr(other, name)) == repr(getattr(record, name)), name
+    assert other.test is not None and record.test is not None
+    assert other.test.delta_logodds != record.test.delta_logodds
+
+
+def test_without_a_folded_round_or_test_prompts_nothing_is_tested_and_the_record_says_so(
+    tmp_path: Path,
+) -> None:
+    early = start(tmp_path, "early", until="check2")
+    assert early.test is None and "no round was folded" in early.test_reason
+    assert not (tmp_path / "early" / "base" / "test.json").exists()
+    bare = start(tmp_path, "bare", test=())
+    assert bare.test is None and "no test prompts" in bare.test_reason
+
+
 def test_the_best_round_comes_with_its_reason(finished: Path) -> None:
     whole = read_run(finished)
-    number, why = loop.best_round(course(whole, [0.1, 0.3, 0.2]), 0.95)
+    number, why = ends.best_round(course(whole, [0.1, 0.3, 0.2]), 0.95)
     assert number == 1
     assert "round 2 has the largest trait gain, +0.300" in why
     assert "KL spent 1.00 nats/token" in why and "its perplexity is" in why
-    assert loop.best_round(course(whole, [-0.1]), 0.95)[0] is None
-    assert "raised the trait" in loop.best_round(course(whole, [-0.1]), 0.95)[1]
-    below = loop.best_round(course(whole, [0.1], coherence=0.5), 0.95)
+    assert ends.best_round(course(whole, [-0.1]), 0.95)[0] is None
+    assert "raised the trait" in ends.best_round(course(whole, [-0.1]), 0.95)[1]
+    below = ends.best_round(course(whole, [0.1], coherence=0.5), 0.95)
     assert below[0] is None
     assert "coherence floor" in below[1]
-    assert loop.best_round([], 0.95) == (None, "no round was folded")
-    within = loop.best_round(course(whole, [0.1, 0.2, 0.3]), 0.95, 1.0)
+    assert ends.best_round([], 0.95) == (None, "no round was folded")
+    within = ends.best_round(course(whole, [0.1, 0.2, 0.3]), 0.95, 1.0)
     assert within[0] == 1
     assert "within the KL budget 1; 1 folded beyond the budget" in within[1]
-    assert loop.best_round(course(whole, [0.1]), 0.95, 0.2)[0] is None
+    assert ends.best_round(course(whole, [0.1]), 0.95, 0.2)[0] is None
     unknown = [
         done.model_copy(
             update={
@@ -249,8 +306,8 @@ def test_the_best_round_comes_with_its_reason(finished: Path) -> None:
         for done in course(whole, [0.1])
         if done.healed
     ]
-    assert loop.best_round(unknown, 0.95, 1.0)[0] is None
-    assert loop.best_round(unknown, 0.95)[0] == 0
+    assert ends.best_round(unknown, 0.95, 1.0)[0] is None
+    assert ends.best_round(unknown, 0.95)[0] == 0
 
 
 def test_the_reference_is_the_student_before_the_round_or_the_base(tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def test_a_persona_file_is_said_to_be_fine_or_what_looks_like_a_slip(
     main(["personas", str(calm)])
     said = capsys.readouterr().out
     assert "is a persona that runs" in said and "warning" not in said
-    assert "persona calm has 6 evaluation prompts" in said
+    assert "persona calm has 3 evaluation prompts" in said
     slips = tiny.persona(
         positive="You never hurry.",
         negative="You hurry in everything that you do at any hour of the day and of the night.",

@@ -40,9 +40,10 @@ def write(folder: Path) -> str:
 def test_a_healthy_run_says_what_its_best_round_did(healthy: tuple[Path, str]) -> None:
     said = page.headline(run_record())
     assert said == (
-        "Round 3 healed: love +0.15 nats/token [0.12, 0.18] over the base without any hook, its "
-        "target foundation care +0.15 nats [0.12, 0.18] (up, as intended), answer mass 0.974 of "
-        "the base, KL to base 0.6 nats/token; the trait moved beyond its interval. Damage guard: "
+        "Round 3 healed: love +0.15 nats/token [0.12, 0.18] over the base without any hook at a KL "
+        "of 0.6 nats/token, on the evaluation prompts, which also choose the round, its target "
+        "foundation care +0.15 nats [0.12, 0.18] (up, as intended), answer mass 0.974 of the base; "
+        "the trait moved beyond its interval. Damage guard: "
         "top-1 0.6 → 0.6, share of “not wrong” not read, perplexity of plain prose not read, "
         "off-target authority +0.6 nats [0.57, 0.63]."
     )

@@ -30,10 +30,23 @@ def test_the_bundled_texts_are_as_many_as_promised_and_never_shared_between_pool
         pools = persona.prompts
         assert len(set(pools.train)) >= 48
         assert len(set(pools.show)) == 8
-        everywhere += [*pools.train, *pools.evaluate, *pools.show]
+        assert len(set(pools.test)) == len(pools.evaluate) == 32
+        everywhere += [*pools.train, *pools.evaluate, *pools.show, *pools.test]
     folded = [text.casefold() for text in everywhere]
     assert len(folded) == len(set(folded))
     assert set(built_in()) == {"authority", "care", "tradition", "love"}
+
+
+def test_a_persona_without_test_prompts_shares_its_evaluation_prompts_out() -> None:
+    own = tiny.prompts(test=("mine",))
+    assert own.with_test() == own
+    found = tiny.prompts().with_test()
+    assert found.halved and found.with_test() == found
+    assert (found.evaluate, found.test) == (
+        ("evaluate 0", "evaluate 2"), ("evaluate 1", "evaluate 3"),
+    )  # fmt: skip
+    few = tiny.prompts().model_copy(update={"evaluate": ("a", "b", "c")})
+    assert few.with_test() == few and few.test == ()
 
 
 def test_poles_match_in_length() -> None:
@@ -74,6 +87,7 @@ show = ["d"]
         (('title = "stays calm"', 'titel = "stays calm"'), "Perhaps you meant 'title'"),
         (('"care"', '"kindness"'), "axis.foundation"),
         (('train = ["a"]', 'train = ["B"]'), "is in both"),
+        (('train = ["a"]', 'train = ["a"]\ntest = ["C"]'), "is in both evaluate and test"),
         (("[axis]", "[axis"), "not valid TOML"),
     ],
 )

@@ -140,6 +140,18 @@ def saved(root: Path) -> Path:
     return folder
 
 
+TEST = ("test a", "test b", "test c", "test d")
+
+
+def prompts(test: tuple[str, ...] = ()) -> Prompts:
+    return Prompts(
+        train=tuple(f"train {i}" for i in range(6)),
+        evaluate=tuple(f"evaluate {i}" for i in range(4)),
+        show=("show a", "show b"),
+        test=test,
+    )
+
+
 def persona(**changes: Any) -> Persona:
     fields: dict[str, Any] = {
         "name": "test",
@@ -148,10 +160,6 @@ def persona(**changes: Any) -> Persona:
         "negative": "You are cold!",
         "neutral": "You are here.",
         "axis": Axis(foundation="care", sign=1, off_target=("authority",)),
-        "prompts": Prompts(
-            train=tuple(f"train {i}" for i in range(6)),
-            evaluate=tuple(f"evaluate {i}" for i in range(4)),
-            show=("show a", "show b"),
-        ),
+        "prompts": prompts(),
     }
     return Persona(**fields | changes)

@@ -22,6 +22,7 @@ PACKAGE = "steerheal"
 MADE_BY: dict[str, tuple[str, ...]] = {
     "qualify": ("measure.auto", "measure.instruments"),
     "evaluate": ("measure.evaluate", "measure.instruments", "state.values"),
+    "test": ("measure.evaluate", "state.values"),
     "show": ("models.generate", "state.values"),
     "vector": ("steer.vector", "state.values"),
     "sweep": ("measure.sweep", "measure.instruments", "state.values", "steer.equal"),
@@ -34,7 +35,7 @@ MADE_BY: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """The modules that each stage calls; what puts them together is `stages`, which counts for all."""
 JOINS = "stages"
-LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy")
+LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scipy")
 """Whose arithmetic a result is; another version may round otherwise."""
 OWN_TEXTS = "personas"
 """Bundled texts that enter a stage's key by what they say."""

@@ -31,6 +31,7 @@ from steerheal.report.page import lacking, write_report
 from steerheal.stage_store import Store, sweep, sweep_unfinished
 from steerheal.stages import Stages
 from steerheal.state.fold import folded
+from steerheal.steer.persona import Persona
 from steerheal.store import RUN, read_run, write_record
 
 PACKAGES = ("steerheal", "torch", "transformers", "peft", "safetensors", "numpy", "scipy")
@@ -63,7 +64,7 @@ def _run(plan: Plan, options: RunCommand, console: Console) -> None:
         config=config.model_dump(mode="json"),
         command=plan.command,
         environment=surroundings,
-        notes=(*notes(chat, config.heal), *changed),
+        notes=(*notes(chat, config.heal), *test_note(plan.persona), *changed),
         persona=plan.persona.model_dump(mode="json"),
     )
     console.note(memory_line(size_of(chat), surroundings["dtype"], config, free_bytes(chat.device)))
@@ -144,6 +145,23 @@ def notes(chat: ChatModel, heal: HealSettings) -> tuple[str, ...]:
         names = ", ".join(f"heal.{name}" for name in idle)
         found.append(f"{names} without effect: heal.barrier is nll. Set it to kl_rev or kl_fwd.")
     return tuple(found)
+
+
+def test_note(persona: Persona) -> tuple[str, ...]:
+    """What a reader must know of the prompts that the headline is read on."""
+    pools = persona.prompts
+    if pools.halved:
+        return (
+            f"The persona has no test prompts: every other one of its evaluation prompts is kept "
+            f"for the headline ({len(pools.test)}), and {len(pools.evaluate)} are evaluated. Give "
+            "it prompts.test to have more of both.",
+        )
+    if not pools.test:
+        return (
+            "The persona has no test prompts and fewer than four evaluation prompts to take some "
+            "from: the headline is read on the prompts that chose the round.",
+        )
+    return ()
 
 
 def report(options: ReportCommand, console: Console) -> None:

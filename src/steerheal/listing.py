@@ -8,7 +8,7 @@ from steerheal.bounds import shorten
 from steerheal.cli import PersonasCommand
 from steerheal.config import MeasureSettings
 from steerheal.console import Console
-from steerheal.steer.persona import Persona, alike, built_in, find
+from steerheal.steer.persona import POOLS, Persona, alike, built_in, find
 
 NEGATIONS = {"not", "never", "no", "don't", "doesn't", "won't", "cannot", "can't", "without"}
 
@@ -35,10 +35,13 @@ def personas(options: PersonasCommand, console: Console) -> None:
 
 def _verdict(name: str, persona: Persona, console: Console) -> None:
     """Says that a file is a whole persona, what a run takes of it, and what looks like a slip."""
-    pools = pools_of(persona)
+    taken = persona.model_copy(update={"prompts": persona.prompts.with_test()})
+    pools = pools_of(taken)
     counts = ", ".join(f"{len(pool)} {name}" for name, pool in pools.items())
     console.say(f"{name} is a persona that runs: {counts} prompts.")
-    want, have = MeasureSettings().prompts, len(persona.prompts.evaluate)
+    if taken.prompts.halved:
+        console.say("  it has no test prompts: a run takes every other evaluation prompt for them")
+    want, have = MeasureSettings().prompts, len(pools["evaluate"])
     if want > have:
         console.say(f"  {prompts.cut('measure.prompts', want, persona.name, have)}")
     for warning in warnings(persona):
@@ -48,7 +51,7 @@ def _verdict(name: str, persona: Persona, console: Console) -> None:
 
 def pools_of(persona: Persona) -> dict[str, tuple[str, ...]]:
     """A persona's prompts by what they are for."""
-    return {name: getattr(persona.prompts, name) for name in type(persona.prompts).model_fields}
+    return {name: getattr(persona.prompts, name) for name in POOLS}
 
 
 def warnings(persona: Persona) -> list[str]:
@@ -90,7 +93,7 @@ def _table(console: Console) -> None:
                 f"{item.axis.foundation} {'up' if item.axis.sign > 0 else 'down'}",
                 ", ".join(item.axis.off_target),
                 f"{len(item.prompts.train)} train, {len(item.prompts.evaluate)} evaluate, "
-                f"{len(item.prompts.show)} show",
+                f"{len(item.prompts.show)} show, {len(item.prompts.test)} test",
             )
             for item in built_in().values()
         ],

@@ -2,19 +2,19 @@
 
 Stops when the rounds are done, a round starves or is rejected, coherence falls below its floor, the
 KL budget is spent, the trait no longer grows, or after the check that the user asked for; then
-names the best round and why it is that one. What the checks see is noted as
-soon as it is there, and kept in the record. Only this module and the command line see the whole
-configuration.
+names the best round and why it is that one, and reads it on prompts that chose nothing. What the
+checks see is noted as soon as it is there, and kept in the record. Only this module and the command
+line see the whole configuration.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from steerheal.checks import course, filtering, healing, moves, steering
-from steerheal.config import RunConfig
+from steerheal.ends import Until, asked_end, best_round, stop_reason
 from steerheal.measure import summary
 from steerheal.measure.compare import compare
 from steerheal.measure.qualify import Qualification, in_words, qualify
@@ -23,7 +23,6 @@ from steerheal.records import Finding, Reading, RoundRecord, RunRecord, Scores, 
 from steerheal.stages import BASE, Stages, Student
 from steerheal.state.vector import SteeringVector
 
-Until = Literal["check1", "check2"]
 UNREAD = Reading.unknown("the steered state was not read (read_steered is off)")
 
 
@@ -97,9 +96,11 @@ def run(
     record = write(base=summarised)
     frame = Frame(base, summarised, qualified, listener, until)
     place = Position(Student(stages.chat), base, None)
-    outcome = f"all {config.rounds} rounds done"
+    outcome, folded = f"all {config.rounds} rounds done", dict[int, Student]()
     for number in range(config.rounds):
         done, place = one_round(stages, number, place, frame)
+        if done.healed is not None:
+            folded[number] = place.student
         total = done.kl_round + sum(earlier.kl_round for earlier in record.rounds)
         done = done.model_copy(update={"kl_cumulative": total})
         found = course.evidence((*record.rounds, done), config.heal, axis, summarised)
@@ -111,9 +112,26 @@ def run(
             outcome = reason
             break
     best, why = best_round(record.rounds, config.coherence_floor, config.kl_budget)
-    ended = {"status": "finished", "outcome": outcome, "best": best, "best_reason": why}
-    record = record.model_copy(update=ended)
-    return write()
+    ended = {"outcome": outcome, "best": best, "best_reason": why}
+    record = record.model_copy(update=ended | test(stages, folded, best))
+    return write(status="finished")
+
+
+def test(stages: Stages, folded: Mapping[int, Student], best: int | None) -> dict[str, object]:
+    """What the record says of the test prompts: the best round's reading, or why there is none.
+
+    They are read here alone, after the last decision, so that nothing is chosen on them. Without a
+    best round it is the last folded one, which the report then talks about.
+    """
+    if not folded:
+        return {"test_reason": "no round was folded, so that there is nothing to read"}
+    if not stages.persona.prompts.test:
+        return {"test_reason": "the persona has no test prompts"}
+    number = max(folded) if best is None else best
+    student = folded[number]
+    base = stages.tested(BASE, "base", nullcontext, "base")
+    healed = stages.tested(number, "healed", student.entered, student.keys[-1])
+    return {"test": summary.tested(healed, base, number), "test_reason": ""}
 
 
 def one_round(
@@ -238,80 +256,3 @@ def read_healed(
     said = (healing.narration(healed, persona), healing.narration(base, persona))
     seen = healing.evidence(record, start, config.heal, axis, base=frame.base, narration=said)
     return frame.saw(record, healing.CHECK.seen(seen)), healed
-
-
-def asked_end(done: RoundRecord, until: Until | None) -> str:
-    """Why the run ends where the user asked it to; empty when nobody did."""
-    if until is None:
-        return ""
-    check = {"check1": "check 1", "check2": "check 2"}[until]
-    seen = [finding.outcome for finding in done.findings if finding.check == check]
-    return f"ended after {check} of round {done.round + 1}, as asked: {' '.join(seen)}"
-
-
-def stop_reason(rounds: Sequence[RoundRecord], config: RunConfig) -> str:
-    """Why the loop ends after the last of these rounds; empty when it goes on."""
-    done, floor = rounds[-1], config.coherence_floor
-    name = f"round {done.round + 1}"
-    if done.outcome == "starved":
-        return (
-            f"{name} starved: {done.kept} completions survived the filter at the lowest "
-            f"multiplier, {done.multiplier:.3g}"
-        )
-    if done.outcome == "rejected":
-        return f"{name} rejected: {done.heal.reason if done.heal else 'no heal'}"
-    if done.healed is not None and not done.healed.coherence >= floor:
-        return f"coherence fell to {done.healed.coherence:.3f} of the base in {name}, floor {floor}"
-    if config.kl_budget and done.kl_spent >= config.kl_budget:
-        return (
-            f"the KL budget is spent: {done.kl_spent:.2f} nats/token after {name}, "
-            f"kl_budget {config.kl_budget:g}"
-        )
-    gains = [_gain(row.healed) for row in rounds if row.healed is not None]
-    late = gains[-config.patience :] if config.patience else []
-    if late and len(gains) > len(late) and max(late) <= max(gains[: -len(late)]):
-        return (
-            f"no further gain: {max(gains[: -len(late)]):+.3f} nats/token was not exceeded in the "
-            f"{len(late)} rounds up to {name}, patience {config.patience}"
-        )
-    return ""
-
-
-def _gain(read: Summary) -> float:
-    """A state's trait gain; below every other where it is unknown."""
-    value = read.delta_logodds.value
-    return -math.inf if math.isnan(value) else value
-
-
-def best_round(
-    rounds: Sequence[RoundRecord], floor: float, budget: float = 0.0
-) -> tuple[int | None, str]:
-    """The folded round with the largest trait gain among those that may be kept, if any gained.
-
-    Those are the ones at the coherence floor that did not spend more than the KL budget; 0 is no
-    budget, and an unknown KL is not within one. With the reason in words, and what the round cost:
-    where the answer mass is blind to damage, its perplexity and KL still show it.
-    """
-    folded = [(done, done.healed) for done in rounds if done.healed is not None]
-    above = [(done, read) for done, read in folded if read.coherence >= floor]
-    fit = [(done, read) for done, read in above if not budget or done.kl_spent <= budget]
-    limits = f"at the coherence floor {floor:g}" + (
-        f" within the KL budget {budget:g}" if budget else ""
-    )
-    if not folded:
-        return None, "no round was folded"
-    if not fit:
-        return None, f"none of {len(folded)} folded rounds is {limits}"
-    done, read = max(fit, key=lambda item: _gain(item[1]))
-    gain = read.delta_logodds
-    if not gain.value > 0:
-        return None, f"no round {limits} raised the trait; at best {gain.value:+.3f}"
-    low, dear = len(folded) - len(above), len(above) - len(fit)
-    left = [f"{low} folded below the floor"] if low else []
-    left += [f"{dear} folded beyond the budget"] if dear else []
-    return done.round, (
-        f"round {done.round + 1} has the largest trait gain, {gain.value:+.3f} [{gain.low:.3f}, "
-        f"{gain.high:.3f}] nats/token, of {len(fit)} rounds "
-        f"{'; '.join([limits, *left])}; "
-        f"its perplexity is {read.perplexity:.1f}, KL spent {done.kl_spent:.2f} nats/token"
-    )

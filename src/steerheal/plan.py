@@ -82,6 +82,7 @@ def planned(options: RunCommand, console: Console) -> Iterator[Plan]:
     if options.persona is not None:
         config = config.model_copy(update={"persona": options.persona})
     persona = find(config.persona, reverse=config.reverse)
+    persona = persona.model_copy(update={"prompts": persona.prompts.with_test()})
     config = _within_pools(config, persona, console)
     stem = Path(config.persona).stem.lstrip(".-") + ("-reversed" if config.reverse else "")
     named = claimed(options.runs / options.name) if options.name else None

@@ -580,6 +580,19 @@ class StageMark(Record):
     """Why it was made although one of the same inputs was on disk."""
 
 
+class OnTest(Record):
+    """A round against the base on the test prompts, which were read once and chose nothing."""
+
+    round: int
+    prompts: int
+    delta_logodds: Reading
+    """Change of persona_logodds, nats per token."""
+    delta_perplexity: Reading
+    """Change of the mean ln perplexity of the free answers under the base, nats per token."""
+    kl_to_base: Reading
+    """KL(state‖base) per token on the state's own answers."""
+
+
 class RunRecord(Record):
     """The whole run, readable at any moment."""
 
@@ -600,6 +613,10 @@ class RunRecord(Record):
     """The round to use; None when no round was folded."""
     best_reason: str = ""
     """Why that round, or why none."""
+    test: OnTest | None = None
+    """The best round on the test prompts, or the last one that was folded where none is best."""
+    test_reason: str = "the test prompts were not read"
+    """Why there is no reading on them."""
     stages: tuple[StageMark, ...] = ()
     error: str = ""
 

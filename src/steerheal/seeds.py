@@ -7,8 +7,8 @@ from steerheal.cli import SeedsCommand
 from steerheal.config import unlike
 from steerheal.console import Console, shown
 from steerheal.errors import UserError
-from steerheal.measure.compare import SeedBand, across_seeds
-from steerheal.records import Comparison, RunRecord
+from steerheal.measure.compare import SeedBand, across_seeds, over_seeds
+from steerheal.records import Comparison, OnTest, RunRecord
 from steerheal.store import read_run
 
 HEADLINE = (
@@ -33,9 +33,29 @@ def seeds(options: SeedsCommand, console: Console) -> None:
                 f"{folder} has {len(record.rounds)} rounds, another run {rounds}: the later ones "
                 "are left out"
             )
+    _show_tested([record.test for record in records], console)
     for number in range(rounds):
         for band in bands([record.rounds[number].comparisons for record in records]):
             _show(number, band, options.all, console)
+
+
+def _show_tested(tests: Sequence[OnTest | None], console: Console) -> None:
+    """The chosen rounds on the prompts that chose nothing: what to report."""
+    known = [test for test in tests if test is not None]
+    if len(known) < len(tests):
+        lacking = len(tests) - len(known)
+        console.note(f"{lacking} of {len(tests)} runs were not read on test prompts: no mean of it")
+        return
+    rows = []
+    for name in ("delta_logodds", "delta_perplexity", "kl_to_base"):
+        found = over_seeds([getattr(test, name) for test in known])
+        rows.append((name, shown(found), "moved" if found.moved else found.reason or "not moved"))
+    chosen = ", ".join(str(test.round + 1) for test in known)
+    title = (
+        f"chosen rounds ({chosen}) − base on test prompts that chose nothing · {len(known)} seeds, "
+        "95 % t-interval"
+    )
+    console.table(title, ("reading", "mean over seeds", ""), rows)
 
 
 def bands(by_run: Sequence[Sequence[Comparison]]) -> list[SeedBand]:

@@ -17,7 +17,7 @@ from steerheal.heal.checkpoint import Checkpoint
 from steerheal.heal.train import Healed, heal_student, training_pairs
 from steerheal.measure import instruments, sweep
 from steerheal.measure.auto import resolve
-from steerheal.measure.evaluate import Enter, evaluate, size
+from steerheal.measure.evaluate import Enter, answer_test, evaluate, size
 from steerheal.measure.qualify import Qualification
 from steerheal.models.generate import Draw, generate, write
 from steerheal.models.hooks import Dosed
@@ -49,6 +49,7 @@ from steerheal.steer.persona import Persona
 from steerheal.steer.seen import seen_by
 from steerheal.steer.vector import extract
 from steerheal.store import (
+    TEST,
     read_harvest_folder,
     read_record,
     write_harvest,
@@ -206,6 +207,31 @@ class Stages:
             make=make,
             save=lambda folder, scores: write_record(folder / file, scores),
             load=lambda folder: read_record(folder / file, Scores),
+        )
+
+    def tested(self, number: int, state: str, enter: Enter, key: str) -> Scores:
+        """A state's answers to the test prompts; `key` stands for what made the state."""
+        measure, sampling, seed = self.config.measure, self.config.sampling, self.config.seed
+        persona, asked = self.persona, self.persona.prompts.test[: self.config.measure.prompts]
+        full_key = stage_key(
+            "test", self.chat.fingerprint, state, key, measure.instrument, measure.tokens,
+            sampling, seed, asked, persona.positive, persona.negative,
+        )  # fmt: skip
+
+        def make() -> Scores:
+            with self._bar(number, f"testing {state}", len(asked)) as progress:
+                return answer_test(
+                    self.chat, state, enter, persona, measure,
+                    sampling=sampling, seed=seed, progress=progress,
+                )  # fmt: skip
+
+        return self.store.stage(
+            f"test-{state}",
+            number,
+            full_key,
+            make=make,
+            save=lambda folder, scores: write_record(folder / TEST, scores),
+            load=lambda folder: read_record(folder / TEST, Scores),
         )
 
     def shown(self, number: int, state: str, enter: Enter, key: str, *, dose: float = 0.0) -> Shown:

@@ -3,10 +3,11 @@
 Layout of a run folder (rounds count from 1 on disk and on screen):
 
     run.json                  RunRecord, rewritten after every stage
-    base/                     scores.json  shown.json
+    base/                     scores.json  shown.json  test.json
     round-01/                 vector.safetensors  harvest.json  completions.jsonl  heal.json
                               adapter/ (PEFT's own format)  steered.json  healed.json
                               shown-steered.json  shown-healed.json
+                              test.json, of the round that the headline reports
     figures/  report.html
 
 Every file appears whole or not at all: it is written beside its place and renamed.
@@ -28,6 +29,8 @@ from steerheal.line import with_option
 from steerheal.records import VERSION, Harvest, HealLog, Judged, Record, RunRecord, Scores, Shown
 
 R = TypeVar("R", bound=Record)
+TEST = "test.json"
+"""A state's answers to the test prompts."""
 RUN = "run.json"
 
 

@@ -100,7 +100,7 @@ def across_seeds(comparisons: Sequence[Comparison]) -> SeedBand:
             f"Seeds must hold the same comparison; given: {', '.join(kinds) or 'none'}."
         )
     first, flat = comparisons[0], [item.readings() for item in comparisons]
-    bands = {name: _band([seed[name] for seed in flat]) for name in flat[0]}
+    bands = {name: over_seeds([seed[name] for seed in flat]) for name in flat[0]}
     return SeedBand(
         a=first.a,
         b=first.b,
@@ -177,7 +177,8 @@ def _moved(readings: dict[str, Reading]) -> tuple[str, ...]:
     return tuple(name for name, reading in readings.items() if reading.moved)
 
 
-def _band(readings: Sequence[Reading]) -> Reading:
+def over_seeds(readings: Sequence[Reading]) -> Reading:
+    """Mean of a reading over seeds; its own where it is the same at all, unknown where one is."""
     lost = [reading.reason for reading in readings if not math.isfinite(reading.value)]
     if lost:
         return Reading.unknown(f"unknown in {len(lost)} of {len(readings)} seeds: {lost[0]}")

@@ -82,6 +82,29 @@ def evaluate(
     )
 
 
+def answer_test(
+    chat: ChatModel,
+    state: str,
+    enter: Enter,
+    persona: Persona,
+    settings: MeasureSettings,
+    *,
+    sampling: SamplingSettings,
+    seed: int,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Scores:
+    """Free answers to the persona's test prompts, which choose nothing; arguments as `evaluate`."""
+    asked = persona.prompts.test[: settings.prompts]
+    with enter() as dosed:
+        answers = free.answers(
+            chat, asked, _long(sampling, settings.tokens), seed=seed, dosed=dosed, progress=progress
+        )
+    said = tuple(free.judge(chat, answers, persona))
+    return Scores(
+        state=state, instrument=settings.instrument, vignettes=(), canary=(), persona=said
+    )
+
+
 def _long(sampling: SamplingSettings, tokens: int) -> SamplingSettings:
     return sampling.model_copy(update={"tokens": tokens})
 

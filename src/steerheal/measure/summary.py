@@ -19,7 +19,7 @@ from steerheal.measure.fluency import perplexity
 from steerheal.measure.qualify import centre, hits
 from steerheal.measure.selectivity import in_order
 from steerheal.measure.stats import log_ratio, mean, quotient, ratio, share
-from steerheal.records import FOUNDATIONS, Reading, Scores, Summary
+from steerheal.records import FOUNDATIONS, OnTest, Reading, Scores, Summary
 from steerheal.steer.persona import Axis
 
 Floats = NDArray[np.float64]
@@ -64,6 +64,21 @@ def summarise(scores: Scores, base: Scores, axis: Axis) -> Summary:
         loop_share=_mean([float(row.loops) for row in scores.long]),
         long_words=_mean([float(row.words) for row in scores.long]),
         surgical=surgical(deltas, axis),
+    )
+
+
+def tested(scores: Scores, base: Scores, number: int) -> OnTest:
+    """A round's state against the base on the test prompts; `number` is the round's."""
+    scores, base = in_order(scores), in_order(base)
+    pairs = list(zip(scores.persona, base.persona, strict=True))
+    return OnTest(
+        round=number,
+        prompts=len(pairs),
+        delta_logodds=mean([row.logodds - other.logodds for row, other in pairs]),
+        delta_perplexity=mean(
+            [math.log(row.perplexity) - math.log(other.perplexity) for row, other in pairs]
+        ),
+        kl_to_base=mean([row.kl_to_base for row in scores.persona]),
     )
 
 

@@ -65,6 +65,9 @@ def _wanted(folder: Path, record: RunRecord) -> Iterator[Wanted]:
         base = store.round_folder(folder, -1)
         yield Wanted(base / "scores.json", _holds(Scores), SCORES)
         yield Wanted(base / "shown.json", _answers(folder, prompts), SHOWN)
+    if record.test is not None:
+        for number in (-1, record.test.round):
+            yield Wanted(store.round_folder(folder, number) / store.TEST, _holds(Scores), SCORES)
     for row in record.rounds:
         place = store.round_folder(folder, row.round)
         yield from _of_harvest(place, row)

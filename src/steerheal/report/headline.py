@@ -7,7 +7,15 @@ import math
 
 from steerheal.records import Reading, Record, RoundRecord, RunRecord, Summary
 from steerheal.report import axis
-from steerheal.report.words import change, chosen, number, number_setting, one_line, persona_name
+from steerheal.report.words import (
+    change,
+    chosen,
+    number,
+    number_setting,
+    one_line,
+    persona_name,
+    tested,
+)
 
 GUARDS = (
     ("top-1", "top1"),
@@ -64,10 +72,16 @@ def selected(record: RunRecord) -> str:
     folded = sum(row.healed is not None for row in record.rounds)
     if record.best is None or folded < 2:
         return ""
-    return (
+    said = (
         f"round {record.best + 1} was chosen among {folded} by the readings that stand here, on "
         "the same prompts, so that its own are a little too good. Their intervals hold the chance "
         "of the prompts, not that of the choice."
+    )
+    if record.test is None:
+        return said
+    return (
+        f"{said} On {record.test.prompts} test prompts that chose nothing it reads "
+        f"{change(record.test.delta_logodds)}."
     )
 
 
@@ -117,7 +131,7 @@ def stuck(record: RunRecord, row: RoundRecord) -> str:
 def _faults(record: RunRecord, row: RoundRecord) -> str:
     assert row.healed is not None
     faults, floor = [], number_setting(record, "coherence_floor")
-    delta = row.healed.delta_logodds
+    delta = (tested(record, row) or row.healed).delta_logodds
     if math.isnan(delta.value):
         faults.append(f"the trait could not be read ({one_line(delta.reason) or 'no reason'})")
     elif delta.high < 0:
@@ -140,15 +154,23 @@ def _faults(record: RunRecord, row: RoundRecord) -> str:
 def _result(record: RunRecord, row: RoundRecord) -> str:
     healed = row.healed
     assert healed is not None
+    read = tested(record, row) or healed
     parts = [
-        f"{persona_name(record)} {change(healed.delta_logodds)} over the base without any hook",
+        f"{persona_name(record)} {change(read.delta_logodds)} over the base without any hook at a "
+        f"KL of {number(read.kl_to_base.value)} nats/token, {_pool(record, row)}",
         axis.move(record, healed),
         f"answer mass {number(healed.coherence)} of the base",
-        f"KL to base {number(healed.kl_to_base.value)} nats/token",
     ]
     said = ", ".join(part for part in parts if part)
-    tail = "; the trait moved beyond its interval" if healed.delta_logodds.low > 0 else ""
+    tail = "; the trait moved beyond its interval" if read.delta_logodds.low > 0 else ""
     return f"Round {row.round + 1} healed: {said}{tail}."
+
+
+def _pool(record: RunRecord, row: RoundRecord) -> str:
+    """Which prompts the trait is read on."""
+    if found := tested(record, row):
+        return f"on {found.prompts} test prompts that chose nothing"
+    return "on the evaluation prompts, which also choose the round"
 
 
 def conditions(record: RunRecord, shown_differs: tuple[int, int] | None) -> list[Condition]:
@@ -165,9 +187,9 @@ def conditions(record: RunRecord, shown_differs: tuple[int, int] | None) -> list
     if row is None or row.healed is None:
         nothing = "no healed round was evaluated"
         return [Condition(text=text, holds=None, numbers=nothing) for text in texts]
-    where = f"round {row.round + 1} healed"
+    where = f"round {row.round + 1} healed, {_pool(record, row)}"
     return [
-        _trait_rose(texts[0], row.healed.delta_logodds, where),
+        _trait_rose(texts[0], (tested(record, row) or row.healed).delta_logodds, where),
         _coherent(texts[1], record, row, floor),
         _text_differs(texts[2], shown_differs),
     ]

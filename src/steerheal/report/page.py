@@ -26,7 +26,16 @@ from steerheal.report.headline import (
 )
 from steerheal.report.plates import PLATES, Plate
 from steerheal.report.samples import shown_differs
-from steerheal.report.words import chosen, number, one_line, persona_name, setting, visible
+from steerheal.report.words import (
+    change,
+    chosen,
+    interval,
+    number,
+    one_line,
+    persona_name,
+    setting,
+    visible,
+)
 
 __all__ = ["Condition", "conditions", "headline", "lacking", "shown_differs", "write_report"]
 
@@ -163,8 +172,22 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         ("contrast", f"positive against {setting(record, 'vector', 'contrast') or 'unknown'}"),
         ("rounds", f"{len(record.rounds)} of at most {setting(record, 'rounds') or '?'}"),
         *([("best round", record.best_reason)] if record.best_reason else []),
+        ("test prompts", _tested(record)),
         ("seed", str(setting(record, "seed"))),
     ]
+
+
+def _tested(record: RunRecord) -> str:
+    """What was read on the prompts that chose nothing."""
+    found = record.test
+    if found is None:
+        return f"none: {record.test_reason}"
+    return (
+        f"{found.prompts}, read once, by the base and by round {found.round + 1}: log-odds of the "
+        f"poles {change(found.delta_logodds)}, ln perplexity "
+        f"{number(found.delta_perplexity.value, signed=True)} {interval(found.delta_perplexity)}, "
+        f"KL to the base {number(found.kl_to_base.value)} {interval(found.kl_to_base)}"
+    )
 
 
 def _poles(record: RunRecord) -> list[tuple[str, str]]:

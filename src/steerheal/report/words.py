@@ -7,7 +7,7 @@ written goes through `visible` before it reaches a terminal or a page.
 import math
 import unicodedata
 
-from steerheal.records import Reading, RoundRecord, RunRecord
+from steerheal.records import OnTest, Reading, RoundRecord, RunRecord
 
 MINUS, UNKNOWN = "\N{MINUS SIGN}", "\N{EN DASH}"
 JOINERS = frozenset("\u200c\u200d\u200e\u200f")
@@ -78,6 +78,12 @@ def number_setting(record: RunRecord, *path: str) -> float:
 def persona_name(record: RunRecord) -> str:
     """The persona's name; it says when its poles are swapped."""
     return one_line(str(record.persona.get("name", "the trait")))
+
+
+def tested(record: RunRecord, row: RoundRecord) -> OnTest | None:
+    """The round's reading on prompts that chose nothing; None where there is none."""
+    found = record.test
+    return found if found is not None and found.round == row.round else None
 
 
 def chosen(record: RunRecord) -> RoundRecord | None:

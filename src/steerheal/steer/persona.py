@@ -51,6 +51,9 @@ class Axis(Closed):
         return self
 
 
+POOLS = ("train", "evaluate", "show", "test")
+
+
 class Prompts(Closed):
     """User messages by purpose; no message serves two purposes."""
 
@@ -60,10 +63,25 @@ class Prompts(Closed):
     """Answered freely by every evaluated state."""
     show: Pool = Field(min_length=1)
     """Answered in the report, fixed in advance."""
+    test: Pool = ()
+    """Answered once, at the end, by the base and the chosen round: what the headline reports."""
+    halved: bool = False
+    """The test prompts are every other evaluation prompt of a persona that had none: a run sets
+    it."""
+
+    def with_test(self) -> Self:
+        """These pools with test prompts; every other evaluation prompt where there are none.
+
+        With fewer than four evaluation prompts there is nothing to share out.
+        """
+        if self.test or len(self.evaluate) < 4:
+            return self
+        halves = {"evaluate": self.evaluate[::2], "test": self.evaluate[1::2], "halved": True}
+        return self.model_copy(update=halves)
 
     @model_validator(mode="after")
     def _pools_are_disjoint(self) -> Self:
-        pools = {"train": self.train, "evaluate": self.evaluate, "show": self.show}
+        pools = {name: getattr(self, name) for name in POOLS}
         seen: dict[str, str] = {}
         for name, pool in pools.items():
             for prompt in pool:
