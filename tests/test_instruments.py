@@ -60,13 +60,13 @@ def test_the_hub_dataset_is_fetched_by_name_and_a_failure_is_one_clear_message(
         name, _, rest = file.partition("/")
         return str(shared / "tinymfv" / rest.replace("vignettes_", f"vignettes_{name}_"))
 
-    monkeypatch.setattr("steerheal.measure.vignettes.hf_hub_download", fetch)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
     assert len(vignettes.load("wassname/tiny-mfv:scifi", "self")) == 132
 
     def offline(*_: object, **__: object) -> str:
         raise OSError("no network")
 
-    monkeypatch.setattr("steerheal.measure.vignettes.hf_hub_download", offline)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
     with pytest.raises(UserError, match="Cannot fetch"):
         vignettes.load("wassname/tiny-mfv")
 
