@@ -60,8 +60,10 @@ def settings(**changes: Any) -> HealSettings:
 
 
 def pairs_of(chat: ChatModel) -> list[Pair]:
+    # A prompt each, since whole prompts are held out.
     return [
-        (prompt_ids(chat, "say"), [*text_ids(chat, text), chat.end_of_turn()]) for text in TEXTS
+        (prompt_ids(chat, f"say {i}"), [*text_ids(chat, text), chat.end_of_turn()])
+        for i, text in enumerate(TEXTS)
     ]
 
 
