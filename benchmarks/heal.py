@@ -249,6 +249,7 @@ def memory() -> int:
         cast(Any, None),
         "wide",
         "wide",
+        origin="",
         system_role=False,
         template=cast(Any, None),
         ends=Ends(1, (1,), ""),

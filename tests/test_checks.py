@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -46,8 +46,9 @@ import tiny
 NAN = math.nan
 AXIS = Axis(foundation="authority", sign=-1, off_target=("care", "fairness"))
 BARRIER = HealSettings(barrier="kl_rev", tau=0.1)
-CHECKS: dict[str, rules.Check[Any]] = {
-    check.name: check for check in (steering.CHECK, filtering.CHECK, healing.CHECK, course.CHECK)
+CHECKS = {
+    check.name: cast(rules.Check[Any], check)
+    for check in (steering.CHECK, filtering.CHECK, healing.CHECK, course.CHECK)
 }
 METHOD = Path(__file__).parents[1] / "docs" / "method.md"
 

@@ -64,7 +64,7 @@ def random_adapter(chat: ChatModel) -> Adapter:
     random = torch.Generator().manual_seed(5)
     pairs = {}
     for name in target_names(chat, ALL):
-        out, inner = chat.net.get_submodule(name).weight.shape
+        out, inner = chat.net.get_parameter(f"{name}.weight").shape
         down, up = torch.randn(2, inner, generator=random), torch.randn(out, 2, generator=random)
         pairs[name] = Pair(0.2 * down, 0.2 * up)
     return Adapter(pairs, 1.0, 2)

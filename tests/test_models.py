@@ -262,7 +262,7 @@ def altered(change: str) -> str:
         words["A"], words["B"] = words["B"], words["A"]
         tok._tokenizer = Tokenizer.from_str(json.dumps(raw))
     elif change == "the template":
-        tok.chat_template += " "
+        tok.chat_template = f"{tok.chat_template} "
     elif change == "a special token":
         tok.add_special_tokens({"pad_token": tiny.START})
     elif change == "the architecture":
@@ -302,7 +302,7 @@ def test_the_fingerprint_knows_every_byte_and_no_place(
     net = tiny.net()
     net.register_buffer("scale", torch.ones(1))
     before = weights_digests(net)
-    net.scale += 1
+    net.get_buffer("scale").add_(1)
     net.model.embed_tokens.weight.data[-1, -1] += 1
     after = weights_digests(net)
     assert {name for name in after if after[name] != before[name]} == {
