@@ -210,7 +210,7 @@ def speed(settings: ModelSettings, steps: int, tokens: int) -> None:
     """Prints the rates, their ratios, and the share of the bound."""
     chat, persona = load(settings), find("love")
     prompts = persona.prompts.train
-    draws = [Draw(prompts[i % len(prompts)], 0.0, i) for i in range(steps * SETTINGS.rows)]
+    draws = [Draw(prompts[i % len(prompts)], seed=i) for i in range(steps * SETTINGS.rows)]
     pairs = training_pairs(chat, generate(chat, draws, SamplingSettings(tokens=tokens)))
     count = sum(len(rest) for _, rest in pairs)
 

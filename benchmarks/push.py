@@ -26,6 +26,7 @@ from steerheal.measure.stats import mean, share, share_change
 from steerheal.models.generate import Draw, write
 from steerheal.models.load import load
 from steerheal.prompts import contexts
+from steerheal.state.values import base
 from steerheal.steer.filter import calibrated, judge
 from steerheal.steer.persona import find
 from steerheal.steer.seen import seen_by
@@ -60,18 +61,18 @@ def main() -> None:
         tokens=options.tokens, rows=options.rows, temperature=options.temperature
     )
     prompts, settings = persona.prompts.train[: options.rows], FilterSettings()
-    plain = write(chat, [Draw(p, 0.0, 500 + i) for i, p in enumerate(prompts)], sampling)
+    plain = write(chat, [Draw(p, seed=500 + i) for i, p in enumerate(prompts)], sampling)
     limits = calibrated(
         plain.completions, seen_by(chat, plain.completions, persona), persona, settings
     )
-    draws = [Draw(prompt, options.dose, i) for i, prompt in enumerate(prompts)]
+    draws = [Draw(prompt, seed=i) for i, prompt in enumerate(prompts)]
     print(f"{chat.name}, {options.rows} × {options.tokens} tokens, dose {options.dose:g}, "
           f"temperature {options.temperature:g}")  # fmt: skip
     first: tuple[np.ndarray, np.ndarray] | None = None
     for name, push in ways(options.tokens, options.budget, options.spike).items():
         start = time.perf_counter()
-        with vector.applied(chat) as dosed:
-            said, states = write(chat, draws, sampling, dosed=dosed, push=push, keep_states=True)
+        with base().steered(vector, options.dose).entered(chat) as reader:
+            said, states = write(reader, draws, sampling, push=push, keep_states=True)
         seconds = time.perf_counter() - start
         seen = seen_by(chat, said, persona, states)
         verdicts = judge(said, seen, persona, calibration=limits, settings=settings)

@@ -24,6 +24,7 @@ from steerheal.models.hooks import hooked
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.prompts import contexts
+from steerheal.state.values import base, entered
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.persona import find
 from steerheal.steer.vector import extract
@@ -84,9 +85,9 @@ def timed(work: Callable[[], int]) -> tuple[int, float]:
 
 def ours(chat: ChatModel, vector: SteeringVector, prompts: list[str], tokens: int) -> int:
     """Mixed doses in one batch."""
-    draws = [Draw(prompt, DOSES[i % 3], i) for i, prompt in enumerate(prompts)]
-    with vector.applied(chat) as dosed:
-        made = generate(chat, draws, SamplingSettings(tokens=tokens), dosed=dosed)
+    draws = [Draw(prompt, i % 3, i) for i, prompt in enumerate(prompts)]
+    with entered(chat, [base().steered(vector, dose) for dose in DOSES]) as reader:
+        made = generate(reader, draws, SamplingSettings(tokens=tokens))
     return sum(len(item.tokens) for item in made)
 
 

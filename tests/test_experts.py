@@ -24,13 +24,13 @@ from steerheal.heal.train import heal_student, training_pairs
 from steerheal.measure import likelihood, vignettes
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw, generate
-from steerheal.models.hooks import adding
 from steerheal.models.load import wrap
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states
 from steerheal.state.adapter import Adapter
 from steerheal.state.factors import Pair
 from steerheal.state.fold import Gated, assert_alive, attached, folded
+from steerheal.state.values import entered
 
 import tiny
 
@@ -71,11 +71,11 @@ def random_adapter(chat: ChatModel) -> Adapter:
 
 
 def test_a_row_in_a_batch_is_the_row_alone(chat: ChatModel) -> None:
-    draws = [Draw(f"{'word ' * i}end", dose, i) for i, dose in enumerate((0.0, 0.5, 1.0))]
+    draws = [Draw(f"{'word ' * i}end", i, i) for i in range(3)]
     settings = SamplingSettings(tokens=8)
-    with adding(chat, {1: torch.ones(32)}) as dosed:
-        together = generate(chat, draws, settings, dosed=dosed)
-        alone = [generate(chat, [draw], settings, dosed=dosed)[0] for draw in draws]
+    with entered(chat, tiny.steered({1: torch.ones(32)}, (0.0, 0.5, 1.0))) as reader:
+        together = generate(reader, draws, settings)
+        alone = [generate(reader, [draw], settings)[0] for draw in draws]
     assert together == alone
     asked = vignettes.load("everyday")[:3]
     rows = likelihood.read(chat, asked)

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from steerheal.config import FilterSettings, SamplingSettings
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw, write
-from steerheal.models.hooks import adding
 from steerheal.records import Calibration, Completion, Verdict
+from steerheal.state.values import entered
 from steerheal.steer.filter import (
     CALIBRATED,
     SCORED,
@@ -260,10 +260,10 @@ def test_drift_and_similarity() -> None:
 def test_the_base_reads_states_and_log_odds_of_what_was_written() -> None:
     chat, persona = tiny.chat(), tiny.persona()
     vectors = {1: torch.randn(32, generator=torch.Generator().manual_seed(0))}
-    draws = [Draw("a", 0.0, 1), Draw("bb", 2.0, 2)]
-    with adding(chat, vectors) as dosed:
+    draws = [Draw("a", 0, 1), Draw("bb", 1, 2)]
+    with entered(chat, tiny.steered(vectors, (0.0, 2.0))) as reader:
         settings = SamplingSettings(tokens=6)
-        said, states = write(chat, draws, settings, dosed=dosed, keep_states=True)
+        said, states = write(reader, draws, settings, keep_states=True)
     plain, pushed = seen_by(chat, said, persona, states)
     assert max(map(abs, plain.kls)) < 1e-5 < min(pushed.kls)
     for seen, item in zip((plain, pushed), said, strict=True):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,12 +24,12 @@ from steerheal.measure import coherence, damage, forced_choice, free, likelihood
 from steerheal.measure.qualify import qualify
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw, generate, write
-from steerheal.models.hooks import adding
 from steerheal.models.load import wrap
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states, kl, kl_between, readings
 from steerheal.records import Completion
 from steerheal.report.page import write_report
+from steerheal.state.values import entered
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.filter import calibrated, judge
 from steerheal.steer.seen import seen_by
@@ -153,10 +154,11 @@ def test_the_barrier_fires_on_a_masked_head() -> None:
 def test_a_budget_holds_on_a_masked_head(budget: float) -> None:
     chat = masked("bias")
     push = {1: 6 * torch.randn(32, generator=torch.Generator().manual_seed(3))}
-    draws = [Draw(f"prompt {i}", 1.0, seed=i) for i in range(4)]
-    with adding(chat, push) as dosed:
+    draws = [Draw(f"prompt {i}", seed=i) for i in range(4)]
+    (state,) = tiny.steered(push, (1.0,))
+    with state.entered(chat) as reader:
         found = write(
-            chat, draws, SamplingSettings(tokens=16), dosed=dosed,
+            reader, draws, SamplingSettings(tokens=16),
             push=PushSettings(kl_budget=budget), keep_states=True,
         )  # fmt: skip
     seen = seen_by(chat, found.completions, tiny.persona(), found.states)
@@ -229,23 +231,18 @@ def test_a_dose_that_overflows_is_named_with_the_precision(
     top = 1e38 if dtype == torch.float32 else 6e4
     settings = SamplingSettings(tokens=4, temperature=temperature)
     message = f"at dose 100 in {str(dtype).removeprefix('torch.')}"
-    with (
-        SteeringVector({2: top * torch.ones(32)}).applied(chat) as dosed,
-        pytest.raises(UserError, match=message),
-    ):
-        generate(chat, [Draw("hi", dose=100.0, seed=1)], settings, dosed=dosed)
+    (state,) = tiny.steered({2: top * torch.ones(32)}, (100.0,))
+    with state.entered(chat) as reader, pytest.raises(UserError, match=message):
+        generate(reader, [Draw("hi", seed=1)], settings)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_broken_row_ends_and_its_neighbours_go_on(temperature: float) -> None:
     chat, settings = tiny.chat(), SamplingSettings(tokens=6, temperature=temperature)
-    draws = [Draw("hi", 0.0, 1), Draw("ho", 100.0, 2), Draw("hu", 1e-38, 3), Draw("he", 100.0, 4)]
-    with STRONG.applied(chat) as dosed:
-        found = write(chat, draws, settings, dosed=dosed, keep_broken=True, keep_states=True)
-        alone = [
-            write(chat, [draw], settings, dosed=dosed, keep_broken=True).completions[0]
-            for draw in draws
-        ]
+    draws = [Draw("hi", 0, 1), Draw("ho", 1, 2), Draw("hu", 2, 3), Draw("he", 1, 4)]
+    with entered(chat, tiny.steered(STRONG.layers, (0.0, 100.0, 1e-38))) as reader:
+        found = write(reader, draws, settings, keep_broken=True, keep_states=True)
+        alone = [write(reader, [draw], settings, keep_broken=True).completions[0] for draw in draws]
     assert found.completions == alone
     assert [item.broken for item in alone] == [False, True, False, True]
     assert [len(states) for states in found.states] == [6, 0, 6, 0]
@@ -263,19 +260,20 @@ def test_a_row_that_breaks_half_way_keeps_what_it_wrote() -> None:
         return found * math.nan if looks == 4 else found
 
     real = ChatModel.logits
-    with pytest.MonkeyPatch.context() as patch, STRONG.applied(chat) as dosed:
+    (state,) = tiny.steered(STRONG.layers, (1e-44,))
+    with pytest.MonkeyPatch.context() as patch, state.entered(chat) as reader:
         patch.setattr(ChatModel, "logits", breaking)
-        draws = [Draw("hi", 1e-44, seed=1)]
-        found = generate(chat, draws, settings, dosed=dosed, keep_broken=True)[0]
+        found = generate(reader, [Draw("hi", seed=1)], settings, keep_broken=True)[0]
     assert found.broken and found.tokens == whole.tokens[:3] and not found.ended
 
 
 def test_a_budget_takes_a_dose_down_that_breaks_the_model() -> None:
     chat, settings = tiny.chat(), SamplingSettings(tokens=4)
     random = torch.randn(32, generator=torch.Generator().manual_seed(3))
-    with adding(chat, {1: random}) as dosed:
+    (state,) = tiny.steered({1: random}, (2.0,))
+    with state.entered(chat) as reader:
         push = PushSettings(kl_budget=0.05)
-        found = generate(chat, [Draw("hi", 2.0, seed=1)], settings, dosed=dosed, push=push)[0]
+        found = generate(reader, [Draw("hi", seed=1)], settings, push=push)[0]
     assert found.doses[0] < 2.0
 
 
@@ -299,10 +297,10 @@ def test_a_broken_answer_is_unread_and_dropped_with_its_reason() -> None:
 
 def test_a_sweep_reads_nan_at_the_dose_that_is_too_strong_and_nowhere_else() -> None:
     chat = tiny.chat()
-    with STRONG.applied(chat, 0.0) as handle:
-        rows = likelihood.sweep(chat, ASKED, (0.0, 100.0), handle)
-        slots = coherence.sweep(chat, ["A stone is hard."], (0.0, 100.0), handle)
-        said = free.sweep(chat, ["a"], SamplingSettings(tokens=3), (0.0, 100.0), handle, seed=0)
+    with entered(chat, tiny.steered(STRONG.layers, (0.0, 100.0))) as reader:
+        rows = likelihood.sweep(reader, ASKED)
+        slots = coherence.sweep(reader, ["A stone is hard."])
+        said = free.sweep(reader, ["a"], SamplingSettings(tokens=3), seed=0)
     assert [math.isnan(found[0].p[0]) for found in rows] == [False, True]
     assert [math.isnan(found[0].p_ans_any) for found in slots] == [False, True]
     assert [found.completions[0].broken for found in said] == [False, True]
@@ -311,7 +309,11 @@ def test_a_sweep_reads_nan_at_the_dose_that_is_too_strong_and_nowhere_else() -> 
 def test_a_run_whose_doses_break_the_model_ends_as_starved_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("steerheal.stages.extract", lambda *args: extract(*args) * 1e38)
+
+    def strong(*args: Any, **more: Any) -> SteeringVector:
+        return extract(*args, **more) * 1e38
+
+    monkeypatch.setattr("steerheal.stages.extract", strong)
     record = start(tmp_path, dose={"start": 1000}, check={"prompts": 2, "per_foundation": 1})
     (done,) = record.rounds
     assert record.status == "finished" and done.outcome == "starved"
@@ -327,10 +329,11 @@ def test_a_run_whose_doses_break_the_model_ends_as_starved_and_says_why(
 def test_a_first_token_above_the_budget_is_read_at_a_lower_dose_than_its_prompt() -> None:
     chat, push = tiny.chat(), PushSettings(kl_budget=0.02)
     vector = {1: torch.randn(32, generator=torch.Generator().manual_seed(3))}
-    with adding(chat, vector) as dosed:
+    (state,) = tiny.steered(vector, (2.0,))
+    with state.entered(chat) as reader:
         found = write(
-            chat, [Draw("hi", 2.0, seed=1)], SamplingSettings(tokens=1),
-            dosed=dosed, push=push, keep_states=True,
+            reader, [Draw("hi", seed=1)], SamplingSettings(tokens=1),
+            push=push, keep_states=True,
         )  # fmt: skip
     (item,) = found.completions
     (seen,) = seen_by(chat, [item], tiny.persona(), found.states)

@@ -22,6 +22,7 @@ from steerheal.models.hooks import adding
 from steerheal.models.load import load, wrap
 from steerheal.models.model import ChatModel
 from steerheal.records import FOUNDATIONS
+from steerheal.state.values import entered
 
 import tiny
 
@@ -230,42 +231,36 @@ def test_a_dose_reaches_every_token_of_every_row() -> None:
     chat = tiny.chat()
     vectors = {1: torch.randn(32, generator=torch.Generator().manual_seed(0))}
     base = forced_choice.read(chat, ASKED, short(), think=3)
-    with adding(chat, vectors, 0.0) as dosed:
-        still = forced_choice.read(chat, ASKED, short(), think=3, dosed=dosed)
-        found = forced_choice.read(chat, ASKED, short(), think=3, dosed=dosed, dose=0.7)
+    with entered(chat, tiny.steered(vectors, (0.0, 0.7))) as reader:
+        still, found = forced_choice.sweep(reader, ASKED, short(), think=3)
     for row, other in zip(base.rows, still.rows, strict=True):
         assert row.score == pytest.approx(other.score, abs=1e-4)
     with adding(chat, vectors, 0.7):
         agrees(chat, found, short(), 3)
-    with pytest.raises(AssertionError):
-        forced_choice.read(chat, ASKED, short(), dose=0.7)
 
 
 @pytest.mark.parametrize("rows", [4, 128])
 def test_a_sweep_reads_every_dose_as_if_it_were_alone(rows: int) -> None:
     chat = tiny.chat()
     vectors = {1: torch.randn(32, generator=torch.Generator().manual_seed(0))}
-    with adding(chat, vectors, 0.0) as dosed:
-        doses = (0.0, 0.7, -1.5)
-        swept = forced_choice.sweep(chat, ASKED, short(), doses, dosed, think=3, rows=rows)
-        alone = [
-            forced_choice.read(chat, ASKED, short(), think=3, dosed=dosed, dose=dose)
-            for dose in doses
-        ]
+    states = tiny.steered(vectors, (0.0, 0.7, -1.5))
+    with entered(chat, states) as reader:
+        swept = forced_choice.sweep(reader, ASKED, short(), think=3, rows=rows)
+    alone = []
+    for state in states:
+        with state.entered(chat) as reader:
+            alone.append(forced_choice.read(reader, ASKED, short(), think=3))
     for found, other in zip(swept, alone, strict=True):
         for row, twin in zip(found.rows, other.rows, strict=True):
             assert row.score == pytest.approx(twin.score, abs=1e-4)
     assert swept[0].rows[0].score != pytest.approx(swept[1].rows[0].score, abs=1e-2)
-    with pytest.raises(AssertionError):
-        forced_choice.sweep(chat, ASKED, short(), (0.0, 1.0))
 
 
 def test_a_dose_that_breaks_the_model_reads_nan_never_a_number() -> None:
     chat = tiny.chat()
-    with adding(chat, {2: 1e38 * torch.ones(32)}) as handle:
-        (found,) = forced_choice.sweep(
-            chat, ASKED, short(), (100.0,), handle, think=2, orders="cyclic"
-        )
+    (state,) = tiny.steered({2: 1e38 * torch.ones(32)}, (100.0,))
+    with state.entered(chat) as reader:
+        (found,) = forced_choice.sweep(reader, ASKED, short(), think=2, orders="cyclic")
     for row in found.rows:
         assert all(map(math.isnan, (*row.score, *row.p, row.p_ans_any, row.nll_prefill)))
     assert all(map(math.isnan, found.position_bias)) and "not finite" in found.position_reason

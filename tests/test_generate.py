@@ -1,5 +1,7 @@
 """The sampler: rows are independent, greedy equals transformers, samples follow F."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers.generation.logits_process import (
@@ -12,8 +14,10 @@ from steerheal.config import SamplingSettings
 from steerheal.models.cache import fitting, roomy_cache
 from steerheal.models.chat import prompt_ids
 from steerheal.models.choose import Uniforms, choose, inverted
-from steerheal.models.generate import Draw, generate, prefilled
-from steerheal.models.hooks import adding
+from steerheal.models.decode import Decoding
+from steerheal.models.generate import Draw, generate
+from steerheal.models.rows import Line
+from steerheal.state.values import entered
 
 import tiny
 
@@ -41,14 +45,16 @@ def test_greedy_equals_transformers_for_every_family(family: str) -> None:
 def test_rows_of_a_mixed_dose_batch_equal_the_same_rows_alone() -> None:
     chat = tiny.chat()
     settings = SamplingSettings(tokens=16, temperature=1.0, top_p=0.9)
-    draws = [
-        Draw(f"{'word ' * i}end", dose, seed=i) for i, dose in enumerate((0.0, 0.5, 1.0, 2.0, 4.0))
-    ]
+    draws = [Draw(f"{'word ' * i}end", i, seed=i) for i in range(5)]
     vectors = {1: torch.randn(32, generator=torch.Generator().manual_seed(3))}
-    with adding(chat, vectors) as dosed:
-        together = generate(chat, draws, settings, dosed=dosed)
-        alone = [generate(chat, [draw], settings, dosed=dosed)[0] for draw in draws]
-        small = generate(chat, draws, settings.model_copy(update={"rows": 2}), dosed=dosed)
+    states = tiny.steered(vectors, (0.0, 0.5, 1.0, 2.0, 4.0))
+    with entered(chat, states) as reader:
+        together = generate(reader, draws, settings)
+        small = generate(reader, draws, settings.model_copy(update={"rows": 2}))
+    alone = []
+    for state, draw in zip(states, draws, strict=True):
+        with state.entered(chat) as reader:
+            alone += generate(reader, [replace(draw, state=0)], settings)
     assert together == alone == small
     assert together[0] == generate(chat, draws[:1], settings)[0]
     assert len({item.tokens for item in together}) == 5
@@ -125,9 +131,9 @@ def test_uniforms_are_each_rows_own_and_never_end() -> None:
     assert len({*zero, *one}) == 14
 
 
-def test_doses_without_a_vector_are_a_bug() -> None:
-    with pytest.raises(AssertionError, match="without a vector"):
-        generate(tiny.chat(), [Draw("x", dose=1.0)], GREEDY)
+def test_a_state_that_was_not_entered_is_a_bug() -> None:
+    with pytest.raises(AssertionError, match="entered"):
+        generate(tiny.chat(), [Draw("x", state=1)], GREEDY)
 
 
 def test_the_roomy_cache_grows_selects_and_repeats_like_transformers_own() -> None:
@@ -149,11 +155,13 @@ def test_a_long_read_in_pieces_gives_the_states_of_one_forward(
 ) -> None:
     chat = tiny.chat(kind)
     prompts = [list(range(1, 30)), list(range(40, 52)), list(range(5, 44))]
-    whole = prefilled(chat, prompts)
-    monkeypatch.setattr("steerheal.models.generate.token_budget", lambda _: 12)
-    pieces = prefilled(chat, prompts)
-    real = whole.mask[:, -whole.hidden.shape[1] :].bool()
-    torch.testing.assert_close(pieces.hidden[real], whole.hidden[real], atol=1e-5, rtol=1e-5)
+    lines = [Line.of(prompt) for prompt in prompts]
+    whole = Decoding(chat, lines).start()
+    monkeypatch.setattr("steerheal.models.decode.token_budget", lambda _: 12)
+    pieces = Decoding(chat, lines).start()
+    for prompt, one, other in zip(prompts, whole, pieces, strict=True):
+        size = len(prompt)
+        torch.testing.assert_close(other[-size:], one[-size:], atol=1e-5, rtol=1e-5)
 
 
 def test_rows_follow_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

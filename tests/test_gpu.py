@@ -12,6 +12,7 @@ from steerheal.models.load import wrap
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states
 from steerheal.state.fold import Gated, folded, merged
+from steerheal.state.values import base, entered
 from steerheal.steer.vector import extract
 
 import tiny
@@ -37,11 +38,9 @@ def test_every_stage_runs_and_undoes_itself(chat: ChatModel) -> None:
     before = logits(chat)
     persona = tiny.persona()
     vector = extract(chat, persona, PROMPTS, VectorSettings(band=(0.3, 0.8)))
-    draws = [
-        Draw(prompt, dose, i) for i, (prompt, dose) in enumerate(zip(PROMPTS, DOSES, strict=True))
-    ]
-    with vector.applied(chat) as dosed:
-        written = generate(chat, draws * 3, SamplingSettings(tokens=12), dosed=dosed)
+    draws = [Draw(prompt, i, i) for i, prompt in enumerate(PROMPTS)]
+    with entered(chat, [base().steered(vector, dose) for dose in DOSES]) as reader:
+        written = generate(reader, draws * 3, SamplingSettings(tokens=12))
     pairs = training_pairs(chat, written)
     settings = HealSettings(
         barrier="kl_rev", rank=4, rows=4, epochs=2, lr=5e-3, tau=0.0, held_out=0.2

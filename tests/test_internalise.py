@@ -1,12 +1,11 @@
 """A healed student's own shift against the vector: what a bias on the blocks would do, exactly."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 
+from steerheal.state.values import base
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.internalise import internalised
 
@@ -24,12 +23,8 @@ def vector(layer: int, seed: int = 0) -> SteeringVector:
 def test_a_student_that_does_the_vector_at_half_dose_has_internalised_half_of_it() -> None:
     chat, pushed = tiny.chat(), vector(1)
 
-    @contextmanager
-    def half() -> Iterator[None]:
-        with pushed.applied(chat, 0.5):
-            yield
-
-    found = internalised(chat, nullcontext, half, pushed, contexts=CONTEXTS, neutral="Be plain.")
+    half = base().steered(pushed, 0.5)
+    found = internalised(chat, base(), half, pushed, contexts=CONTEXTS, neutral="Be plain.")
     assert found.contexts == 3
     assert found.cosine[1] == pytest.approx(1, abs=1e-4)
     assert found.share[1] == pytest.approx(0.5, abs=1e-4)
@@ -39,12 +34,8 @@ def test_a_student_that_does_the_vector_at_half_dose_has_internalised_half_of_it
 def test_another_direction_is_not_the_vector() -> None:
     chat, pushed, other = tiny.chat(), vector(1), vector(1, seed=1)
 
-    @contextmanager
-    def away() -> Iterator[None]:
-        with other.applied(chat, 1.0):
-            yield
-
-    found = internalised(chat, nullcontext, away, pushed, contexts=CONTEXTS, neutral="Be plain.")
+    away = base().steered(other, 1.0)
+    found = internalised(chat, base(), away, pushed, contexts=CONTEXTS, neutral="Be plain.")
     a, b = other.layers[1], pushed.layers[1]
     assert found.cosine[1] == pytest.approx((a @ b / a.norm() / b.norm()).item(), abs=1e-4)
     assert abs(found.cosine[1]) < 0.9
@@ -52,8 +43,6 @@ def test_another_direction_is_not_the_vector() -> None:
 
 def test_a_student_that_did_not_move_has_no_direction() -> None:
     chat = tiny.chat()
-    found = internalised(
-        chat, nullcontext, nullcontext, vector(1), contexts=CONTEXTS, neutral="Be plain."
-    )
+    found = internalised(chat, base(), base(), vector(1), contexts=CONTEXTS, neutral="Be plain.")
     assert math.isnan(found.cosine[1])
     assert found.share[1] == 0

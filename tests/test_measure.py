@@ -2,7 +2,6 @@
 
 import json
 import math
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,8 @@ from steerheal.models.model import ChatModel
 from steerheal.records import FOUNDATIONS, CanaryRow, Completion, PersonaRow, Scores, VignetteRow
 from steerheal.state.adapter import Adapter
 from steerheal.state.factors import Pair
-from steerheal.state.fold import Gated, attached, folded
+from steerheal.state.fold import Gated, folded
+from steerheal.state.values import base, entered
 from steerheal.steer.persona import Axis
 
 import tiny
@@ -136,8 +136,8 @@ def test_likelihood_scores_equal_the_plain_computation(family: str) -> None:
 def test_one_pass_over_doses_equals_a_pass_for_each() -> None:
     chat, asked = tiny.chat(), vignettes.load("everyday")[:4]
     vectors = {1: torch.randn(32, generator=torch.Generator().manual_seed(0))}
-    with adding(chat, vectors) as handle:
-        together = likelihood.sweep(chat, asked, (0.0, 0.5, 2.0), handle)
+    with entered(chat, tiny.steered(vectors, (0.0, 0.5, 2.0))) as reader:
+        together = likelihood.sweep(reader, asked)
     for dose, rows in zip((0.0, 0.5, 2.0), together, strict=True):
         with adding(chat, vectors, dose):
             alone = likelihood.read(chat, asked)
@@ -151,8 +151,8 @@ def test_one_pass_over_gates_equals_a_pass_for_each() -> None:
     name = "model.layers.1.mlp.down_proj"
     pair = Pair(torch.randn(2, 48, generator=random), torch.randn(32, 2, generator=random))
     adapter = Adapter({name: pair}, 0.1, 2)
-    with attached(chat, [Gated(adapter)]) as handle:
-        together = likelihood.sweep(chat, asked, (0.0, 0.4, 1.0), handle)
+    with entered(chat, [base().folded(adapter, gate) for gate in (0.0, 0.4, 1.0)]) as reader:
+        together = likelihood.sweep(reader, asked)
     for gate, rows in zip((0.0, 0.4, 1.0), together, strict=True):
         with folded(chat, [Gated(adapter, gate)]):
             alone = likelihood.read(chat, asked)
@@ -345,8 +345,8 @@ def test_the_same_state_reads_the_same_twice_and_shuffled_vignettes_change_no_ag
         json_prompts=1,
     )
     kwargs = {"sampling": SamplingSettings(tokens=6), "seed": 0}
-    one = evaluate(chat, "base", nullcontext, persona, settings, **kwargs)
-    two = evaluate(chat, "base", nullcontext, persona, settings, **kwargs)
+    one = evaluate(chat, "base", base(), persona, settings, **kwargs)
+    two = evaluate(chat, "base", base(), persona, settings, **kwargs)
     assert one == two
     shuffled = one.model_copy(update={"vignettes": one.vignettes[::-1]})
     a, b = (summary.summarise(item, item, persona.axis) for item in (one, shuffled))
@@ -396,9 +396,7 @@ def test_the_guard_stands_beside_the_answer_mass_in_every_summary() -> None:
         long_tokens=8,
         json_prompts=2,
     )
-    read = evaluate(
-        chat, "base", nullcontext, persona, settings, sampling=SamplingSettings(), seed=0
-    )
+    read = evaluate(chat, "base", base(), persona, settings, sampling=SamplingSettings(), seed=0)
     found = summary.summarise(read, read, persona.axis)
     assert (len(read.long), len(read.json_replies)) == (2, 2)
     assert found.plain_perplexity == read.plain_perplexity > 1

@@ -21,6 +21,7 @@ from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states
 from steerheal.models.wide import home, wide
 from steerheal.state.fold import Gated, assert_alive, folded, merged
+from steerheal.state.values import base, entered
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.equal import equal_kl
 from steerheal.steer.vector import extract
@@ -96,12 +97,12 @@ def test_a_whole_round_runs_there(chat: ChatModel, tmp_path: Path, monkeypatch: 
 def test_every_kind_of_vector_is_made_and_used_there(chat: ChatModel, method: Any) -> None:
     settings = VectorSettings(method=method, answer_tokens=3, band=(0.3, 0.8))
     vector = extract(chat, tiny.persona(), ["a", "b c", "de"], settings)
-    with vector.applied(chat) as dosed:
+    steered = base().steered(vector, 1.0)
+    with entered(chat, [base(), steered, steered.acting_from(1)]) as reader:
         push = PushSettings(decay="linear")
-        said = generate(
-            chat, [Draw("a", 1.0), Draw("b")], SamplingSettings(tokens=4), dosed=dosed, push=push
-        )
-    found = equal_kl(chat, vector.layers, 1.0, said, seed=0, door=lambda: vector.applied(chat, 0.0))
+        draws = [Draw("a", 1), Draw("b"), Draw("c", 2)]
+        said = generate(reader, draws, SamplingSettings(tokens=4), push=push)
+    found = equal_kl(chat, base(), steered, said, seed=0)
     assert found.target >= 0
 
 
@@ -120,8 +121,8 @@ def test_every_kind_of_adapter_is_trained_folded_and_exported_there(
     said = generate(chat, [Draw(f"q{i}", seed=i) for i in range(6)], SamplingSettings(tokens=4))
     pairs = training_pairs(chat, said)
     vector = SteeringVector({1: torch.ones(32)})
-    with vector.applied(chat, 0.5) as handle:
-        teacher = continuation_states(chat, pairs, doses=[0.5] * 6, handle=handle)
+    with base().steered(vector, 0.5).entered(chat) as reader:
+        teacher = continuation_states(reader, pairs)
     settings = HealSettings(
         adapter=kind, objective=objective, barrier="kl_fwd", tau=0, rank=2, rows=3, epochs=1,
         lr=5e-3, spectral=0.01,

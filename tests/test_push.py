@@ -13,11 +13,14 @@ from steerheal.models.hooks import adding
 from steerheal.models.model import ChatModel
 from steerheal.models.push import repeats, share_at, spiking
 from steerheal.records import Completion
+from steerheal.state.values import entered
 from steerheal.steer.seen import seen_by
 
 import tiny
 
-DRAWS = [Draw(f"{'word ' * i}end", dose, seed=i) for i, dose in enumerate((0.0, 0.6, 1.2, 2.4))]
+DOSES = (0.0, 0.6, 1.2, 2.4, 1.0)
+"""Of the states that every batch here is in."""
+DRAWS = [Draw(f"{'word ' * i}end", i, seed=i) for i in range(4)]
 
 
 def vector(scale: float = 1.0) -> dict[int, Tensor]:
@@ -27,8 +30,8 @@ def vector(scale: float = 1.0) -> dict[int, Tensor]:
 def written(
     chat: ChatModel, push: PushSettings, settings: SamplingSettings, draws: list[Draw] = DRAWS
 ) -> Written:
-    with adding(chat, vector()) as dosed:
-        return write(chat, draws, settings, dosed=dosed, push=push, keep_states=True)
+    with entered(chat, tiny.steered(vector(), DOSES)) as reader:
+        return write(reader, draws, settings, push=push, keep_states=True)
 
 
 def replayed(chat: ChatModel, item: Completion) -> Tensor:
@@ -72,7 +75,7 @@ def test_the_dose_falls_as_it_says() -> None:
     for name in ("linear", "exponential"):
         push = PUSHES[name]
         for draw, item in zip(DRAWS, written(chat, push, settings).completions, strict=True):
-            wanted = [draw.dose * share_at(i, push) for i in range(len(item.tokens))]
+            wanted = [DOSES[draw.state] * share_at(i, push) for i in range(len(item.tokens))]
             assert list(item.doses) == pytest.approx(wanted)
     assert share_at(10, PUSHES["linear"]) == share_at(99, PUSHES["linear"]) == 0
     assert share_at(6, PUSHES["exponential"]) == 0.5
@@ -87,8 +90,8 @@ def test_a_budget_holds_at_every_token_whose_dose_is_not_0(budget: float) -> Non
     seen = seen_by(chat, found.completions, tiny.persona(), found.states)
     lowered = 0
     for draw, item, of in zip(DRAWS, found.completions, seen, strict=True):
-        assert max(item.doses) <= draw.dose + 1e-6
-        lowered += sum(dose < draw.dose - 1e-6 for dose in item.doses)
+        assert max(item.doses) <= DOSES[draw.state] + 1e-6
+        lowered += sum(dose < DOSES[draw.state] - 1e-6 for dose in item.doses)
         for dose, kl in zip(item.doses, of.kls, strict=True):
             assert kl <= budget + 1e-3 or dose == 0
     assert lowered > 0 or budget == 2.0
@@ -105,7 +108,7 @@ def test_a_wide_budget_changes_nothing() -> None:
 def looping(tokens: int = 80) -> tuple[ChatModel, SamplingSettings, list[Draw]]:
     """A random model that falls into loops when it decodes greedily."""
     return tiny.chat(), SamplingSettings(tokens=tokens, temperature=0), [
-        Draw(f"prompt {i}", 1.0, seed=i) for i in range(6)
+        Draw(f"prompt {i}", 4, seed=i) for i in range(6)
     ]  # fmt: skip
 
 
@@ -143,13 +146,13 @@ def test_two_thousand_tokens_with_rewinds_keep_the_cache_as_long_as_the_text(
         caches.append(RoomyCache(of))
         return caches[-1]
 
-    monkeypatch.setattr("steerheal.models.generate.roomy_cache", caught)
+    monkeypatch.setattr("steerheal.models.decode.roomy_cache", caught)
     monkeypatch.setattr(ChatModel, "stop_ids", lambda _: (10**6,))
     settings = SamplingSettings(tokens=2000)
     push = PushSettings(backtrack=True, spike=0.05, rewinds=50, factor=0.9)
-    draws = [Draw("go on and on", 1.0, seed=4)]
-    with adding(chat, vector()) as dosed:
-        item = generate(chat, draws, settings, dosed=dosed, push=push)[0]
+    (state,) = tiny.steered(vector(), (1.0,))
+    with state.entered(chat) as reader:
+        item = generate(reader, [Draw("go on and on", seed=4)], settings, push=push)[0]
     assert len(item.tokens) == 2000 and item.rewinds > 0
     prompt = prompt_ids(chat, "go on and on")
     layer = caches[0].layers[0]  # a steered row and its twin

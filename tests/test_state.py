@@ -20,16 +20,9 @@ from steerheal.models.rows import Line
 from steerheal.state.adapter import Adapter
 from steerheal.state.factors import Pair
 from steerheal.state.fold import Gated, folded
+from steerheal.state.formulas import MASKED, contrast, plausible
 from steerheal.state.room import Opened
-from steerheal.state.values import (
-    MASKED,
-    Plain,
-    State,
-    base,
-    contrast,
-    entered,
-    plausible,
-)
+from steerheal.state.values import Plain, State, base, entered
 from steerheal.state.vector import SteeringVector
 
 import tiny
@@ -64,7 +57,7 @@ def read(reader: ChatModel, states: Sequence[int] = (0,)) -> Tensor:
     """Logits [B, T, V] at every token of an answer, cached, for every ask in every state."""
     lines = [asked(reader, ask, state=state) for state in states for ask in ASKS]
     batch = Decoding(reader, lines)
-    found = [batch.states[:, -1:]]
+    found = [batch.start()[:, -1:]]
     for token in REST:
         found.append(batch.on(torch.full((len(lines), 1), token)))
     return reader.logits(torch.cat(found, dim=1))
@@ -330,13 +323,13 @@ def test_rows_of_composed_states_are_kept_repeated_taken_back_and_read_again(fam
         wanted = read(reader)
         lines = [asked(reader, ask) for ask in ASKS]
         batch = Decoding(reader, lines)
-        first = torch.tensor([[9], [9], [9]])
-        batch.on(first)
+        batch.start()
+        batch.on(torch.tensor([[9], [9], [9]]))
         batch.take_back([1, 1, 1])
         batch.select(torch.tensor([2, 0]))
         batch.repeat(2)
         step = batch.on(torch.full((4, 1), REST[0]), scales=[0.0] * 4)
-        step = batch.again(torch.full((4, 1), REST[0]))
+        step = batch.again()
         rest = batch.on(torch.tensor([REST[1:]] * 4))
         found = reader.logits(torch.cat([step, rest], dim=1))
     torch.testing.assert_close(found, wanted[[2, 2, 0, 0], 1:], atol=1e-3, rtol=1e-3)

@@ -12,6 +12,8 @@ from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw
 from steerheal.models.model import band_layers
 from steerheal.records import Calibration, Completion, Verdict
+from steerheal.state.formulas import contrast
+from steerheal.state.values import State, base
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.dose import harvest
 from steerheal.steer.persona import built_in, find
@@ -186,14 +188,18 @@ LIMITS = Calibration(
 )
 
 
-def walked(breaking: float, **changes: object):
+V = SteeringVector({1: torch.ones(4)})
+
+
+def walked(breaking: float, teacher: State | None = None, **changes: object):
     """A world in which completions survive exactly below a dose."""
 
-    def one(draw: Draw) -> tuple[Completion, Verdict]:
+    def one(state: State, draw: Draw) -> tuple[Completion, Verdict]:
+        dose = state.dose
         written = Completion(
-            prompt=draw.prompt, text="x", tokens=(1,), dose=draw.dose, seed=draw.seed, ended=True
+            prompt=draw.prompt, text="x", tokens=(1,), dose=dose, seed=draw.seed, ended=True
         )
-        kept = draw.dose < breaking
+        kept = dose < breaking
         return written, Verdict(
             kept=kept,
             reasons=() if kept else ("incoherent",),
@@ -208,7 +214,8 @@ def walked(breaking: float, **changes: object):
     )
     prompts = ["a", "b", "c", "d"]
     return harvest(
-        lambda draws: [one(draw) for draw in draws],
+        lambda states, draws: [one(states[draw.state], draw) for draw in draws],
+        teacher or base().steered(V, 1.0),
         prompts,
         settings,
         rows=12,
@@ -236,6 +243,24 @@ def test_a_top_up_draws_what_is_likely_to_be_enough_and_no_more() -> None:
     # Twelve at each multiplier of the walk; all twelve of the second survive, two are missing.
     assert sizes == [12, 12, 3]
     assert len(found.kept(14)) == 14
+
+
+@pytest.mark.parametrize("teacher", [base(), base().prompted("You are warm.")])
+def test_a_teacher_without_a_dose_is_asked_once_and_topped_up(teacher: State) -> None:
+    found = walked(1.0, teacher, want=20)
+    assert [(step.multiplier, step.drawn) for step in found.walk] == [(0.0, 12)]
+    assert found.outcome == "fed" and len(found.kept(20)) == 20
+    starved = walked(0.0, teacher)
+    assert starved.outcome == "starved" and len(starved.walk) == 1
+
+
+def test_a_teacher_of_several_parts_is_walked_as_a_whole() -> None:
+    odd = contrast(base(), base().steered(V, 1.0), base().steered(V, -1.0), 0.5)
+    found = walked(0.8, odd)
+    assert [step.multiplier for step in found.walk] == [1.0, 0.75]
+    assert {row.completion.dose for row in found.judged} == {
+        row.completion.dose for row in walked(0.8).judged
+    }
 
 
 def test_when_nothing_survives_the_round_ends_as_starved_with_its_walk() -> None:

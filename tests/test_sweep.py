@@ -20,7 +20,8 @@ from steerheal.records import FOUNDATIONS, Completion, DosePoint, Reading, Sweep
 from steerheal.report.front import front, knee
 from steerheal.report.scan import ScanBand, ScanPoint, ScanRecord, advised
 from steerheal.stage_store import Store
-from steerheal.stages import Stages, Student
+from steerheal.stages import Stages
+from steerheal.state.values import base, entered
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.calibrate import Probe, calibrate, probe, search
 from steerheal.steer.equal import equal_kl, random_like
@@ -61,7 +62,7 @@ def test_doses_in_one_batch_read_the_kl_of_one_dose_at_a_time() -> None:
     chat, vectors = tiny.chat(), directions()
     texts = said(chat)
     doses = (0.25, 2.0, 0.0, 1.0)
-    found = probe(chat, lambda: adding(chat, vectors), texts, doses)
+    found = probe(chat, tiny.steered(vectors, (1.0,))[0], texts, doses)
     assert [item.coefficient for item in found] == list(doses)
     assert found[2].kl == pytest.approx(0, abs=1e-6)
     for item in found:
@@ -73,7 +74,7 @@ def test_doses_in_one_batch_read_the_kl_of_one_dose_at_a_time() -> None:
 def test_calibration_hits_its_target_and_equals_a_plain_bisection(target: float) -> None:
     chat, vectors = tiny.chat(), directions(0.5)
     texts = said(chat)
-    found = calibrate(chat, lambda: adding(chat, vectors), texts, target, tolerance=0.005)
+    found = calibrate(chat, tiny.steered(vectors, (1.0,))[0], texts, target, tolerance=0.005)
     assert found.outcome == "found", found.words()
     assert found.kl == pytest.approx(target, rel=0.005)
     assert found.low <= found.coefficient <= found.high
@@ -135,20 +136,22 @@ def test_a_curve_that_turns_back_is_met_at_its_first_crossing() -> None:
 def test_a_zero_vector_is_too_weak_and_has_no_equal() -> None:
     chat, texts = tiny.chat(), said(tiny.chat(), 2)
     nothing = {1: torch.zeros(32)}
-    assert calibrate(chat, lambda: adding(chat, nothing), texts).outcome == "too weak"
-    found = equal_kl(chat, nothing, 1.0, texts, seed=0)
-    assert found.directions is None and found.search is None and found.target == 0
+    (still,) = tiny.steered(nothing, (1.0,))
+    assert calibrate(chat, still, texts).outcome == "too weak"
+    found = equal_kl(chat, base(), still, texts, seed=0)
+    assert found.vector is None and found.search is None and found.target == 0
 
 
 def test_the_random_control_costs_what_the_vector_costs() -> None:
     chat, vectors = tiny.chat(), directions(0.5)
     texts = said(chat)
     for dose in (0.5, 2.0):
-        found = equal_kl(chat, vectors, dose, texts, seed=3)
-        assert found.directions is not None
+        (like,) = tiny.steered(vectors, (dose,))
+        found = equal_kl(chat, base(), like, texts, seed=3)
+        assert found.vector is not None
         ours = p95_alone(chat, vectors, texts, dose)
-        assert p95_alone(chat, found.directions, texts, 1.0) == pytest.approx(ours, rel=0.06)
-        for layer, drawn in found.directions.items():
+        assert p95_alone(chat, found.vector.layers, texts, 1.0) == pytest.approx(ours, rel=0.06)
+        for layer, drawn in found.vector.layers.items():
             cosine = torch.cosine_similarity(drawn, vectors[layer], dim=0)
             assert abs(cosine.item()) < 0.6
     one, other = random_like(vectors, seed=3), random_like(vectors, seed=4)
@@ -172,24 +175,23 @@ def asking(measure: MeasureSettings = MEASURE) -> sweep.Asked:
 
 def swept(doses: Sequence[float]) -> Sweep:
     chat, vector = tiny.chat(), SteeringVector(directions(0.3))
-    return sweep.sweep(chat, lambda: vector.applied(chat, 0.0), doses, asking())
+    return sweep.sweep(chat, base().steered(vector, 1.0), doses, asking())
 
 
 def test_a_sweep_reads_what_an_evaluation_of_each_dose_alone_reads() -> None:
     chat, vector = tiny.chat(), SteeringVector(directions(0.3))
     doses = (0.0, 0.5, 1.5)
-    together = sweep.read(chat, lambda: vector.applied(chat, 0.0), doses, asking())
+    together = sweep.read(chat, base().steered(vector, 1.0), doses, asking())
     settings = MEASURE.model_copy(update={"per_foundation": 1})
     for dose, scores in zip(doses, together, strict=True):
         alone = evaluate(
             chat,
             "steered",
-            lambda dose=dose: vector.applied(chat, dose),
+            base().steered(vector, dose),
             tiny.persona(),
             settings,
             sampling=ORDINARY,
             seed=0,
-            dose=dose,
         )
         for one, other in zip(scores.vignettes, alone.vignettes, strict=True):
             assert one.id == other.id
@@ -209,13 +211,14 @@ def test_forced_choice_is_swept_like_one_dose_at_a_time(tmp_path: Path) -> None:
     changes = {"instrument": "forced_choice", "think": 2, "protocol": str(wording)}
     settings = MEASURE.model_copy(update=changes)
     acts = vignettes.load("everyday")[:3]
-    with adding(chat, vectors, 0.0) as handle:
-        together = instruments.sweep(chat, acts, settings, (0.0, 1.0), handle)
-        canary = coherence.sweep(chat, ["A stone is hard.", "Ice is hot."], (0.0, 1.0), handle)
-    for dose, found, slots in zip((0.0, 1.0), together, canary, strict=True):
-        with adding(chat, vectors, dose) as handle:
-            alone = instruments.read(chat, acts, settings, dosed=handle, dose=dose)
-            slot = coherence.read(chat, ["A stone is hard.", "Ice is hot."])
+    states = tiny.steered(vectors, (0.0, 1.0))
+    with entered(chat, states) as reader:
+        together = instruments.sweep(reader, acts, settings)
+        canary = coherence.sweep(reader, ["A stone is hard.", "Ice is hot."])
+    for state, found, slots in zip(states, together, canary, strict=True):
+        with state.entered(chat) as reader:
+            alone = instruments.read(reader, acts, settings)
+            slot = coherence.read(reader, ["A stone is hard.", "Ice is hot."])
         for one, other in zip(found.rows, alone.rows, strict=True):
             assert one.score == pytest.approx(other.score, abs=2e-3)
         for one, other in zip(slots, slot, strict=True):
@@ -226,12 +229,12 @@ def test_dose_0_takes_what_an_evaluation_has_read_and_the_points_stay_the_same()
     chat, vector = tiny.chat(), SteeringVector(directions(0.3))
     settings = MEASURE.model_copy(update={"per_foundation": 2})
     known = evaluate(
-        chat, "base", lambda: vector.applied(chat, 0.0), tiny.persona(), settings,
+        chat, "base", base(), tiny.persona(), settings,
         sampling=ORDINARY, seed=0,
     )  # fmt: skip
     rows: list[int] = []
     found = sweep.sweep(
-        chat, lambda: vector.applied(chat, 0.0), (1.0,), asking(), known=known, progress=rows.append
+        chat, base().steered(vector, 1.0), (1.0,), asking(), known=known, progress=rows.append
     )
     (one,), (other,) = found.points, swept((1.0,)).points
     assert sum(rows) == 2 * asking().rows - 7 - len(known.canary)
@@ -277,10 +280,9 @@ def staged(runs: Path, name: str, **changes: object) -> tuple[Store, list[Sweep 
     chat = tiny.chat()
     store = Store(runs, name, notify=lambda _: None)
     stages = Stages(config, tiny.persona(), chat, store, Silent())
-    student = Student(chat)
-    base = stages.evaluated(-1, "base", student.entered, "base")
-    vector, key = stages.vector(0, student)
-    return store, [stages.swept(number, student, vector, key, base) for number in (0, 1)]
+    zero = stages.evaluated(-1, "base", base())
+    vector = stages.vector(0, base())
+    return store, [stages.swept(number, base(), vector, zero) for number in (0, 1)]
 
 
 def test_the_stage_reads_the_first_round_and_is_reused(tmp_path: Path) -> None:

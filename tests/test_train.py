@@ -24,8 +24,9 @@ from steerheal.models.model import ChatModel
 from steerheal.models.score import Pair, continuation_states
 from steerheal.records import HealStep
 from steerheal.stage_store import Store
-from steerheal.stages import Stages, Student
+from steerheal.stages import Stages
 from steerheal.state.fold import Gated, folded
+from steerheal.state.values import base
 from test_loop import TINY, Silent
 
 import tiny
@@ -150,7 +151,7 @@ def test_losses_and_gradients_equal_the_plain_computation(
 def test_distilling_falls_to_the_teacher_and_needs_one() -> None:
     chat = tiny.chat()
     changed = settings(objective="distill", barrier="nll", epochs=30, rows=8, held_out=0.25)
-    with pytest.raises(UserError, match="distill needs the steered teacher"):
+    with pytest.raises(UserError, match="distill needs the teacher"):
         healed(chat, changed)
     with pytest.raises(UserError, match="kl_rev needs the reference"):
         heal_student(chat, pairs_of(chat), None, SETTINGS)
@@ -511,10 +512,9 @@ def test_a_run_s_heal_goes_on_and_leaves_no_scratch_file(tmp_path: Path, objecti
     def result(folder: Path, watcher: Any) -> Healed:
         store = Store(folder, "run", notify=lambda _: None)
         stages = Stages(config, tiny.persona(), tiny.chat(), store, watcher)
-        student = Student(stages.chat)
-        vector, key = stages.vector(0, student)
-        found, key = stages.harvest(0, student, vector, key)
-        return stages.healed(0, student, vector, found, key)[0]
+        teacher = base().steered(stages.vector(0, base()), 1.0)
+        found, key = stages.harvest(0, teacher)
+        return stages.healed(0, base(), teacher, found, key)
 
     watcher = CutOnce()
     with pytest.raises(Cut):

@@ -1,11 +1,13 @@
 """Tiny random models with a byte tokenizer, built in memory: nothing is downloaded."""
 
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -35,6 +37,8 @@ from transformers import (
 
 from steerheal.models.load import wrap
 from steerheal.models.model import ChatModel
+from steerheal.state.values import State, base
+from steerheal.state.vector import SteeringVector
 from steerheal.steer.persona import Axis, Persona, Prompts
 
 START, END = "<|im_start|>", "<|im_end|>"
@@ -150,6 +154,12 @@ def prompts(test: tuple[str, ...] = ()) -> Prompts:
         show=("show a", "show b"),
         test=test,
     )
+
+
+def steered(vectors: Mapping[int, Tensor], doses: Sequence[float]) -> list[State]:
+    """The model under a vector at each of the doses."""
+    vector = SteeringVector(dict(vectors))
+    return [base().steered(vector, dose) for dose in doses]
 
 
 def persona(**changes: Any) -> Persona:

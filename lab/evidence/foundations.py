@@ -9,8 +9,8 @@ Usage: python lab/evidence/foundations.py --runs DIR [--seeds 0 1 2] [--personas
 """
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from arms import PARTS
@@ -18,14 +18,14 @@ from kept import FOLDER, pack, short, unpack
 
 from steerheal.config import MeasureSettings, ModelSettings
 from steerheal.measure import likelihood
-from steerheal.measure.evaluate import Enter
 from steerheal.measure.qualify import centre, hits, in_words, qualify
 from steerheal.measure.vignettes import chosen
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.records import Record, Scores, VignetteRow
-from steerheal.stages import ADAPTER, VECTOR, Student
+from steerheal.stages import ADAPTER, VECTOR
 from steerheal.state.adapter import Adapter
+from steerheal.state.values import State, base
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.equal import equal_kl
 from steerheal.steer.persona import find
@@ -53,12 +53,11 @@ class Nats(Record):
     """Ranked right after centring on the base's means."""
 
 
-def doors(
+def states(
     chat: ChatModel, runs: Path, personas: list[str], seeds: list[int]
-) -> Iterator[tuple[str, int, str, Enter]]:
-    """Every state there is to read: persona, seed, name, and what enters it."""
-    yield "", -1, BASE, nullcontext
-    start = Student(chat)
+) -> Iterator[tuple[str, int, str, Callable[[], State]]]:
+    """Every state there is to read: persona, seed, name, and what makes it."""
+    yield "", -1, BASE, base
     for persona in personas:
         for arm in [*SHARED, *(ALONE if persona == "love" else ())]:
             # A lower gate reads the nll run's adapter.
@@ -73,25 +72,20 @@ def doors(
                     # The dose that run.py reads the steered student at.
                     dose = row.multiplier * max(read_run(folder).config["dose"]["sweep"])
                     vector = SteeringVector.load(place / VECTOR)
-                    yield persona, seed, STEERED, start.steered(vector, dose)
-                    yield persona, seed, RANDOM, random(chat, folder, vector, dose, seed)
-                student = start.healed(Adapter.load(place / ADAPTER), gate or row.gate, arm.name)
-                yield persona, seed, arm.name, student.entered
+                    steered = base().steered(vector, dose)
+                    yield persona, seed, STEERED, lambda steered=steered: steered
+                    yield persona, seed, RANDOM, partial(random, chat, folder, steered, seed)
+                student = base().folded(Adapter.load(place / ADAPTER), gate or row.gate)
+                yield persona, seed, arm.name, lambda student=student: student
 
 
-def random(chat: ChatModel, folder: Path, vector: SteeringVector, dose: float, seed: int) -> Enter:
-    """The base under a random vector that costs as much KL as this one does at its dose."""
-
-    @contextmanager
-    def enter() -> Iterator[None]:
-        texts = [row.completion for row in read_scores(folder, -1, "base").persona[:TEXTS]]
-        found = equal_kl(chat, vector.layers, dose, texts, seed=seed)
-        if found.directions is None:
-            raise SystemExit(f"{folder.name}: no random vector costs {found.target:.2f} nats")
-        with SteeringVector(found.directions).applied(chat, 1.0):
-            yield
-
-    return enter
+def random(chat: ChatModel, folder: Path, like: State, seed: int) -> State:
+    """The base under a random vector that costs as much KL as this steered state does."""
+    texts = [row.completion for row in read_scores(folder, -1, "base").persona[:TEXTS]]
+    found = equal_kl(chat, base(), like, texts, seed=seed)
+    if found.vector is None:
+        raise SystemExit(f"{folder.name}: no random vector costs {found.target:.2f} nats")
+    return base().steered(found.vector, 1.0)
 
 
 def scores(rows: tuple[VignetteRow, ...]) -> Scores:
@@ -108,27 +102,25 @@ def main() -> None:
     asked = parser.parse_args()
     chat = load(ModelSettings(device="cpu"))
     middle, found = None, {(item.persona, item.seed, item.state): item for item in read()}
-    for persona, seed, state, enter in doors(chat, asked.runs, asked.personas, asked.seeds):
-        path = asked.runs / "foundations" / f"{persona or BASE}-{state}-s{seed}.jsonl"
+    for persona, seed, name, make in states(chat, asked.runs, asked.personas, asked.seeds):
+        path = asked.runs / "foundations" / f"{persona or BASE}-{name}-s{seed}.jsonl"
         if not path.is_file():
-            with enter():
-                write_lines(path, likelihood.read(chat, VIGNETTES))
+            with make().entered(chat) as reader:
+                write_lines(path, likelihood.read(reader, VIGNETTES))
             print(path.name, flush=True)
         rows = tuple(read_lines(path, VignetteRow))
         if middle is None:
             middle = centre(scores(rows))
-            for name in PERSONAS:
-                print(f"{name}: {in_words(qualify(scores(rows), find(name).axis))}", flush=True)
+            for each in PERSONAS:
+                print(f"{each}: {in_words(qualify(scores(rows), find(each).axis))}", flush=True)
         right = tuple(bool(hit) for hit in hits(rows, middle))
         p = tuple(short(row.p) for row in rows)
-        found[persona, seed, state] = Nats(
-            persona=persona, seed=seed, state=state, p=p, right=right
-        )
-    states = [BASE, STEERED, RANDOM, *(arm.name for arm in (*SHARED, *ALONE))]
+        found[persona, seed, name] = Nats(persona=persona, seed=seed, state=name, p=p, right=right)
+    names = [BASE, STEERED, RANDOM, *(arm.name for arm in (*SHARED, *ALONE))]
     places = ["", *PERSONAS]
     ordered = sorted(
         found.values(),
-        key=lambda item: (places.index(item.persona), states.index(item.state), item.seed),
+        key=lambda item: (places.index(item.persona), names.index(item.state), item.seed),
     )
     pack(FILE, ordered)
     print(f"{FILE.name}: {len(ordered)} states, {FILE.stat().st_size / 1024:.0f} KiB")

@@ -19,13 +19,13 @@ from arms import PARTS, Arm, settings
 from steerheal import loop
 from steerheal.commands import environment
 from steerheal.config import RunConfig
-from steerheal.measure.evaluate import Enter
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.records import HealStep, Reading, RoundRecord, RunRecord, Shown, StageMark
 from steerheal.stage_store import Store
-from steerheal.stages import BASE, Stages, Student
+from steerheal.stages import BASE, Stages
 from steerheal.state.adapter import Adapter
+from steerheal.state.values import State, base
 from steerheal.steer.persona import find
 from steerheal.store import read_run, round_folder
 
@@ -33,9 +33,9 @@ from steerheal.store import read_run, round_folder
 class Unshown(Stages):
     """Stages that leave the show prompts out."""
 
-    def shown(self, number: int, state: str, enter: Enter, key: str, *, dose: float = 0.0) -> Shown:
+    def shown(self, number: int, role: str, state: State) -> Shown:
         """Nothing."""
-        return Shown(state=state, completions=())
+        return Shown(state=role, completions=())
 
 
 class Log:
@@ -113,12 +113,9 @@ def done(chat: ChatModel, config: RunConfig, store: Store, arm: Arm, parent: str
         loop.run(stages, record, log)
         return
     # A lower gate needs no training: the parent's adapter is read at it.
-    (key,) = (mark.key for mark in read_run(runs / parent).stages if mark.name == "heal")
     adapter = Adapter.load(round_folder(runs / parent, 0) / "adapter")
-    start = Student(chat)
-    student = start.healed(adapter, arm.gate, key)
-    stages.evaluated(BASE, "base", nullcontext, "base")
-    stages.evaluated(0, "healed", student.entered, student.keys[-1], before=start)
+    stages.evaluated(BASE, "base", base())
+    stages.evaluated(0, "healed", base().folded(adapter, arm.gate), before=base())
     store.write_run(record.model_copy(update={"status": "finished", "outcome": "gate only"}))
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         VectorSettings,
     )
     from steerheal.errors import UserError
+    from steerheal.heal.teacher import taught
     from steerheal.heal.train import heal_student, training_pairs
     from steerheal.measure.evaluate import evaluate
     from steerheal.measure.summary import summarise
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from steerheal.models.score import continuation_states, token_logprobs
     from steerheal.prompts import contexts
     from steerheal.state.adapter import Adapter
-    from steerheal.state.fold import Gated, attached, folded
+    from steerheal.state.fold import Gated, folded
+    from steerheal.state.formulas import contrast, plausible
+    from steerheal.state.values import State, base, entered
     from steerheal.state.vector import SteeringVector
     from steerheal.steer.dose import harvest
     from steerheal.steer.filter import calibrated, judge
@@ -50,7 +53,10 @@ _HOMES = {
     ),
     "steerheal.errors": ("UserError",),
     "steerheal.state.adapter": ("Adapter",),
-    "steerheal.state.fold": ("Gated", "attached", "folded"),
+    "steerheal.state.fold": ("Gated", "folded"),
+    "steerheal.state.formulas": ("contrast", "plausible"),
+    "steerheal.state.values": ("State", "base", "entered"),
+    "steerheal.heal.teacher": ("taught",),
     "steerheal.heal.train": ("heal_student", "training_pairs"),
     "steerheal.measure.evaluate": ("evaluate",),
     "steerheal.measure.summary": ("summarise",),
@@ -82,13 +88,16 @@ __all__ = [
     "PushSettings",
     "RunConfig",
     "SamplingSettings",
+    "State",
     "SteeringVector",
     "UserError",
     "VectorSettings",
-    "attached",
+    "base",
     "calibrated",
     "contexts",
     "continuation_states",
+    "contrast",
+    "entered",
     "evaluate",
     "extract",
     "find",
@@ -98,8 +107,10 @@ __all__ = [
     "heal_student",
     "judge",
     "load",
+    "plausible",
     "seen_by",
     "summarise",
+    "taught",
     "token_logprobs",
     "training_pairs",
     "write",

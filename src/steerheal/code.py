@@ -19,19 +19,21 @@ from pydantic import BaseModel
 from steerheal.records import VERSION
 
 PACKAGE = "steerheal"
+STATES = ("state.formulas", "state.values")
+"""What every state is made by, whichever it is."""
 MADE_BY: dict[str, tuple[str, ...]] = {
     "qualify": ("measure.auto", "measure.instruments"),
-    "evaluate": ("measure.evaluate", "measure.instruments", "state.values"),
-    "test": ("measure.evaluate", "state.values"),
-    "show": ("models.generate", "state.values"),
-    "vector": ("steer.vector", "state.values"),
-    "sweep": ("measure.sweep", "measure.instruments", "state.values", "steer.equal"),
+    "evaluate": ("measure.evaluate", "measure.instruments", *STATES),
+    "test": ("measure.evaluate", *STATES),
+    "show": ("models.generate", *STATES),
+    "vector": ("steer.vector", *STATES),
+    "sweep": ("measure.sweep", "measure.instruments", *STATES, "steer.equal"),
     "calibrate": ("models.generate", "steer.filter", "steer.seen"),
     "harvest": (
-        "models.generate", "steer.dose", "steer.filter", "steer.seen", "state.values",
+        "models.generate", "steer.dose", "steer.filter", "steer.seen", *STATES,
     ),
-    "heal": ("heal.train", "models.score", "state.values"),
-    "internalise": ("steer.internalise", "state.values"),
+    "heal": ("heal.train", "heal.teacher", "models.score", *STATES),
+    "internalise": ("steer.internalise", *STATES),
 }  # fmt: skip
 """The modules that each stage calls; what puts them together is `stages`, which counts for all."""
 JOINS = "stages"

@@ -30,7 +30,6 @@ from steerheal.records import RunRecord
 from steerheal.report.page import lacking, write_report
 from steerheal.stage_store import Store, sweep, sweep_unfinished
 from steerheal.stages import Stages
-from steerheal.state.fold import folded
 from steerheal.steer.persona import Persona
 from steerheal.store import RUN, read_run, write_record
 
@@ -175,17 +174,17 @@ def report(options: ReportCommand, console: Console) -> None:
 def sample(options: SampleCommand, console: Console) -> None:
     """`steerheal sample`."""
     record = read_run(options.run)
-    chat, history, number = student_of(record, options.run, options.round, options.gate, console)
+    chat, student, number = student_of(record, options.run, options.round, options.gate, console)
     prompts = options.prompt or tuple(record.persona["prompts"]["show"])
     sampling = SamplingSettings(tokens=options.tokens, temperature=options.temperature)
-    draws = [Draw(prompt, 0.0, options.seed + i) for i, prompt in enumerate(prompts)]
+    draws = [Draw(prompt, seed=options.seed + i) for i, prompt in enumerate(prompts)]
     with console.stage("base", len(draws)) as progress:
         before = generate(chat, draws, sampling, progress=progress)
     name = f"round {number}, gate {options.gate:g}"
     after = before
     if options.gate != 0:
-        with console.stage(name, len(draws)) as progress, folded(chat, history):
-            after = generate(chat, draws, sampling, progress=progress)
+        with console.stage(name, len(draws)) as progress, student.entered(chat) as reader:
+            after = generate(reader, draws, sampling, progress=progress)
     rows = [(a.prompt, a.text, b.text) for a, b in zip(before, after, strict=True)]
     console.side_by_side(rows, ("base", name))
 
@@ -193,13 +192,13 @@ def sample(options: SampleCommand, console: Console) -> None:
 def export(options: ExportCommand, console: Console) -> None:
     """`steerheal export`."""
     record = read_run(options.run)
-    chat, history, number = student_of(record, options.run, options.round, options.gate, console)
+    chat, student, number = student_of(record, options.run, options.round, options.gate, console)
     out = options.out or options.run / f"export-{options.format}"
     if out.exists():
         raise UserError(f"{out} exists. Choose another folder with --out, or remove it.")
     make = {"peft": export_peft, "merged": export_merged}[options.format]
     probes = [*record.persona["prompts"]["show"]]
-    made = make(chat, history, out, probes)
+    made = make(chat, student.history, out, probes)
     base = "" if options.gate else ", which is the base: the rounds change nothing in it"
     console.say(f"{made.what} of rounds 1 to {number} at gate {options.gate:g}{base}: {out}")
     console.say(

@@ -10,6 +10,7 @@ from steerheal.models.model import ChatModel
 from steerheal.records import RunRecord
 from steerheal.state.adapter import Adapter
 from steerheal.state.fold import Gated
+from steerheal.state.values import Plain
 from steerheal.store import round_folder
 
 
@@ -37,8 +38,8 @@ def round_of(record: RunRecord, folder: Path, number: int, console: Console) -> 
 
 def student_of(
     record: RunRecord, folder: Path, number: int, gate: float, console: Console
-) -> tuple[ChatModel, tuple[Gated, ...], int]:
-    """The run's model, its history up to a round (as `round_of` finds it) at a gate, and the round.
+) -> tuple[ChatModel, Plain, int]:
+    """The run's model, its student after a round (as `round_of` finds it) at a gate, and the round.
 
     Raises:
         UserError: no such round, another model than the run's.
@@ -56,4 +57,4 @@ def student_of(
         for row in record.rounds[:last]
         if row.outcome == "folded"
     )
-    return chat, history, last
+    return chat, Plain(history), last

@@ -8,8 +8,7 @@ line see the whole configuration.
 """
 
 import math
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -20,10 +19,15 @@ from steerheal.measure.compare import compare
 from steerheal.measure.qualify import Qualification, in_words, qualify
 from steerheal.need import time_line
 from steerheal.records import Finding, Reading, RoundRecord, RunRecord, Scores, Summary
-from steerheal.stages import BASE, Stages, Student
+from steerheal.stages import BASE, Stages
+from steerheal.state.values import Plain, State
 from steerheal.state.vector import SteeringVector
 
 UNREAD = Reading.unknown("the steered state was not read (read_steered is off)")
+
+
+Teach = Callable[[State, SteeringVector], State]
+"""The student and the round's vector to the state that writes what is trained on."""
 
 
 class Listener(Protocol):
@@ -41,7 +45,7 @@ class Listener(Protocol):
 class Position(NamedTuple):
     """Where the loop stands: the student, its readings, and the first round's vector."""
 
-    student: Student
+    student: State
     scores: Scores
     first: SteeringVector | None
 
@@ -56,6 +60,7 @@ class Frame:
     sees: Qualification
     listener: Listener
     until: Until | None
+    teach: Teach
 
     def saw(self, record: RoundRecord, finding: Finding) -> RoundRecord:
         """The record with a finding, which is noted."""
@@ -67,12 +72,27 @@ class Frame:
         return self.until == check
 
 
+def by_vector(student: State, vector: SteeringVector) -> State:
+    """The student under the round's vector."""
+    return student.steered(vector, 1.0)
+
+
 def run(
-    stages: Stages, record: RunRecord, listener: Listener, *, until: Until | None = None
+    stages: Stages,
+    record: RunRecord,
+    listener: Listener,
+    *,
+    until: Until | None = None,
+    teach: Teach = by_vector,
 ) -> RunRecord:
     """The whole loop; the record on disk grows round by round and is readable at any moment.
 
-    With `until` it ends after that check of the first round.
+    Args:
+        stages: The run's.
+        record: Its record so far.
+        listener: Who hears of findings and finished rounds.
+        until: The check of the first round after which it ends.
+        teach: What makes every round's teacher; its dose is walked where it has one.
     """
     stages = stages.measuring()
     config, axis = stages.config, stages.persona.axis
@@ -82,11 +102,11 @@ def run(
         stages.store.write_run(grown)
         return grown
 
-    base = stages.evaluated(BASE, "base", nullcontext, "base")
+    base = stages.evaluated(BASE, "base", Plain())
     mark = stages.store.marks[-1]
     if until is None and not mark.reused:
         listener.note(time_line(stages.config, len(base.vignettes), mark.seconds))
-    stages.shown(BASE, "base", nullcontext, "base")
+    stages.shown(BASE, "base", Plain())
     qualified = qualify(base, axis)
     sees = [in_words(found) for found in (*stages.tried, qualified)]
     for sentence in sees:
@@ -94,9 +114,9 @@ def run(
     record = write(notes=(*record.notes, *sees))
     summarised = summary.summarise(base, base, axis)
     record = write(base=summarised)
-    frame = Frame(base, summarised, qualified, listener, until)
-    place = Position(Student(stages.chat), base, None)
-    outcome, folded = f"all {config.rounds} rounds done", dict[int, Student]()
+    frame = Frame(base, summarised, qualified, listener, until, teach)
+    place = Position(Plain(), base, None)
+    outcome, folded = f"all {config.rounds} rounds done", dict[int, State]()
     for number in range(config.rounds):
         done, place = one_round(stages, number, place, frame)
         if done.healed is not None:
@@ -117,7 +137,7 @@ def run(
     return write(status="finished")
 
 
-def test(stages: Stages, folded: Mapping[int, Student], best: int | None) -> dict[str, object]:
+def test(stages: Stages, folded: Mapping[int, State], best: int | None) -> dict[str, object]:
     """What the record says of the test prompts: the best round's reading, or why there is none.
 
     They are read here alone, after the last decision, so that nothing is chosen on them. Without a
@@ -129,8 +149,8 @@ def test(stages: Stages, folded: Mapping[int, Student], best: int | None) -> dic
         return {"test_reason": "the persona has no test prompts"}
     number = max(folded) if best is None else best
     student = folded[number]
-    base = stages.tested(BASE, "base", nullcontext, "base")
-    healed = stages.tested(number, "healed", student.entered, student.keys[-1])
+    base = stages.tested(BASE, "base", Plain())
+    healed = stages.tested(number, "healed", student)
     return {"test": summary.tested(healed, base, number), "test_reason": ""}
 
 
@@ -142,10 +162,10 @@ def one_round(
     axis = stages.persona.axis
     student, before, first = place
     start = summary.summarise(before, base, axis)
-    vector, vector_key = stages.vector(number, student)
+    vector = stages.vector(number, student)
     first = first or vector
     stay = Position(student, before, first)
-    sweep = stages.swept(number, student, vector, vector_key, base)
+    sweep = stages.swept(number, student, vector, base)
     record = RoundRecord(
         round=number,
         multiplier=math.nan,
@@ -165,9 +185,10 @@ def one_round(
         if frame.ends("check1"):
             return record, stay
 
-    found, harvest_key = stages.harvest(number, student, vector, vector_key)
+    teacher = frame.teach(student, vector)
+    found, harvest_key = stages.harvest(number, teacher)
     dose = found.multiplier * max(config.dose.sweep)
-    steer = student.steered(vector, dose)
+    steer = teacher.at_dose(dose) if teacher.dose else teacher
     record = record.model_copy(
         update={
             "multiplier": found.multiplier,
@@ -177,10 +198,10 @@ def one_round(
             "reasons": found.reasons(),
         }
     )
-    stages.shown(number, "steered", steer, vector_key, dose=dose)
+    stages.shown(number, "steered", steer)
     steered = None
     if config.read_steered or (sweep is None and frame.ends("check1")):
-        steered = stages.evaluated(number, "steered", steer, vector_key, dose=dose, before=student)
+        steered = stages.evaluated(number, "steered", steer, before=student)
         read = summary.summarise(steered, base, axis)
         compared = compare(steered, base, axis, base=base)
         record = record.model_copy(update={"steered": read, "comparisons": (compared,)})
@@ -195,14 +216,14 @@ def one_round(
         return record.model_copy(update={"outcome": "starved"}), stay
     if frame.ends("check2"):
         return record, stay
-    result, heal_key = stages.healed(number, student, vector, found, harvest_key)
+    result = stages.healed(number, student, teacher, found, harvest_key)
     record = record.model_copy(update={"heal": result.log})
     if result.log.outcome == "rejected":
         seen = healing.evidence(record, start, config.heal, axis, base=frame.base)
         record = frame.saw(record, healing.CHECK.seen(seen))
         return record.model_copy(update={"outcome": "rejected"}), stay
-    after = student.healed(result.adapter, config.gate, heal_key)
-    shift = stages.internalised(number, student, after, vector, vector_key)
+    after = student.folded(result.adapter, config.gate)
+    shift = stages.internalised(number, student, after, vector)
     record = record.model_copy(update={"internalised": shift})
     record, healed = read_healed(stages, record, Origin(place, start, steered), after, frame)
     return record, Position(after, healed, first)
@@ -220,7 +241,7 @@ class Origin(NamedTuple):
 
 
 def read_healed(
-    stages: Stages, record: RoundRecord, origin: Origin, after: Student, frame: Frame
+    stages: Stages, record: RoundRecord, origin: Origin, after: State, frame: Frame
 ) -> tuple[RoundRecord, Scores]:
     """The record of a folded round with its healed readings and check 3, and those readings' rows.
 
@@ -234,9 +255,8 @@ def read_healed(
     config, persona, base = stages.config, stages.persona, frame.scores
     axis, number = persona.axis, record.round
     (student, before, _), start, steered = origin
-    key = after.keys[-1]
-    healed = stages.evaluated(number, "healed", after.entered, key, before=student)
-    stages.shown(number, "healed", after.entered, key)
+    healed = stages.evaluated(number, "healed", after, before=student)
+    stages.shown(number, "healed", after)
     others, retain, recovered = [base], UNREAD, UNREAD
     if steered is not None:
         others.append(steered)

@@ -19,9 +19,9 @@ from steerheal.models.chat import prompt_notes
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.records import FOUNDATIONS, Comparison, Evaluation, Reading, Scores
-from steerheal.stages import Student
 from steerheal.state.adapter import Adapter
-from steerheal.state.fold import Gated, folded, refuse_unfit
+from steerheal.state.fold import Gated, refuse_unfit
+from steerheal.state.values import Plain
 from steerheal.steer.persona import Persona, find
 from steerheal.store import read_record, read_run, read_scores, write_record
 
@@ -30,10 +30,10 @@ BAR = 24
 
 
 class Target(NamedTuple):
-    """What is read: a model with a history, and how."""
+    """What is read: a model in a state, and how."""
 
     chat: ChatModel
-    history: tuple[Gated, ...]
+    state: Plain
     persona: Persona
     name: str
     ask: Asked
@@ -59,8 +59,8 @@ def evaluate(options: EvaluateCommand, console: Console) -> None:
 
 def _read(options: EvaluateCommand, console: Console) -> Evaluation:
     target = _target(options, console)
-    chat, history, persona, ask = target.chat, target.history, target.persona, target.ask
-    refuse_unfit(chat, history)
+    chat, state, persona, ask = target.chat, target.state, target.persona, target.ask
+    refuse_unfit(chat, state.history)
     said = prompt_notes(chat)
     for note in said:
         console.note(note)
@@ -69,16 +69,16 @@ def _read(options: EvaluateCommand, console: Console) -> Evaluation:
         console.note(in_words(attempt))
     base = target.base
     if base is None:
-        base = _scores("base", (), target, settings, console)
+        base = _scores("base", Plain(), target, settings, console)
     else:
         console.note("base: the run's own readings of it")
-    live = tuple(item for item in history if item.gate != 0)
-    last = _scores("healed", live, target, settings, console) if live else base
+    live = any(item.gate != 0 for item in state.history)
+    last = _scores("healed", state, target, settings, console) if live else base
     console.note(in_words(qualify(base, persona.axis)))
     outside: dict[str, float] = {}
-    with folded(chat, live):
+    with state.entered(chat) as reader, reader.resting():
         for guard in options.guard:
-            outside |= guards.read(chat, guard)
+            outside |= guards.read(reader, guard)
     return Evaluation(
         target=target.name,
         model=chat.name,
@@ -96,17 +96,17 @@ def _read(options: EvaluateCommand, console: Console) -> Evaluation:
 
 
 def _scores(
-    state: str,
-    history: tuple[Gated, ...],
+    role: str,
+    state: Plain,
     target: Target,
     settings: MeasureSettings,
     console: Console,
 ) -> Scores:
-    with console.stage(f"reading {state}", size(settings, target.persona)) as progress:
+    with console.stage(f"reading {role}", size(settings, target.persona)) as progress:
         return evaluate_state(
             target.chat,
+            role,
             state,
-            Student(target.chat, history).entered,
             target.persona,
             settings,
             sampling=target.ask.sampling,
@@ -122,23 +122,23 @@ def _target(options: EvaluateCommand, console: Console) -> Target:
         record = read_run(where)
         persona = validated(Persona, record.persona, source=str(where))
         ask = _announced(asked(options, persona), console)
-        chat, history, number = student_of(record, where, options.round, options.gate, console)
+        chat, student, number = student_of(record, where, options.round, options.gate, console)
         base = kept_base(where, record, chat, ask, persona)
         if base is not None:
             measure = ask.measure.model_copy(update={"instrument": base.instrument})
             ask = ask._replace(measure=measure)
         name = f"{where} round {number}, gate {options.gate:g}"
-        return Target(chat, history, persona, name, ask, base)
+        return Target(chat, student, persona, name, ask, base)
     persona = find(options.persona)
     ask = _announced(asked(options, persona), console)
     adapter = None if where is None else Gated(Adapter.load(where), options.gate)
     chat = load(_model(options))
     if adapter is None:
-        return Target(chat, (), persona, chat.name, ask)
+        return Target(chat, Plain(), persona, chat.name, ask)
     if note := adapter.adapter.named_otherwise(chat.name):
         console.note(note)
     name = f"{where}, gate {options.gate:g}, on {chat.name}"
-    return Target(chat, (adapter,), persona, name, ask)
+    return Target(chat, Plain((adapter,)), persona, name, ask)
 
 
 def _model(options: EvaluateCommand) -> ModelSettings:

@@ -31,6 +31,7 @@ from steerheal.models.model import ChatModel, band_layers
 from steerheal.records import Completion, Scores
 from steerheal.report.draw import png, svg
 from steerheal.report.scan import ScanBand, ScanPoint, ScanRecord, advised, figure
+from steerheal.state.values import base
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.calibrate import calibrate
 from steerheal.steer.persona import Persona, find
@@ -111,7 +112,7 @@ def read(
     )
     ask = sweep.asked(persona, check, measure, SamplingSettings(), options.seed)
     with console.stage("base", ask.rows) as progress:
-        (zero,) = sweep.read(chat, lambda: whole.applied(chat, 0.0), (0.0,), ask, progress)
+        (zero,) = sweep.read(chat, base().steered(whole, 1.0), (0.0,), ask, progress)
     texts = [row.completion for row in zero.persona]
     found: list[ScanBand] = []
     points: list[ScanPoint] = []
@@ -164,7 +165,7 @@ def _calibrated(
     blocks = tuple(vector.layers)
     if target == 0:
         return ScanBand(band=band.text, blocks=blocks, coefficient=1.0, words="")
-    found = calibrate(chat, lambda: vector.applied(chat, 0.0), texts, target)
+    found = calibrate(chat, base().steered(vector, 1.0), texts, target)
     return ScanBand(
         band=band.text, blocks=blocks, coefficient=found.coefficient, words=found.words()
     )
@@ -183,7 +184,7 @@ def _points(
     multiples = sorted(set(options.doses))
     doses = [multiple * band.coefficient for multiple in multiples]
     with console.stage(f"band {band.band}", ask.rows * len(doses)) as progress:
-        read = sweep.read(chat, lambda: vector.applied(chat, 0.0), doses, ask, progress)
+        read = sweep.read(chat, base().steered(vector, 1.0), doses, ask, progress)
     axis = ask.persona.axis
     return [
         ScanPoint(

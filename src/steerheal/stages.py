@@ -1,26 +1,26 @@
 """The stages of a run, each behind the store: a result is made once per key of its inputs.
 
-A `Student` is the model with a history of finished rounds; its key stands for all that made it.
+A state's key stands for all that made it, whatever it is.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from steerheal import prompts
 from steerheal.code import key_of, made_by
 from steerheal.config import Instrument, RunConfig
 from steerheal.heal.checkpoint import Checkpoint
+from steerheal.heal.teacher import taught
 from steerheal.heal.train import Healed, heal_student, training_pairs
 from steerheal.measure import instruments, sweep
 from steerheal.measure.auto import resolve
-from steerheal.measure.evaluate import Enter, answer_test, evaluate, size
+from steerheal.measure.evaluate import answer_test, evaluate, size
 from steerheal.measure.qualify import Qualification
 from steerheal.models.generate import Draw, generate, write
-from steerheal.models.hooks import Dosed
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states
 from steerheal.records import (
@@ -38,7 +38,8 @@ from steerheal.records import (
 )
 from steerheal.stage_store import Store
 from steerheal.state.adapter import Adapter
-from steerheal.state.fold import Gated, assert_alive, folded
+from steerheal.state.fold import assert_alive
+from steerheal.state.values import State, base, entered
 from steerheal.state.vector import SteeringVector
 from steerheal.steer import internalise
 from steerheal.steer.dose import harvest
@@ -78,46 +79,9 @@ class Watcher(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Student:
-    """The model after some rounds: the folded history and the keys of what made it."""
-
-    chat: ChatModel
-    history: tuple[Gated, ...] = ()
-    keys: tuple[str, ...] = ()
-
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """The model as this student."""
-        with folded(self.chat, self.history):
-            yield
-
-    def steered(self, vector: SteeringVector, dose: float) -> Enter:
-        """A door to this student under dose·v."""
-
-        @contextmanager
-        def enter() -> Iterator[Dosed]:
-            with self.entered(), vector.applied(self.chat, dose) as dosed:
-                yield dosed
-
-        return enter
-
-    def healed(self, adapter: Adapter, gate: float, key: str) -> "Student":
-        """This student with one more round folded in."""
-        keys = (*self.keys, key_of(key, gate))
-        return Student(self.chat, (*self.history, Gated(adapter, gate)), keys)
-
-
 def stage_key(stage: str, *inputs: object) -> str:
     """A stage's key: digest of its inputs, then of the code that makes it of them."""
     return f"{key_of(stage, *inputs)}-{made_by(stage)}"
-
-
-def _origin(before: Student | None) -> Enter | Literal["base"] | None:
-    """How an evaluation gets at the student before the round; one without a history is the base."""
-    if before is None:
-        return None
-    return before.entered if before.history else "base"
 
 
 class Tried(Record):
@@ -169,39 +133,36 @@ class Stages:
     def evaluated(
         self,
         number: int,
-        state: str,
-        enter: Enter,
-        key: str,
+        role: str,
+        state: State,
         *,
-        dose: float = 0.0,
-        before: Student | None = None,
+        before: State | None = None,
     ) -> Scores:
-        """Readings of a state; `key` stands for what made the state."""
+        """Readings of a state, and how far it is from the student before the round."""
         measure, seed = self.config.measure, self.config.seed
         full_key = stage_key(
-            "evaluate", self.chat.fingerprint, state, key, measure, self.config.sampling,
-            seed, dose, self.persona, before.keys if before else None, instruments.texts(measure),
+            "evaluate", self.chat.fingerprint, role, state.key, measure, self.config.sampling,
+            seed, self.persona, before.key if before else None, instruments.texts(measure),
         )  # fmt: skip
         total = size(measure, self.persona)
 
         def make() -> Scores:
-            with self._bar(number, f"reading {state}", total) as progress:
+            with self._bar(number, f"reading {role}", total) as progress:
                 return evaluate(
                     self.chat,
+                    role,
                     state,
-                    enter,
                     self.persona,
                     measure,
                     sampling=self.config.sampling,
                     seed=seed,
-                    dose=dose,
-                    previous=_origin(before),
+                    previous=before,
                     progress=progress,
                 )
 
-        file = "scores.json" if number == BASE else f"{state}.json"
+        file = "scores.json" if number == BASE else f"{role}.json"
         return self.store.stage(
-            f"evaluate-{state}",
+            f"evaluate-{role}",
             number,
             full_key,
             make=make,
@@ -209,24 +170,24 @@ class Stages:
             load=lambda folder: read_record(folder / file, Scores),
         )
 
-    def tested(self, number: int, state: str, enter: Enter, key: str) -> Scores:
-        """A state's answers to the test prompts; `key` stands for what made the state."""
+    def tested(self, number: int, role: str, state: State) -> Scores:
+        """A state's answers to the test prompts."""
         measure, sampling, seed = self.config.measure, self.config.sampling, self.config.seed
         persona, asked = self.persona, self.persona.prompts.test[: self.config.measure.prompts]
         full_key = stage_key(
-            "test", self.chat.fingerprint, state, key, measure.instrument, measure.tokens,
+            "test", self.chat.fingerprint, role, state.key, measure.instrument, measure.tokens,
             sampling, seed, asked, persona.positive, persona.negative,
         )  # fmt: skip
 
         def make() -> Scores:
-            with self._bar(number, f"testing {state}", len(asked)) as progress:
+            with self._bar(number, f"testing {role}", len(asked)) as progress:
                 return answer_test(
-                    self.chat, state, enter, persona, measure,
+                    self.chat, role, state, persona, measure,
                     sampling=sampling, seed=seed, progress=progress,
                 )  # fmt: skip
 
         return self.store.stage(
-            f"test-{state}",
+            f"test-{role}",
             number,
             full_key,
             make=make,
@@ -234,23 +195,22 @@ class Stages:
             load=lambda folder: read_record(folder / TEST, Scores),
         )
 
-    def shown(self, number: int, state: str, enter: Enter, key: str, *, dose: float = 0.0) -> Shown:
+    def shown(self, number: int, role: str, state: State) -> Shown:
         """The fixed show prompts, answered greedily: what differs is the state, not the draw."""
         asked, seed = self.persona.prompts.show, self.config.seed
         sampling = self.config.sampling.model_copy(update={"temperature": 0.0})
-        full_key = stage_key("show", self.chat.fingerprint, state, key, sampling, seed, dose, asked)
+        full_key = stage_key("show", self.chat.fingerprint, role, state.key, sampling, seed, asked)
 
         def make() -> Shown:
-            draws = [Draw(prompt, dose, seed * 7_919 + i) for i, prompt in enumerate(asked)]
-            with self._bar(number, f"showing {state}", len(asked)) as progress, enter() as dosed:
-                said = generate(
-                    self.chat, draws, sampling, dosed=dosed, keep_broken=True, progress=progress
-                )
-            return Shown(state=state, completions=tuple(said))
+            draws = [Draw(prompt, seed=seed * 7_919 + i) for i, prompt in enumerate(asked)]
+            bar = self._bar(number, f"showing {role}", len(asked))
+            with bar as progress, state.entered(self.chat) as reader:
+                said = generate(reader, draws, sampling, keep_broken=True, progress=progress)
+            return Shown(state=role, completions=tuple(said))
 
-        file = "shown.json" if number == BASE else f"shown-{state}.json"
+        file = "shown.json" if number == BASE else f"shown-{role}.json"
         return self.store.stage(
-            f"show-{state}",
+            f"show-{role}",
             number,
             full_key,
             make=make,
@@ -258,19 +218,19 @@ class Stages:
             load=lambda folder: read_record(folder / file, Shown),
         )
 
-    def vector(self, number: int, student: Student) -> tuple[SteeringVector, str]:
-        """The student's steering vector, and its key."""
+    def vector(self, number: int, student: State) -> SteeringVector:
+        """The student's steering vector."""
         settings, persona = self.config.vector, self.persona
         chosen = prompts.first_contexts(settings.contexts)
         poles = (persona.positive, persona.negative, persona.neutral)
-        key = stage_key("vector", self.chat.fingerprint, student.keys, settings, chosen, poles)
+        key = stage_key("vector", self.chat.fingerprint, student.key, settings, chosen, poles)
         rows = find(settings.method).rows(settings, len(chosen))
 
         def make() -> SteeringVector:
-            with self._bar(number, "vector", rows) as progress, student.entered():
-                return extract(self.chat, persona, chosen, settings, progress)
+            with self._bar(number, "vector", rows) as progress:
+                return extract(self.chat, persona, chosen, settings, progress, student=student)
 
-        vector = self.store.stage(
+        return self.store.stage(
             "vector",
             number,
             key,
@@ -278,53 +238,44 @@ class Stages:
             save=lambda folder, value: value.save(folder / VECTOR),
             load=lambda folder: SteeringVector.load(folder / VECTOR),
         )
-        return vector, key
 
     def swept(
-        self, number: int, student: Student, vector: SteeringVector, key: str, base: Scores
+        self, number: int, student: State, vector: SteeringVector, zero: Scores
     ) -> Sweep | None:
         """The first round's student under the doses of the check; None in later rounds.
 
-        Without a finite KL of the largest dose to match there is no control. `base` gives dose 0
+        Without a finite KL of the largest dose to match there is no control. `zero` gives dose 0
         its vignettes and canary, and the control the texts that it is matched on.
         """
         check, config = self.config.check, self.config
         if number > 0 or not check.doses:
             return None
         doses = [config.dose.start * multiple for multiple in check.doses]
-        texts = [row.completion for row in base.persona[: check.base_texts]]
+        texts = [row.completion for row in zero.persona[: check.base_texts]]
+        steered = student.steered(vector, max(doses))
         ask = sweep.asked(self.persona, check, config.measure, config.sampling, config.seed)
         full_key = stage_key(
-            "sweep", self.chat.fingerprint, key, check, doses, config.measure, ask.sampling,
+            "sweep", self.chat.fingerprint, steered.key, check, doses, config.measure, ask.sampling,
             config.seed, self.persona, instruments.texts(config.measure),
             [(text.prompt, text.tokens) for text in texts],
         )  # fmt: skip
 
-        def control() -> tuple[float, Enter] | None:
-            top = max(doses)
-            with student.entered():
-                found = equal_kl(
-                    self.chat,
-                    vector.layers,
-                    top,
-                    texts,
-                    seed=config.seed,
-                    door=lambda: vector.applied(self.chat, 0.0),
-                )
-            if found.directions is None:
+        def control() -> tuple[float, State] | None:
+            found = equal_kl(self.chat, student, steered, texts, seed=config.seed)
+            if found.vector is None:
                 return None
-            return top, student.steered(SteeringVector(found.directions), 0.0)
+            return max(doses), student.steered(found.vector, 1.0)
 
         def make() -> Sweep:
             levels = 1 + len(set(doses)) + check.control
             with self._bar(number, "sweep of doses", levels * ask.rows) as progress:
                 return sweep.sweep(
                     self.chat,
-                    student.steered(vector, 0.0),
+                    steered,
                     doses,
                     ask,
                     control=control() if check.control else None,
-                    known=base,
+                    known=zero,
                     progress=progress,
                 )
 
@@ -346,7 +297,7 @@ class Stages:
             persona.positive, persona.negative, weights(),
         )  # fmt: skip
         count = config.filter.calibration_texts
-        draws = [Draw(asked[i % len(asked)], 0.0, seed * 1_000_003 + i) for i in range(count)]
+        draws = [Draw(asked[i % len(asked)], seed=seed * 1_000_003 + i) for i in range(count)]
 
         def make() -> Calibration:
             with self._bar(BASE, "calibrating the filter", count) as progress:
@@ -365,42 +316,42 @@ class Stages:
         )
         return found, key
 
-    def harvest(
-        self, number: int, student: Student, vector: SteeringVector, key: str
-    ) -> tuple[Harvest, str]:
-        """The round's judged completions, and their key."""
+    def harvest(self, number: int, teacher: State) -> tuple[Harvest, str]:
+        """What the teacher writes in the round, judged, and its key; its dose is walked."""
         config, persona = self.config, self.persona
         calibration, limits_key = self.calibrated()
         seed = config.seed * 1_009 + number
         full_key = stage_key(
-            "harvest", key, limits_key, config.dose, config.push, config.sampling, config.filter,
-            seed, persona.prompts.train, persona.positive, persona.negative,
+            "harvest", self.chat.fingerprint, teacher.key, limits_key, config.dose, config.push,
+            config.sampling, config.filter, seed, persona.prompts.train, persona.positive,
+            persona.negative,
         )  # fmt: skip
 
-        def draw(draws: Sequence[Draw]) -> list[tuple[Completion, Verdict]]:
-            top = max(draw.dose for draw in draws)
-            with (
-                self._bar(number, f"sampling, dose up to {top:.3g}", len(draws)) as progress,
-                student.steered(vector, 0.0)() as dosed,
-            ):
-                said, states = write(
-                    self.chat,
+        def draw(
+            states: Sequence[State], draws: Sequence[Draw]
+        ) -> list[tuple[Completion, Verdict]]:
+            top = max((state.dose for state in states), key=abs)
+            title = f"sampling, dose up to {top:.3g}" if top else "sampling"
+            bar = self._bar(number, title, len(draws))
+            with bar as progress, entered(self.chat, states) as writer:
+                said, drawn = write(
+                    writer,
                     draws,
                     config.sampling,
-                    dosed=dosed,
                     push=config.push,
                     keep_states=True,
                     keep_broken=True,
                     progress=progress,
                 )
             odds = config.filter.read_trait
-            seen = seen_by(self.chat, said, persona, states, logodds=odds)
+            seen = seen_by(self.chat, said, persona, drawn, writer=writer, logodds=odds)
             found = judge(said, seen, persona, calibration=calibration, settings=config.filter)
             return list(zip(said, found, strict=True))
 
         def make() -> Harvest:
             return harvest(
                 draw,
+                teacher,
                 persona.prompts.train,
                 config.dose,
                 rows=config.sampling.rows,
@@ -414,9 +365,9 @@ class Stages:
         return found, full_key
 
     def healed(
-        self, number: int, student: Student, vector: SteeringVector, found: Harvest, key: str
-    ) -> tuple[Healed, str]:
-        """The round's adapter and how it was trained, and its key.
+        self, number: int, student: State, teacher: State, found: Harvest, key: str
+    ) -> Healed:
+        """The round's adapter and how it was trained; `key` is the harvest's.
 
         A heal that was cut off goes on from its last epoch.
         """
@@ -424,29 +375,27 @@ class Stages:
         kept = found.kept(config.dose.want)
         # LoRA that started from the last round's A would stay in its input directions.
         seed = config.seed + 1_009 * number
-        full_key = stage_key("heal", key, student.keys, settings, seed, number, len(kept))
+        full_key = stage_key("heal", key, student.key, settings, seed, number, len(kept))
 
         checkpoint = Checkpoint(self.store.scratch("heal", full_key), self.watcher.note)
 
         def make() -> Healed:
             pairs = training_pairs(self.chat, kept)
-            origin = student if settings.reference == "prev" else Student(self.chat)
-            reference = teacher = None
+            origin = student if settings.reference == "prev" else base()
+            reference = lesson = None
             if settings.barrier != "nll":
-                with origin.entered():
-                    reference = continuation_states(self.chat, pairs)
+                with origin.entered(self.chat) as reader:
+                    reference = continuation_states(reader, pairs)
             if settings.objective == "distill":
-                # A per-token trace is read as the completion's nominal dose.
-                doses = [item.dose for item in kept]
-                with student.steered(vector, 0.0)() as dosed:
-                    teacher = continuation_states(self.chat, pairs, doses=doses, handle=dosed)
-            with student.entered():
+                lesson = taught(self.chat, teacher, kept)
+            with student.entered(self.chat):
                 healed = heal_student(
                     self.chat,
                     pairs,
                     reference,
                     settings,
-                    teacher=teacher,
+                    teacher=lesson.states if lesson else None,
+                    taught_by=lesson.reader if lesson else None,
                     round_number=number,
                     seed=seed,
                     checkpoint=checkpoint,
@@ -483,27 +432,33 @@ class Stages:
             ),
         )
         checkpoint.remove()
-        return result, full_key
+        return result
 
     def internalised(
-        self, number: int, before: Student, after: Student, vector: SteeringVector, key: str
+        self, number: int, before: State, after: State, vector: SteeringVector
     ) -> Internalisation:
-        """How much of the round's vector the healed student does by itself; `key` is its vector's.
+        """How much of the round's vector the healed student does by itself.
 
         Read on the first of the vector's own contexts.
         """
         chosen = prompts.contexts()[: min(self.config.vector.contexts, internalise.CONTEXTS)]
         neutral = self.persona.neutral
         full_key = stage_key(
-            "internalise", self.chat.fingerprint, key, before.keys, after.keys, chosen, neutral
+            "internalise",
+            self.chat.fingerprint,
+            vector.digest,
+            before.key,
+            after.key,
+            chosen,
+            neutral,
         )
 
         def make() -> Internalisation:
             with self._bar(number, "shift against the vector", 2 * len(chosen)) as progress:
                 return internalise.internalised(
                     self.chat,
-                    before.entered,
-                    after.entered,
+                    before,
+                    after,
                     vector,
                     contexts=chosen,
                     neutral=neutral,

@@ -1,7 +1,7 @@
 """The objective, per position and without [B, T, vocabulary]: L = fit + λ·relu(agg(D) − τ).
 
 fit_i at completion position i, token y_i, from full-vocabulary distributions in float32, p the
-student's, q the reference's, t the steered teacher's:
+student's, q the reference's, t the teacher's:
     sft      CE = −ln p_{y_i}
     distill  KL(teacher‖student) = Σ_v t_v (ln t_v − ln p_v)
 D_i:
@@ -95,7 +95,8 @@ def position_losses(
     reference: Float[Tensor, "N D"] | None,
     kind: Barrier,
     *,
-    teacher: Float[Tensor, "N D"] | None = None,
+    teacher: Float[Tensor, "N W"] | None = None,
+    taught_by: ChatModel | None = None,
 ) -> PositionLosses:
     """The fit and D of every position with their gradients in the states, chunk by chunk.
 
@@ -105,23 +106,27 @@ def position_losses(
         targets: The token that each position predicts.
         reference: The reference's final hidden states at the same positions; None for `nll`.
         kind: Which divergence.
-        teacher: The steered teacher's final hidden states; None fits the targets instead.
+        teacher: What the teacher's logits are made of; None fits the targets instead.
+        taught_by: What the teacher's door gave; the student's own head when not given.
     """
+    head = (taught_by or chat).logits
     parts, chunk = [], chunk_of(chat)
     for start in range(0, len(states), chunk):
         here = slice(start, start + chunk)
         aim = targets[here] if teacher is None else teacher[here]
         theirs = None if reference is None or kind == "nll" else reference[here]
-        parts.append(_chunk(chat, states.detach()[here], aim, theirs, kind))
+        parts.append(_chunk(chat, states.detach()[here], aim, theirs, kind, head=head))
     return PositionLosses(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _chunk(
     chat: ChatModel,
     states: Float[Tensor, "N D"],
-    aim: Int[Tensor, " N"] | Float[Tensor, "N D"],
+    aim: Int[Tensor, " N"] | Float[Tensor, "N W"],
     reference: Float[Tensor, "N D"] | None,
     kind: Barrier,
+    *,
+    head: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Only the head itself is differentiated by autograd, whatever its kind.
 
@@ -139,7 +144,7 @@ def _chunk(
     with torch.no_grad():
         log_p = logits.log_softmax(-1)
         p = log_p.exp()
-        fit, fit_grad = _fit(chat, log_p, p, aim, pulled_back)
+        fit, fit_grad = _fit(head, log_p, p, aim, pulled_back)
         if reference is None:
             return fit, torch.zeros_like(fit), fit_grad, torch.zeros_like(fit_grad)
         log_q = chat.logits(reference).log_softmax(-1)
@@ -153,15 +158,15 @@ def _chunk(
 
 
 def _fit(
-    chat: ChatModel,
+    head: Callable[[Tensor], Tensor],
     log_p: Float[Tensor, "N V"],
     p: Float[Tensor, "N V"],
-    aim: Int[Tensor, " N"] | Float[Tensor, "N D"],
+    aim: Int[Tensor, " N"] | Float[Tensor, "N W"],
     pulled_back: Callable[[Tensor], Tensor],
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N D"]]:
     """The fit to tokens, or to a teacher's states, and its gradient; p is left as it is."""
     if aim.is_floating_point():
-        fit, slope = _towards(chat.logits(aim).log_softmax(-1), log_p, p)
+        fit, slope = _towards(head(aim).log_softmax(-1), log_p, p)
         return fit, pulled_back(slope)
     fit = -log_p.gather(1, aim[:, None])[:, 0]
     chosen = (torch.arange(len(aim), device=aim.device), aim)

@@ -27,8 +27,10 @@ class Data:
     pairs: Sequence[Pair]
     reference: Sequence[Float[Tensor, "_ D"]] | None
     """The reference's final hidden states; None without a barrier."""
-    teacher: Sequence[Float[Tensor, "_ D"]] | None
-    """The steered teacher's; None where tokens are fitted."""
+    teacher: Sequence[Float[Tensor, "_ W"]] | None
+    """What the teacher's logits are made of; None where tokens are fitted."""
+    taught_by: ChatModel | None = None
+    """What the teacher's door gave; the student's own head makes its logits when not given."""
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -70,7 +72,7 @@ class Micro:
     parts: list[Part]
     targets: Int[Tensor, " N"]
     reference: Float[Tensor, "N D"] | None
-    teacher: Float[Tensor, "N D"] | None
+    teacher: Float[Tensor, "N W"] | None
 
     @property
     def used(self) -> int:

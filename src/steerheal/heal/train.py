@@ -1,13 +1,14 @@
 """One round's heal: trains a fresh adapter on the kept completions.
 
 In: the student (history folded in), training pairs, the reference's states and, to distil, the
-steered teacher's. Out: an `Adapter` and its `HealLog`. The step minimises
+teacher's. Out: an `Adapter` and its `HealLog`. The step minimises
 fit + λ·relu(agg(D) − τ) + spectral·Σ‖ΔW‖₂ over all completion tokens of the step, however many
 forwards it is split into. The rows of a step are those of the seeded order.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -53,7 +54,8 @@ def heal_student(
     reference: Sequence[Float[Tensor, "_ D"]] | None,
     settings: HealSettings,
     *,
-    teacher: Sequence[Float[Tensor, "_ D"]] | None = None,
+    teacher: Sequence[Float[Tensor, "_ W"]] | None = None,
+    taught_by: ChatModel | None = None,
     round_number: int = 0,
     seed: int = 0,
     checkpoint: Checkpoint | None = None,
@@ -67,7 +69,8 @@ def heal_student(
         reference: The reference's final hidden states on each pair's completion positions; may be
             None for `nll`.
         settings: Objective, barrier, adapter and optimiser.
-        teacher: The steered teacher's final hidden states there; `distill` needs them.
+        teacher: What the teacher's logits there are made of; `distill` needs it.
+        taught_by: What the teacher's door gave; the student's own head when not given.
         round_number: From 0; λ in this round is λ·(1+r)^power.
         seed: Of the adapter's start, the split and the order.
         checkpoint: Where the state is saved after every epoch, and where a heal that was cut off
@@ -78,6 +81,7 @@ def heal_student(
         UserError: a barrier without a reference, or `distill` without a teacher.
     """
     data = _data(pairs, reference, teacher, settings)
+    data = replace(data, taught_by=taught_by if data.teacher is not None else None)
     held, train, unheld = split(pairs, settings.held_out, seed)
     lam = settings.lam * (1 + round_number) ** settings.lam_power
     tokens = [(list(prefix), list(rest)) for prefix, rest in pairs]
@@ -173,9 +177,7 @@ def _data(
     if barrier and reference is None:
         raise UserError(f"barrier {settings.barrier} needs the reference's states; give them.")
     if distill and teacher is None:
-        raise UserError(
-            "objective distill needs the steered teacher's states; give them as `teacher`."
-        )
+        raise UserError("objective distill needs the teacher's states; give them as `teacher`.")
     return Data(pairs, reference if barrier else None, teacher if distill else None)
 
 

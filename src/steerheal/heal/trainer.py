@@ -161,6 +161,7 @@ class Trainer:
             micro.reference,
             self._settings.barrier,
             teacher=micro.teacher,
+            taught_by=self._data.taught_by,
         )
 
     @torch.no_grad()
@@ -172,7 +173,7 @@ class Trainer:
         ordered, states = states_by_length(chat, data, rows)
         if data.teacher is not None:
             teacher = torch.cat([data.teacher[i] for i in ordered]).to(chat.device)
-            return kl_between(chat, teacher, states).mean().item()
+            return kl_between(chat, teacher, states, data.taught_by).mean().item()
         targets = [token for i in ordered for token in data.pairs[i][1]]
         chosen = torch.tensor(targets, device=chat.device)
         return -chosen_logprobs(chat, states, chosen).mean().item()

@@ -10,11 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from steerheal.measure import finite
-from steerheal.models.batch import by_length, shrinking, token_budget
-from steerheal.models.chat import Told, told
-from steerheal.models.hooks import Dosed
+from steerheal.models.asking import Offered, offered
 from steerheal.models.model import ChatModel
-from steerheal.models.score import hidden_after_shared
+from steerheal.models.score import continuation_states
 from steerheal.models.template import Message
 from steerheal.prompts import lines
 from steerheal.records import CanaryRow
@@ -44,70 +42,51 @@ def read(
 def sweep(
     chat: ChatModel,
     statements: Sequence[str] | None = None,
-    levels: Sequence[float] = (0.0,),
-    handle: Dosed | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[list[CanaryRow]]:
-    """The rows at every level of a dose, all levels in the same batches.
+    """The rows of every entered state, all states in the same batches.
 
     Args:
-        chat: The model.
+        chat: The model, or what a state's door gives.
         statements: What is asked; the bundled ones when none are given.
-        levels: Doses, one list of rows each.
-        handle: What sets a dose per row; without one the model is read as it is, at one level.
-        progress: Called with the number of rows read, over all levels.
+        progress: Called with the number of rows read, over all states.
 
-    What is not finite at a level above 0 stays NaN.
+    What is not finite under a dose stays NaN.
 
     Raises:
         UserError: logits that are not finite without a dose.
     """
-    assert handle is not None or len(levels) == 1, "several levels need a handle"
-    asked = list(statements) if statements is not None else list(lines("statements"))
-    opened, count = [_opened(chat, statement) for statement in asked], len(asked)
-    opening = min(len(one.shared) - one.slot for one in opened) - 1
-    rows: dict[int, CanaryRow] = {}
-
-    def work(batch: list[int]) -> None:
-        doses = torch.tensor([levels[i // count] for i in batch], device=chat.device)
-        hidden, skipped = hidden_after_shared(
-            chat,
-            [opened[i % count].shared for i in batch],
-            opening,
-            doses=None if handle is None else doses,
-            handle=handle,
-        )
-        for row, i in enumerate(batch):
-            prompt, slot, rests, _ = opened[i % count]
-            allowed = torch.tensor(sorted({rest[0] for rest in rests}))
-            end = len(prompt) - skipped
-            logs = chat.logits(hidden[row, end - slot - 1 : end]).log_softmax(-1).cpu()
-            forced = torch.tensor(prompt[len(prompt) - slot :], dtype=torch.long)
-            nll = -logs[:-1].gather(1, forced[:, None]).mean().item()
-            mass = logs[-1, allowed].exp().sum().item()
-            name = f"statement-{i % count:02d}"
-            rows[i] = CanaryRow(id=name, p_ans_any=mass, nll_prefill=nll)
-        progress(len(batch))
-
-    lengths = [len(one.shared) for one in opened] * len(levels)
-    for batch in by_length(lengths, token_budget(chat.device)):
-        shrinking(batch, work)
-    read = [[rows[k * count + i] for i in range(count)] for k in range(len(levels))]
-    finite.refuse_broken(chat, read, levels, handle)
+    texts = list(statements) if statements is not None else list(lines("statements"))
+    opened = [
+        _opened(chat, statement, state) for state in range(chat.entered) for statement in texts
+    ]
+    # One token more stands for whatever follows the opening, which is what is asked for.
+    pairs = [(one.line.without(one.slot), [*one.forced(), 0]) for one in opened]
+    rows = []
+    for one, states in zip(opened, continuation_states(chat, pairs, progress), strict=True):
+        logs = chat.logits(states).log_softmax(-1).cpu()
+        allowed = torch.tensor(sorted({rest[0] for rest in one.rests}))
+        forced = torch.tensor(one.forced(), dtype=torch.long)
+        nll = -logs[:-1].gather(1, forced[:, None]).mean().item()
+        mass = logs[-1, allowed].exp().sum().item()
+        name = f"statement-{len(rows) % len(texts):02d}"
+        rows.append(CanaryRow(id=name, p_ans_any=mass, nll_prefill=nll))
+    read = [rows[start : start + len(texts)] for start in range(0, len(rows), len(texts))]
+    finite.refuse_broken(chat, read)
     return read
 
 
-def _opened(chat: ChatModel, statement: str) -> Told:
+def _opened(chat: ChatModel, statement: str, state: int) -> Offered:
     """The statement with the reply opened, and the answers that go on from the whole opening.
 
     Of two spellings of an answer one may join a token of the opening: the other is read.
     """
-    found = told(chat, _turns(statement), OPENING, ANSWERS)
+    found = offered(chat, _turns(statement), OPENING, ANSWERS, state=state)
     furthest = max(found.leads)
     if furthest == 1:
         return found
     reach = [a for a, lead in zip(ANSWERS, found.leads, strict=True) if lead == furthest]
-    return told(chat, _turns(statement), OPENING, reach)
+    return offered(chat, _turns(statement), OPENING, reach, state=state)
 
 
 def _turns(statement: str) -> list[Message]:

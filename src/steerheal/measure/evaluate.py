@@ -1,74 +1,66 @@
 """One evaluation of one state: vignettes, canary, free answers, judged by the unsteered base."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Literal
-
-from jaxtyping import Float
-from torch import Tensor
+from typing import Literal
 
 from steerheal.config import MeasureSettings, SamplingSettings
 from steerheal.measure import coherence, damage, free, instruments, vignettes
-from steerheal.models.hooks import Dosed, at
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states
 from steerheal.prompts import lines
 from steerheal.records import Scores
+from steerheal.state.values import State, base
 from steerheal.steer.persona import Persona
-
-Enter = Callable[[], AbstractContextManager[Dosed | None]]
-"""Opens a state: the model inside is the state, outside it is the unsteered base again."""
 
 
 def evaluate(
     chat: ChatModel,
-    state: str,
-    enter: Enter,
+    role: str,
+    state: State,
     persona: Persona,
     settings: MeasureSettings,
     *,
     sampling: SamplingSettings,
     seed: int,
-    dose: float = 0.0,
-    previous: Enter | Literal["base"] | None = None,
+    previous: State | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Scores:
     """Everything the settings ask to read of a state.
 
     Args:
-        chat: The unsteered, unfolded model.
-        state: base, steered or healed.
-        enter: Opens the state.
+        chat: The model, in no state.
+        role: base, steered or healed: what the state is to the run.
+        state: What is read.
         persona: Axis and evaluation prompts.
         settings: What is read, and how much of it.
         sampling: How free answers are sampled; their length is the evaluation's own.
         seed: Of the free answers; the same for every state.
-        dose: Dose of the state, when it is steered.
-        previous: Opens the student before this round, or says that it is the base.
+        previous: The student before this round.
         progress: Called with the number of rows done.
     """
     chosen = vignettes.chosen(settings)
     asked = persona.prompts.evaluate[: settings.prompts]
-    seeded: dict[str, Any] = {"seed": seed, "dose": dose, "progress": progress}
-    with enter() as dosed:
-        read = instruments.read(chat, chosen, settings, dosed=dosed, dose=dose, progress=progress)
-        (canary,) = coherence.sweep(chat, None, (dose,), dosed, progress)
-        with at(dosed, dose):
-            plain = damage.plain_perplexity(chat)
-        freely = {**seeded, "dosed": dosed}
-        answers = free.answers(chat, asked, _long(sampling, settings.tokens), **freely)
-        replies = free.answers(chat, _json(settings), _long(sampling, damage.JSON_TOKENS), **freely)
-        essays = free.answers(
-            chat, _open(settings), _long(sampling, settings.long_tokens), **freely
-        )
-    before: Sequence[Float[Tensor, "_ D"]] | Literal["base"] | None = None
-    if isinstance(previous, str):
+
+    def written(reader: ChatModel, prompts: Sequence[str], tokens: int) -> free.Answers:
+        length = sampling.model_copy(update={"tokens": tokens})
+        return free.answers(reader, prompts, length, seed=seed, progress=progress)
+
+    with state.entered(chat) as reader:
+        read = instruments.read(reader, chosen, settings, progress=progress)
+        (canary,) = coherence.sweep(reader, None, progress)
+        plain = damage.plain_perplexity(reader)
+        answers = written(reader, asked, settings.tokens)
+        replies = written(reader, _json(settings), damage.JSON_TOKENS)
+        essays = written(reader, _open(settings), settings.long_tokens)
+    before: free.Seen | Literal["base"] | None = None
+    if previous == base():
         before = "base"
     elif previous is not None:
-        with previous():
-            before = continuation_states(chat, free.answer_pairs(chat, answers.completions))
+        with previous.entered(chat) as reader:
+            pairs = free.answer_pairs(reader, answers.completions)
+            before = free.Seen(continuation_states(reader, pairs), reader)
     return Scores(
-        state=state,
+        state=role,
         instrument=settings.instrument,
         vignettes=tuple(read.rows),
         canary=tuple(canary),
@@ -84,8 +76,8 @@ def evaluate(
 
 def answer_test(
     chat: ChatModel,
-    state: str,
-    enter: Enter,
+    role: str,
+    state: State,
     persona: Persona,
     settings: MeasureSettings,
     *,
@@ -95,18 +87,11 @@ def answer_test(
 ) -> Scores:
     """Free answers to the persona's test prompts, which choose nothing; arguments as `evaluate`."""
     asked = persona.prompts.test[: settings.prompts]
-    with enter() as dosed:
-        answers = free.answers(
-            chat, asked, _long(sampling, settings.tokens), seed=seed, dosed=dosed, progress=progress
-        )
+    length = sampling.model_copy(update={"tokens": settings.tokens})
+    with state.entered(chat) as reader:
+        answers = free.answers(reader, asked, length, seed=seed, progress=progress)
     said = tuple(free.judge(chat, answers, persona))
-    return Scores(
-        state=state, instrument=settings.instrument, vignettes=(), canary=(), persona=said
-    )
-
-
-def _long(sampling: SamplingSettings, tokens: int) -> SamplingSettings:
-    return sampling.model_copy(update={"tokens": tokens})
+    return Scores(state=role, instrument=settings.instrument, vignettes=(), canary=(), persona=said)
 
 
 def _json(settings: MeasureSettings) -> tuple[str, ...]:

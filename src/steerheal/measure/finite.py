@@ -7,8 +7,7 @@ whose logits are not finite by itself is damaged, and nothing that it reads mean
 import math
 from collections.abc import Sequence
 
-from steerheal.models.finite import not_finite, refuse_at_rest
-from steerheal.models.hooks import Dosed, standing_dose
+from steerheal.models.finite import dose_of, not_finite, refuse_at_rest
 from steerheal.models.model import ChatModel
 from steerheal.records import CanaryRow, VignetteRow
 
@@ -20,31 +19,23 @@ def unread(row: VignetteRow | CanaryRow) -> bool:
 
 
 def refuse_broken(
-    chat: ChatModel,
-    swept: Sequence[Sequence[VignetteRow] | Sequence[CanaryRow]],
-    levels: Sequence[float],
-    handle: Dosed | None,
+    chat: ChatModel, swept: Sequence[Sequence[VignetteRow] | Sequence[CanaryRow]]
 ) -> None:
-    """Checks the rows of every level.
+    """Checks the rows of every entered state.
 
     Raises:
         UserError: rows could not be read without a dose.
     """
-    for level, rows in zip(levels, swept, strict=True):
+    for state, rows in enumerate(swept):
         if any(map(unread, rows)):
-            refuse_at_rest(chat, handle, level)
+            refuse_at_rest(chat, state)
 
 
-def refuse_unread(
-    chat: ChatModel,
-    rows: Sequence[VignetteRow] | Sequence[CanaryRow],
-    handle: Dosed | None = None,
-    dose: float = 0.0,
-) -> None:
+def refuse_unread(chat: ChatModel, rows: Sequence[VignetteRow] | Sequence[CanaryRow]) -> None:
     """Checks the rows of one state, whatever steers it.
 
     Raises:
         UserError: rows could not be read.
     """
     if any(map(unread, rows)):
-        raise not_finite(chat, standing_dose(chat) if handle is None else dose)
+        raise not_finite(chat, dose_of(chat))

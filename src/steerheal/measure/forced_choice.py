@@ -13,19 +13,19 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from steerheal.measure import finite
 from steerheal.measure.protocol import Protocol
 from steerheal.measure.slot import Slot, slot_of
 from steerheal.measure.vignettes import Vignette
-from steerheal.models.batch import LeftPadded, left_padded, shared_prefix, shrinking
+from steerheal.models.asking import asked
+from steerheal.models.batch import left_padded, shared_prefix, shrinking
 from steerheal.models.cache import fitting, slides
-from steerheal.models.chat import prompt_ids
-from steerheal.models.generate import Prefilled, prefilled, read_on
-from steerheal.models.hooks import Dosed, at
+from steerheal.models.decode import Decoding
 from steerheal.models.model import ChatModel
+from steerheal.models.rows import Line
 from steerheal.models.score import chosen_logprobs
 from steerheal.records import FOUNDATIONS, Record, VignetteRow
 
@@ -71,41 +71,28 @@ def read(
     think: int = 128,
     orders: Literal["two", "cyclic"] = "two",
     rows: int = 128,
-    dosed: Dosed | None = None,
-    dose: float = 0.0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> ForcedChoice:
     """A row per vignette, in the order given.
 
     Args:
-        chat: The model, possibly inside `adding` or `folded`.
+        chat: The model, or what a state's door gives.
         vignettes: What is asked.
         protocol: Wording, labels and markers.
         think: Tokens of thinking, exactly; 0 is none.
         orders: two, the list forwards and backwards; cyclic, every label once at every position.
         rows: Most rollouts read together; fewer where memory is short.
-        dosed: The handle from `adding`; required when the dose is not 0.
-        dose: Coefficient on the vector.
         progress: Called with the number of vignettes finished since the last call.
 
     Raises:
         UserError: labels that begin with the same token, a template without assistant turns, or
             logits that are not finite.
     """
-    assert dosed is not None or dose == 0, "a dose without a vector"
     found = sweep(
-        chat,
-        vignettes,
-        protocol,
-        (dose,),
-        dosed,
-        think=think,
-        orders=orders,
-        rows=rows,
-        progress=progress,
-    )
-    finite.refuse_unread(chat, found[0].rows, dosed, dose)
-    return found[0]
+        chat, vignettes, protocol, think=think, orders=orders, rows=rows, progress=progress
+    )[0]
+    finite.refuse_unread(chat, found.rows)
+    return found
 
 
 @torch.no_grad()
@@ -113,38 +100,32 @@ def sweep(
     chat: ChatModel,
     vignettes: Sequence[Vignette],
     protocol: Protocol,
-    levels: Sequence[float],
-    handle: Dosed | None = None,
     *,
     think: int = 128,
     orders: Literal["two", "cyclic"] = "two",
     rows: int = 128,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[ForcedChoice]:
-    """One reading per level of a dose or gate, all levels and orders in the same batches.
+    """One reading per entered state, all states and orders in the same batches.
 
-    Args as `read`; `handle` sets a level per row: of `adding` for doses, of `attached` for gates.
-    What is not finite at a level above 0 stays NaN.
+    Args as `read`. What is not finite under a dose stays NaN.
 
     Raises:
         UserError: as `read`; logits that are not finite without a dose.
     """
-    assert handle is not None or len(levels) == 1, "several levels need a handle"
     assert think >= 0 and rows >= 1, f"think {think}, rows {rows}"
     slot, lists = slot_of(chat, protocol, think), _lists(protocol, orders)
     each, count = len(lists), len(lists) * len(vignettes)
     prompts = [
-        prompt_ids(chat, protocol.turn(vignette.text, labels), prefill=protocol.think_open)
+        asked(chat, protocol.turn(vignette.text, labels), state=state, prefill=protocol.think_open)
+        for state in range(chat.entered)
         for vignette in vignettes
         for labels in lists
-    ] * len(levels)
+    ]
     found = _empty(len(prompts))
 
     def work(batch: list[int]) -> None:
-        doses = torch.tensor([levels[i // count] for i in batch], device=chat.device)
-        prompt = _read_prompts(chat, prompts, batch, each, doses=doses, dosed=handle)
-        with at(handle, doses):
-            read = _roll_out(chat, prompt, slot, protocol)
+        read = _roll_out(chat, *_read_prompts(chat, prompts, batch, each), slot, protocol)
         for whole, part in zip(found, read, strict=True):
             whole[batch] = part
         progress(sum((i + 1) % each == 0 for i in batch))
@@ -153,19 +134,19 @@ def sweep(
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i - i % each]), i))
     longest, more = max(map(len, prompts), default=0), think + len(slot.suffix) + len(slot.prefill)
     chat.refuse_longer(longest, written=more)
-    rows = fitting(chat, rows, longest + more)
+    rows = max(1, fitting(chat, rows * chat.parts, longest + more) // chat.parts)
     for start in range(0, len(order), rows):
         shrinking(order[start : start + rows], work)
     read = [
         _collected(
-            _Rollouts(*(part[level * count :][:count] for part in found)),
+            _Rollouts(*(part[state * count :][:count] for part in found)),
             vignettes,
             protocol,
             lists,
         )
-        for level in range(len(levels))
+        for state in range(chat.entered)
     ]
-    finite.refuse_broken(chat, [one.rows for one in read], levels, handle)
+    finite.refuse_broken(chat, [one.rows for one in read])
     return read
 
 
@@ -188,63 +169,67 @@ def _empty(rollouts: int) -> _Rollouts:
 
 
 def _read_prompts(
-    chat: ChatModel,
-    prompts: Sequence[list[int]],
-    batch: Sequence[int],
-    each: int,
-    *,
-    doses: Float[Tensor, " B"],
-    dosed: Dosed | None,
-) -> Prefilled:
+    chat: ChatModel, prompts: Sequence[Line], batch: Sequence[int], each: int
+) -> tuple[Decoding, Float[Tensor, "B W"]]:
     """Reads the prompts of a batch, what the orders of a vignette share once.
 
     Args:
-        chat: The model.
-        prompts: Of every rollout; those of one vignette stand together.
+        chat: The model, or what a state's door gives.
+        prompts: Of every rollout; those of one vignette in one state stand together.
         batch: Which of them.
         each: Orders per vignette.
-        doses: A coefficient per rollout, one for all orders of a vignette.
-        dosed: Where it goes.
+
+    Returns:
+        The batch, and what the logits after every prompt are made of.
     """
     owners = [i - i % each for i in batch]
-    stems = {i: prompts[i][: shared_prefix(prompts[i : i + each])] for i in owners}
-    rows = torch.tensor([list(stems).index(i) for i in owners], device=chat.device)
+    stems = {i: _stem(prompts[i : i + each]) for i in owners}
+    tails = [
+        {
+            part[len(start) :]
+            for part, start in zip(prompts[i].parts, stems[owner].parts, strict=True)
+        }
+        for i, owner in zip(batch, owners, strict=True)
+    ]
+    short = all(map(all, (stem.parts for stem in stems.values())))
+    alike = all(len(of) == 1 for of in tails)
     # Padding between the shared part and the rest would count towards a sliding window.
-    if len(stems) == len(batch) or slides(chat) or not all(stems.values()):
-        return prefilled(chat, [prompts[i] for i in batch], doses, dosed)
-    firsts = [owners.index(i) for i in stems]
-    stem = prefilled(chat, list(stems.values()), doses[firsts], dosed)
-    stem.cache.batch_select_indices(rows)
-    tails = [prompts[i][len(stems[owner]) :] for i, owner in zip(batch, owners, strict=True)]
-    repeated = Prefilled(stem.hidden[rows, -1:], stem.cache, stem.mask[rows], stem.positions[rows])
-    with at(dosed, doses):
-        return _read_on(chat, repeated, left_padded(tails, 0, chat.device))
+    if len(stems) == len(batch) or slides(chat) or not (short and alike):
+        whole = Decoding(chat, [prompts[i] for i in batch])
+        return whole, whole.start()[:, -1]
+    read = Decoding(chat, list(stems.values()))
+    read.start()
+    read.select(torch.tensor([list(stems).index(i) for i in owners], device=chat.device))
+    more = left_padded([tail for of in tails for tail in of], 0, chat.device)
+    return read, read.on(more.ids, more.mask)[:, -1]
 
 
-def _read_on(chat: ChatModel, before: Prefilled, more: LeftPadded) -> Prefilled:
-    """Reads more tokens in every row."""
-    mask = torch.cat([before.mask, more.mask], dim=1)
-    positions = before.positions[:, -1:] + 1 + more.positions
-    hidden = read_on(chat, more.ids, mask, before.cache, positions)
-    return Prefilled(hidden, before.cache, mask, positions)
+def _stem(orders: Sequence[Line]) -> Line:
+    """What a vignette's orders begin with in common, part by part."""
+    columns = zip(*(line.parts for line in orders), strict=True)
+    return Line(
+        tuple(of[0][: shared_prefix(of)] for of in columns), orders[0].begins, orders[0].state
+    )
 
 
-def _roll_out(chat: ChatModel, state: Prefilled, slot: Slot, protocol: Protocol) -> _Rollouts:
+def _roll_out(
+    chat: ChatModel, batch: Decoding, last: Float[Tensor, "B W"], slot: Slot, protocol: Protocol
+) -> _Rollouts:
     """Thinks, is interrupted, and reads the slot; the last think token goes with the rest."""
-    rows = len(state.mask)
+    rows = len(batch)
     closed = torch.zeros(rows, dtype=torch.bool, device=chat.device)
     thoughts = torch.zeros(rows, 0, dtype=torch.long, device=chat.device)
     for _ in range(slot.think):
         if thoughts.shape[1]:
-            state = _read_on(chat, state, _whole(thoughts[:, -1:]))
-        logits = chat.logits(state.hidden[:, -1])
+            last = batch.on(thoughts[:, -1:])[:, -1]
+        logits = chat.logits(last)
         closed |= torch.isin(logits.argmax(-1), slot.suppressed)
         logits[:, slot.suppressed] = -torch.inf
         thoughts = torch.cat([thoughts, logits.argmax(-1)[:, None]], dim=1)
     prefill = torch.tensor(slot.prefill, device=chat.device).expand(rows, -1)
     suffix = torch.tensor(slot.suffix, device=chat.device).expand(rows, -1)
-    state = _read_on(chat, state, _whole(torch.cat([thoughts[:, -1:], suffix, prefill], dim=1)))
-    states = state.hidden[:, -len(slot.prefill) - 1 :]
+    read = batch.on(torch.cat([thoughts[:, -1:], suffix, prefill], dim=1))
+    states = read[:, -len(slot.prefill) - 1 :]
     given = chosen_logprobs(chat, states[:, :-1].flatten(0, 1), prefill.flatten())
     logs = chat.logits(states[:, -1]).log_softmax(-1)[:, slot.answers]
     texts = cast(list[str], chat.tokenizer.batch_decode(thoughts))
@@ -254,13 +239,6 @@ def _roll_out(chat: ChatModel, state: Prefilled, slot: Slot, protocol: Protocol)
         -given.view(rows, -1).mean(1).cpu(),
         closed.cpu() | torch.tensor([close != "" and close in text for text in texts]),
         torch.tensor([protocol.prefill in text for text in texts]),
-    )
-
-
-def _whole(ids: Int[Tensor, "B T"]) -> LeftPadded:
-    """Rows of one length."""
-    return LeftPadded(
-        ids, torch.ones_like(ids), torch.arange(ids.shape[1], device=ids.device)[None]
     )
 
 

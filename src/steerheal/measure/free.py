@@ -8,7 +8,7 @@ Two phases: the state writes and leaves its hidden states, then the base judges.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,28 +16,31 @@ from torch import Tensor
 
 from steerheal.config import SamplingSettings
 from steerheal.measure.fluency import distinct, perplexity, tail_perplexity, word_repetition
-from steerheal.models.chat import prompt_ids
+from steerheal.models.asking import asked
 from steerheal.models.finite import refuse_at_rest
 from steerheal.models.generate import Draw, write
-from steerheal.models.hooks import Dosed
 from steerheal.models.model import ChatModel
 from steerheal.models.score import (
-    Pair,
+    Reading,
     chosen_logprobs,
     continuation_states,
     kl_between,
     token_logprobs,
 )
 from steerheal.records import Completion, PersonaRow
+from steerheal.state.values import base, entered
 from steerheal.steer.persona import Persona
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a state wrote, and the final hidden states that it drew the tokens from, on the CPU."""
+    """What a state wrote, and what the logits that it drew the tokens from are made of."""
 
     completions: list[Completion]
-    states: list[Float[Tensor, "_ D"]]
+    states: list[Float[Tensor, "_ W"]]
+    """On the CPU."""
+    writer: ChatModel | None = None
+    """What the state's door gave: it makes the logits of the states; the judge when not given."""
 
 
 def answers(
@@ -46,103 +49,129 @@ def answers(
     sampling: SamplingSettings,
     *,
     seed: int,
-    dose: float = 0.0,
-    dosed: Dosed | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Answers:
-    """One answer per prompt in the model's present state, the same seeds for every state."""
-    return sweep(chat, prompts, sampling, [dose], dosed, seed=seed, progress=progress)[0]
+    """One answer per prompt, the same seeds for every state."""
+    return sweep(chat, prompts, sampling, seed=seed, progress=progress)[0]
 
 
 def sweep(
     chat: ChatModel,
     prompts: Sequence[str],
     sampling: SamplingSettings,
-    doses: Sequence[float],
-    handle: Dosed | None,
     *,
     seed: int,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Answers]:
-    """What every dose writes; all doses in the same batches, from the same seeds.
+    """What every entered state writes; all in the same batches, from the same seeds.
 
-    A prompt's answer at a dose is the one that `answers` gives at that dose. Where a dose is too
-    strong to go on, it ends and is marked as broken.
+    A prompt's answer in a state is the one that `answers` gives there. Where a dose is too strong
+    to go on, it ends and is marked as broken.
 
     Raises:
         UserError: logits that are not finite without a dose.
     """
     draws = [
-        Draw(prompt, dose, seed * 1_000_003 + i)
-        for dose in doses
+        Draw(prompt, state, seed * 1_000_003 + i)
+        for state in range(chat.entered)
         for i, prompt in enumerate(prompts)
     ]
     said, states = write(
         chat,
         draws,
         sampling,
-        dosed=handle,
         keep_states=True,
         keep_broken=True,
         progress=progress,
     )
     size = len(prompts)
     return [
-        Answers(said[k * size : (k + 1) * size], states[k * size : (k + 1) * size])
-        for k in range(len(doses))
+        Answers(said[k * size : (k + 1) * size], states[k * size : (k + 1) * size], chat)
+        for k in range(chat.entered)
     ]
 
 
 def answer_pairs(
-    chat: ChatModel, completions: Sequence[Completion], system: str = ""
-) -> list[Pair]:
-    """Prompts under a system prompt, with the completions to score after them."""
-    return [(prompt_ids(chat, item.prompt, system=system), item.tokens) for item in completions]
+    chat: ChatModel, completions: Sequence[Completion], state: int = 0
+) -> list[Reading]:
+    """Prompts as an entered state reads them, with the completions to score after them."""
+    return [(asked(chat, item.prompt, state=state), item.tokens) for item in completions]
+
+
+def pole_logprobs(
+    chat: ChatModel, completions: Sequence[Completion], persona: Persona
+) -> tuple[list[Float[Tensor, " _"]], list[Float[Tensor, " _"]]]:
+    """ln p(y | positive, x) and ln p(y | negative, x) of every completion, token by token.
+
+    Args:
+        chat: The judge, in no state.
+        completions: What is judged.
+        persona: Whose poles are read as system prompts.
+    """
+    poles = [base().prompted(text) for text in (persona.positive, persona.negative)]
+    with entered(chat, poles) as reader:
+        pairs = [pair for pole in (0, 1) for pair in answer_pairs(reader, completions, pole)]
+        logs = token_logprobs(reader, pairs)
+    return logs[: len(completions)], logs[len(completions) :]
+
+
+def logodds(up: Float[Tensor, " _"], down: Float[Tensor, " _"], tokens: Sequence[int]) -> float:
+    """[ln p(y | positive, x) − ln p(y | negative, x)] per token, nats; NaN without tokens."""
+    return (up.sum() - down.sum()).item() / len(tokens) if tokens else math.nan
+
+
+class Seen(NamedTuple):
+    """What a state makes of given answers."""
+
+    states: list[Float[Tensor, "_ W"]]
+    reader: ChatModel
+    """What the state's door gave."""
 
 
 def judge(
-    base: ChatModel,
+    chat: ChatModel,
     answers: Answers,
     persona: Persona,
-    previous: Sequence[Float[Tensor, "_ D"]] | Literal["base"] | None = None,
+    previous: Seen | Literal["base"] | None = None,
 ) -> list[PersonaRow]:
     """The base's reading of every answer; a broken one is unread, of infinite perplexity.
 
     Args:
-        base: The model unsteered and unfolded.
+        chat: The model unsteered and unfolded.
         answers: What the state wrote.
         persona: Whose poles are compared.
-        previous: Final hidden states of the student before this round on the same answers, or
-            that it is the base itself.
+        previous: What the student before this round makes of the same answers, or that it is the
+            base itself.
 
     Raises:
         UserError: the base's logits on an answer are not finite.
     """
     completions = answers.completions
-    up = token_logprobs(base, answer_pairs(base, completions, persona.positive))
-    down = token_logprobs(base, answer_pairs(base, completions, persona.negative))
-    states = continuation_states(base, answer_pairs(base, completions))
+    up, down = pole_logprobs(chat, completions, persona)
+    states = continuation_states(chat, answer_pairs(chat, completions))
     rows = []
-    before = states if previous == "base" else previous
+    before = Seen(states, chat) if isinstance(previous, str) else previous
     for i, completion in enumerate(completions):
         if completion.broken:
             rows.append(_broken(completion))
             continue
-        targets = torch.tensor(completion.tokens, device=base.device)
-        own = chosen_logprobs(base, states[i], targets)
+        targets = torch.tensor(completion.tokens, device=chat.device)
+        own = chosen_logprobs(chat, states[i], targets)
         if not all(logs.isfinite().all() for logs in (own, up[i], down[i])):
-            refuse_at_rest(base)
+            refuse_at_rest(chat)
         state = answers.states[i].to(states[i])
         rows.append(
             PersonaRow(
                 completion=completion,
-                logodds=(up[i].sum() - down[i].sum()).item() / len(completion.tokens),
+                logodds=logodds(up[i], down[i], completion.tokens),
                 perplexity=perplexity(own.tolist()),
                 tail_perplexity=tail_perplexity(own.tolist()),
-                kl_to_base=kl_between(base, state, states[i]).mean().item(),
+                kl_to_base=kl_between(chat, state, states[i], answers.writer).mean().item(),
                 kl_to_previous=math.nan
                 if before is None
-                else kl_between(base, state, before[i]).mean().item(),
+                else kl_between(before.reader, state, before.states[i], answers.writer or chat)
+                .mean()
+                .item(),
                 word_repetition=word_repetition(completion.text),
                 distinct_2=distinct(completion.text, 2),
             )

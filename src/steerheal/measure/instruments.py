@@ -7,7 +7,6 @@ from typing import NamedTuple
 from steerheal.config import MeasureSettings
 from steerheal.measure import forced_choice, likelihood, moralmaps, protocol
 from steerheal.measure.vignettes import Vignette, chosen
-from steerheal.models.hooks import Dosed, at
 from steerheal.models.model import ChatModel
 from steerheal.records import VignetteRow
 
@@ -31,50 +30,44 @@ def read(
     vignettes: Sequence[Vignette],
     settings: MeasureSettings,
     *,
-    dosed: Dosed | None = None,
-    dose: float = 0.0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Read:
     """The settings' instrument on the vignettes; `auto` must have been resolved before.
 
     Args:
-        chat: The model in the state to be read.
+        chat: The model, or what a state's door gives.
         vignettes: What is asked.
         settings: The instrument and its options.
-        dosed: The handle of a steered state; it is left as it was.
-        dose: Its dose.
         progress: Called with the number of vignettes done.
     """
-    return sweep(chat, vignettes, settings, (dose,), dosed, progress=progress)[0]
+    return sweep(chat, vignettes, settings, progress=progress)[0]
 
 
 def sweep(
     chat: ChatModel,
     vignettes: Sequence[Vignette],
     settings: MeasureSettings,
-    levels: Sequence[float] = (0.0,),
-    handle: Dosed | None = None,
     *,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Read]:
-    """A reading per level of a dose, in the same batches; moralmaps takes them one by one.
+    """A reading per entered state, in the same batches; moralmaps takes them one by one.
 
     Args:
-        chat: The model.
+        chat: The model, or what a state's door gives.
         vignettes: What is asked.
         settings: The instrument and its options; `auto` must have been resolved before.
-        levels: Doses.
-        handle: What sets them, for a batch or for every row; without one there is one level.
-        progress: Called with the number of vignettes done, over all levels.
+        progress: Called with the number of vignettes done, over all states.
+
+    Raises:
+        UserError: moralmaps, of a state that is more than adapters and vectors.
     """
     match settings.instrument:
         case "likelihood":
-            found = likelihood.sweep(chat, vignettes, levels, handle, progress)
-            return [Read(rows) for rows in found]
+            return [Read(rows) for rows in likelihood.sweep(chat, vignettes, progress)]
         case "moralmaps":
             upstream = []
-            for level in levels:
-                with at(handle, level):
+            for state in range(chat.entered):
+                with chat.resting(state):
                     rows = moralmaps.read(chat, vignettes, think=settings.think)
                 upstream.append(Read(rows))
                 progress(len(rows))
@@ -84,8 +77,6 @@ def sweep(
                 chat,
                 vignettes,
                 protocol.load(Path(settings.protocol) if settings.protocol else None),
-                levels,
-                handle,
                 think=settings.think,
                 orders=settings.orders,
                 progress=progress,

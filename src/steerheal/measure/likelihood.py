@@ -18,11 +18,10 @@ from torch import Tensor
 
 from steerheal.measure import finite
 from steerheal.measure.vignettes import Vignette
+from steerheal.models.asking import Offered, offered
 from steerheal.models.batch import by_length, shrinking, token_budget
 from steerheal.models.cache import fitting
-from steerheal.models.chat import Told, told
-from steerheal.models.generate import Prefilled, prefilled
-from steerheal.models.hooks import Dosed, at
+from steerheal.models.decode import Decoding
 from steerheal.models.model import ChatModel
 from steerheal.models.score import chosen_logprobs, label_logprobs
 from steerheal.records import FOUNDATIONS, VignetteRow
@@ -78,59 +77,56 @@ def read(
 def sweep(
     chat: ChatModel,
     vignettes: Sequence[Vignette],
-    levels: Sequence[float] = (0.0,),
-    handle: Dosed | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[list[VignetteRow]]:
-    """The rows at every level of a dose or gate, all levels in the same batches.
+    """The rows of every entered state, all states in the same batches.
 
     Args:
-        chat: The model.
+        chat: The model, or what a state's door gives.
         vignettes: What is asked.
-        levels: Doses or gates, one list of rows each.
-        handle: What sets a level per row: of `adding` for doses, of `attached` for gates; without
-            one the model is read as it is, at one level.
-        progress: Called with the number of vignettes read, over all levels.
+        progress: Called with the number of vignettes read, over all states.
 
-    What is not finite at a level above 0 stays NaN.
+    What is not finite under a dose stays NaN.
 
     Raises:
         UserError: logits that are not finite without a dose.
     """
-    assert handle is not None or len(levels) == 1, "several levels need a handle"
     conditions = sorted({vignette.condition for vignette in vignettes})
     acts = [(name, act) for name in conditions for act in NEUTRAL[name]]
     texts = [vignette.text for vignette in vignettes] + [act for _, act in acts]
     phrases = [REASONS[name] for name in FOUNDATIONS]
-    asked = [told(chat, QUESTION.format(vignette=text), PREFILL, phrases) for text in texts]
-    count, total = len(texts), len(texts) * len(levels)
+    asked = [
+        offered(chat, QUESTION.format(vignette=text), PREFILL, phrases, state=state)
+        for state in range(chat.entered)
+        for text in texts
+    ]
+    count, total = len(texts), len(asked)
     scores = torch.zeros(total, len(FOUNDATIONS))
     masses, fluency = torch.zeros(total), torch.zeros(total)
 
     def work(batch: list[int]) -> None:
-        doses = torch.tensor([levels[i // count] for i in batch], device=chat.device)
-        rows = [asked[i % count] for i in batch]
-        found = _read_batch(chat, rows, doses=doses, handle=handle)
-        scores[batch], masses[batch], fluency[batch] = found
+        scores[batch], masses[batch], fluency[batch] = _read_batch(chat, [asked[i] for i in batch])
         progress(sum(i % count < len(vignettes) for i in batch))
 
-    lengths = [len(one.shared) + sum(map(len, one.rests)) for one in asked] * len(levels)
-    for group in _alike(asked * len(levels)):
-        for batch in by_length([lengths[i] for i in group], token_budget(chat.device)):
+    lengths = [len(one.line) + sum(map(len, one.rests)) for one in asked]
+    budget = token_budget(chat.device) // chat.parts
+    for group in _alike(asked):
+        for batch in by_length([lengths[i] for i in group], budget):
             longest = max(lengths[group[i]] for i in batch)
-            # A prompt's cache stands beside its copies, one per reason.
-            most = fitting(chat, len(batch), longest, copies=1 + len(FOUNDATIONS))
+            # A prompt's cache stands beside its copies, one per reason, in every part of a state.
+            copies = chat.parts * (1 + len(FOUNDATIONS))
+            most = fitting(chat, len(batch), longest, copies=copies)
             for start in range(0, len(batch), most):
                 shrinking([group[i] for i in batch[start : start + most]], work)
     read = [
         _rows(vignettes, acts, *(part[start : start + count] for part in (scores, masses, fluency)))
         for start in range(0, total, count)
     ]
-    finite.refuse_broken(chat, read, levels, handle)
+    finite.refuse_broken(chat, read)
     return read
 
 
-def _alike(asked: Sequence[Told]) -> list[list[int]]:
+def _alike(asked: Sequence[Offered]) -> list[list[int]]:
     """Prompts with the same slot and reasons: all, save where a token spans the prefill's end."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for i, one in enumerate(asked):
@@ -145,7 +141,7 @@ def _rows(
     masses: Float[Tensor, " N"],
     fluency: Float[Tensor, " N"],
 ) -> list[VignetteRow]:
-    """One level's rows: the neutral acts, which come last, are taken off."""
+    """One state's rows: the neutral acts, which come last, are taken off."""
     priors = scores[len(vignettes) :]
     neutral = {
         name: priors[[i for i, (of, _) in enumerate(acts) if of == name]].mean(0)
@@ -158,25 +154,20 @@ def _rows(
 
 
 def _read_batch(
-    chat: ChatModel,
-    asked: Sequence[Told],
-    *,
-    doses: Float[Tensor, " B"],
-    handle: Dosed | None,
+    chat: ChatModel, asked: Sequence[Offered]
 ) -> tuple[Float[Tensor, "B 7"], Float[Tensor, " B"], Float[Tensor, " B"]]:
     """Phrase log-likelihoods, answer mass and prefill NLL; each prompt is read once.
 
     The answer mass is that of the phrases' first ids; where a token of a phrase spans the end of
     the prefill, that of the ids up to the first that is not the prefill's own.
     """
-    prompts = [one.shared for one in asked]
     _, slot, reasons, leads = asked[0]
-    prompt = prefilled(chat, prompts, doses, handle)
-    hidden = prompt.hidden
+    batch = Decoding(chat, [one.line for one in asked])
+    states = batch.start(last=slot + 1)
     starts = torch.tensor([reason[0] for reason in reasons], device=chat.device)
-    first = label_logprobs(chat, hidden[:, -1], starts)
-    forced = torch.tensor([row[len(row) - slot :] for row in prompts], device=chat.device)
-    tail = chosen_logprobs(chat, hidden[:, -slot - 1 : -1].flatten(0, 1), forced.flatten())
+    first = label_logprobs(chat, states[:, -1], starts)
+    forced = torch.tensor([one.forced() for one in asked], device=chat.device)
+    tail = chosen_logprobs(chat, states[:, -slot - 1 : -1].flatten(0, 1), forced.flatten())
     nll = -tail.view(forced.shape).mean(-1)
     count, width = len(reasons), max(map(len, reasons)) - 1
     after = torch.zeros(count, width, dtype=torch.long, device=chat.device)
@@ -184,8 +175,7 @@ def _read_batch(
     for k, reason in enumerate(reasons):
         after[k, : len(reason) - 1] = torch.tensor(reason[1:])
         valid[k, : len(reason) - 1] = True
-    with at(handle, doses.repeat_interleave(count)):
-        rest = _continuations(chat, prompt, starts, after)
+    rest = _continuations(chat, batch, starts, after)
     logs = torch.cat([first[..., None], rest * valid], dim=-1)
     begun = {reason[:lead]: k for k, (reason, lead) in enumerate(zip(reasons, leads, strict=True))}
     mass = (
@@ -198,24 +188,13 @@ def _read_batch(
 
 
 def _continuations(
-    chat: ChatModel, read: Prefilled, starts: Int[Tensor, " K"], after: Int[Tensor, "K W"]
+    chat: ChatModel, batch: Decoding, starts: Int[Tensor, " K"], after: Int[Tensor, "K W"]
 ) -> Float[Tensor, "B K W"]:
     """Log-probabilities of every phrase's tokens after its first, for every prompt."""
-    mask, cache = read.mask, read.cache
-    (rows, _), (count, width) = mask.shape, after.shape
-    cache.batch_repeat_interleave(count)
-    fed = torch.cat([starts[:, None], after[:, :-1]], dim=1).repeat(rows, 1)
-    places = read.positions[:, -1:].repeat_interleave(count, 0) + 1
-    hidden = chat.hidden(
-        fed,
-        attention_mask=torch.cat(
-            [mask.repeat_interleave(count, 0), mask.new_ones(rows * count, width)], dim=1
-        ),
-        position_ids=places + torch.arange(width, device=chat.device),
-        past_key_values=cache,
-        use_cache=True,
-    )
-    chosen = chosen_logprobs(chat, hidden.flatten(0, 1), after.repeat(rows, 1).flatten())
+    rows, (count, width) = len(batch), after.shape
+    batch.repeat(count)
+    states = batch.on(torch.cat([starts[:, None], after[:, :-1]], dim=1).repeat(rows, 1))
+    chosen = chosen_logprobs(chat, states.flatten(0, 1), after.repeat(rows, 1).flatten())
     return chosen.view(rows, count, width)
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from steerheal.config import CheckSettings, MeasureSettings, SamplingSettings
 from steerheal.measure import coherence, free, instruments, summary, vignettes
-from steerheal.measure.evaluate import Enter
 from steerheal.measure.vignettes import Vignette
 from steerheal.models.model import ChatModel
 from steerheal.prompts import lines
 from steerheal.records import CanaryRow, DosePoint, Scores, Sweep
+from steerheal.state.values import State, entered
 from steerheal.steer.persona import Axis, Persona
 
 
@@ -60,7 +60,7 @@ def asked(
 
 def read(
     chat: ChatModel,
-    enter: Enter,
+    state: State,
     doses: Sequence[float],
     ask: Asked,
     progress: Callable[[int], None] = lambda _: None,
@@ -70,9 +70,9 @@ def read(
     """The rows at every dose, in the order given.
 
     Args:
-        chat: The unsteered, unfolded model.
-        enter: Opens the steered state whose handle sets the dose.
-        doses: Coefficients on the vector; 0 is the state without it.
+        chat: The model, in no state.
+        state: What is steered, at any dose.
+        doses: Its doses; 0 is the state without its vectors.
         ask: What is asked.
         progress: Called with the number of rows done, over all doses.
         known: An evaluation of the state without the vector, which holds what is asked: dose 0
@@ -80,16 +80,15 @@ def read(
             those of the other doses.
     """
     fresh = [dose for dose in doses if dose or known is None]
-    with enter() as handle:
-        assert handle is not None, "a sweep needs a handle"
-        acts = instruments.sweep(chat, ask.vignettes, ask.measure, fresh, handle, progress=progress)
-        slots = coherence.sweep(chat, None, fresh, handle, progress)
-        answers = free.sweep(
-            chat, ask.prompts, ask.sampling, doses, handle, seed=ask.seed, progress=progress
-        )
+    with entered(chat, [state.at_dose(dose) for dose in fresh]) as reader:
+        acts = instruments.sweep(reader, ask.vignettes, ask.measure, progress=progress)
+        slots = coherence.sweep(reader, None, progress)
+    with entered(chat, [state.at_dose(dose) for dose in doses]) as reader:
+        answers = free.sweep(reader, ask.prompts, ask.sampling, seed=ask.seed, progress=progress)
     together = free.Answers(
         [item for one in answers for item in one.completions],
         [item for one in answers for item in one.states],
+        reader,
     )
     judged = free.judge(chat, together, ask.persona)
     size, new = len(ask.prompts), iter(zip(acts, slots, strict=True))
@@ -135,35 +134,35 @@ def point(
 
 def sweep(
     chat: ChatModel,
-    enter: Enter,
+    state: State,
     doses: Sequence[float],
     ask: Asked,
     *,
-    control: tuple[float, Enter] | None = None,
+    control: tuple[float, State] | None = None,
     known: Scores | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Sweep:
     """The doses from the least up, and then the control.
 
     Args:
-        chat: The unsteered, unfolded model.
-        enter: Opens the student under the persona's vector.
+        chat: The model, in no state.
+        state: The student under the persona's vector, at any dose.
         doses: Above 0, in any order.
         ask: What is asked.
-        control: The dose that a random vector at dose 1 equals in KL, and what opens the student
-            under it; None leaves it out.
+        control: The dose that a random vector at dose 1 equals in KL, and the student under it;
+            None leaves it out.
         known: An evaluation of the student, as in `read`.
         progress: Called with the number of rows done, over all doses.
     """
     ordered = sorted(set(doses))
     axis = ask.persona.axis
-    zero, *steered = read(chat, enter, (0.0, *ordered), ask, progress, known=known)
+    zero, *steered = read(chat, state, (0.0, *ordered), ask, progress, known=known)
     points = [
         point(scores, zero, axis, dose=dose) for dose, scores in zip(ordered, steered, strict=True)
     ]
     if control is not None:
-        dose, door = control
-        (random,) = read(chat, door, (1.0,), ask, progress)
+        dose, matched = control
+        (random,) = read(chat, matched, (1.0,), ask, progress)
         points.append(point(random, zero, axis, dose=dose, control=True))
     return Sweep(
         points=tuple(points),

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import psutil
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
@@ -56,15 +56,6 @@ def shared_prefix(rows: Sequence[Sequence[int]], limit: int | None = None) -> in
     common = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
     start = min(common, min(map(len, rows)) - 1 if limit is None else limit)
     return start if start >= SHARED else 0
-
-
-def levels_of(
-    doses: Float[Tensor, " B"] | None, rows: int, device: torch.device
-) -> tuple[Float[Tensor, " L"], Int[Tensor, " B"]]:
-    """The distinct doses, rising, and which of them every row has; one where none are given."""
-    if doses is None:
-        return torch.zeros(1, device=device), torch.zeros(rows, dtype=torch.long, device=device)
-    return doses.unique(return_inverse=True)
 
 
 def by_length(lengths: Sequence[int], budget: int, opening: int = 0) -> Iterator[list[int]]:

@@ -66,7 +66,12 @@ def _rendered(chat: ChatModel, turns: str | Sequence[Message], system: str) -> s
 
 
 def told(
-    chat: ChatModel, turns: str | Sequence[Message], prefill: str, answers: Sequence[str]
+    chat: ChatModel,
+    turns: str | Sequence[Message],
+    prefill: str,
+    answers: Sequence[str],
+    *,
+    system: str = "",
 ) -> Told:
     """The answers as the model would write them after a conversation and a prefill.
 
@@ -75,11 +80,12 @@ def told(
         turns: As for `prompt_ids`.
         prefill: What the assistant has said so far.
         answers: What may follow it, one of them at a time.
+        system: System prompt.
 
     Raises:
         UserError: as `prompt_ids`.
     """
-    text, said = joined(_rendered(chat, turns, ""), prefill)
+    text, said = joined(_rendered(chat, turns, system), prefill)
     return _told(chat, text, said, answers)
 
 

@@ -19,24 +19,28 @@ from steerheal.models.rows import Acting, Line
 class Decoding:
     """A batch of lines and everything that was read of them."""
 
-    def __init__(
-        self, chat: ChatModel, lines: Sequence[Line], scales: Sequence[float] | None = None
-    ) -> None:
-        """Reads the lines.
+    def __init__(self, chat: ChatModel, lines: Sequence[Line]) -> None:
+        """Around the model, or what a state's door gives; the lines may be in several states."""
+        self._chat, self._count = chat, len(lines)
+        self._lines = [line.spread(chat.parts) for line in lines]
+        self._acting = chat.acting(self._lines)
+        self._cache: RoomyCache = roomy_cache(chat)
+        self._mask: Int[Tensor, "N S"]
+        self._last: Int[Tensor, "N 1"]
+
+    def start(
+        self, scales: Sequence[float] | None = None, *, last: int = 1
+    ) -> Float[Tensor, "B T W"]:
+        """Reads the lines: states of their last tokens, left-padded, after what they share.
 
         Args:
-            chat: The model, or what a state's door gives.
-            lines: One per row; rows of several states may stand together.
             scales: What every row's doses are multiplied by; 1 when not given.
+            last: Tokens whose states are asked for, at least.
         """
-        spread = [line.spread(chat.parts) for line in lines]
-        self._chat, self._count = chat, len(lines)
-        self._acting = chat.acting(spread)
-        self._cache: RoomyCache = roomy_cache(chat)
-        rows, groups = forward_rows(chat, spread)
-        acting = self._scaled(scales)
+        chat, acting = self._chat, self._scaled(scales)
+        rows, groups = forward_rows(chat, self._lines)
         # Padding between the shared part and the rest would count towards a sliding window.
-        start = 0 if slides(chat) else shared_in_groups(rows, groups)
+        start = 0 if slides(chat) else shared_in_groups(rows, groups, min(map(len, rows)) - last)
         if start:
             firsts, kinds = kinds_of(groups, acting)
             prefix = torch.tensor([rows[i][:start] for i in firsts], device=chat.device)
@@ -46,8 +50,7 @@ class Decoding:
             self._cache.batch_select_indices(kinds.to(chat.device))
         ids, mask, _ = left_padded([row[start:] for row in rows], 0, chat.device)
         self._mask = mask.new_ones(len(rows), start)
-        self.states = chat.combined(self._read(ids, mask, acting))
-        """Of the lines' last tokens, left-padded, after what they share."""
+        return chat.combined(self._read(ids, mask, acting))
 
     def __len__(self) -> int:
         """Rows of the batch."""
@@ -65,25 +68,29 @@ class Decoding:
         hidden = self._read(ids.repeat(parts, 1), seen.repeat(parts, 1), self._scaled(scales))
         return self._chat.combined(hidden)
 
-    def again(
-        self, ids: Int[Tensor, "B 1"], scales: Sequence[float] | None = None
-    ) -> Float[Tensor, "B 1 W"]:
+    def again(self, scales: Sequence[float] | None = None) -> Float[Tensor, "B 1 W"]:
         """Reads every row's last token anew, at other doses."""
         self._cache.forget_last()
-        self._mask = self._mask[:, :-1]
-        return self.on(ids, scales=scales)
+        seen, self._mask = self._mask[:, -1:], self._mask[:, :-1]
+        return self._chat.combined(self._read(self._last, seen, self._scaled(scales)))
 
     def select(self, rows: Int[Tensor, " K"]) -> None:
         """Only these rows stay."""
         every = torch.cat([rows + part * self._count for part in range(self._chat.parts)])
         self._cache.batch_select_indices(every)
-        self._mask, self._count = self._mask[every], len(rows)
+        self._mask, self._last, self._count = self._mask[every], self._last[every], len(rows)
         if self._acting is not None:
             self._acting = self._acting.select(every)
 
     def repeat(self, times: int) -> None:
         """Every row `times` times, copies side by side."""
-        self.select(torch.arange(self._count, device=self._chat.device).repeat_interleave(times))
+        self._cache.batch_repeat_interleave(times)
+        self._mask = self._mask.repeat_interleave(times, 0)
+        self._last = self._last.repeat_interleave(times, 0)
+        self._count *= times
+        if self._acting is not None:
+            every = torch.arange(len(self._acting)).repeat_interleave(times)
+            self._acting = self._acting.select(every)
 
     def take_back(self, counts: Sequence[int]) -> None:
         """Forgets the last tokens of every row, as many as are said."""
@@ -112,7 +119,7 @@ class Decoding:
         pool costs more to fault in than to compute.
         """
         positions = self._mask.sum(1, keepdim=True) + (mask.cumsum(1) - 1).clamp(min=0)
-        self._mask = torch.cat([self._mask, mask], dim=1)
+        self._mask, self._last = torch.cat([self._mask, mask], dim=1), ids[:, -1:]
         width, total = ids.shape[1], self._mask.shape[1]
         step = max(1, token_budget(self._chat.device) // len(ids))
         pieces = []
@@ -121,7 +128,7 @@ class Decoding:
             pieces.append(
                 self._chat.hidden(
                     ids[:, start:end],
-                    acting,
+                    acting=acting,
                     attention_mask=self._mask[:, : total - width + end],
                     position_ids=positions[:, start:end],
                     past_key_values=self._cache,

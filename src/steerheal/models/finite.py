@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from steerheal.errors import UserError
-from steerheal.models.hooks import Dosed, standing_dose
+from steerheal.models.hooks import standing_dose
 from steerheal.models.model import ChatModel
 
 
@@ -32,16 +32,16 @@ def not_finite(chat: ChatModel, dose: float) -> UserError:
     )
 
 
-def refuse_at_rest(chat: ChatModel, handle: Dosed | None = None, dose: float = 0.0) -> None:
+def dose_of(chat: ChatModel, state: int = 0) -> float:
+    """The dose that an entered state is at, or that hooks put by hand stand at; 0 without any."""
+    return chat.dose(state) or standing_dose(chat)
+
+
+def refuse_at_rest(chat: ChatModel, state: int = 0) -> None:
     """For a reading that is not finite: an error unless a dose explains it.
 
-    Args:
-        chat: The model in the state that was read.
-        handle: What set the reading's dose, if anything did.
-        dose: That dose; without a handle it is whatever steers the model.
-
     Raises:
-        UserError: nothing steers the model.
+        UserError: nothing steers the state.
     """
-    if not (standing_dose(chat) if handle is None else dose):
+    if not dose_of(chat, state):
         raise not_finite(chat, 0.0)

@@ -1,7 +1,7 @@
 """The only module that registers hooks. Every hook is gone when its context ends or fails."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,13 +42,6 @@ class Dosed:
             yield
         finally:
             self.dose = before
-
-
-def at(
-    handle: Dosed | None, doses: float | Float[Tensor, "B ..."] | None
-) -> AbstractContextManager[None]:
-    """`handle.at(doses)`; nothing where there is no handle or nothing to set."""
-    return nullcontext() if handle is None or doses is None else handle.at(doses)
 
 
 Kind = Literal["add", "ablation", "cosine_gate"]

@@ -4,6 +4,7 @@ Knows nothing of steering, nor of where the model came from.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -56,6 +57,16 @@ class ChatModel:
     @property
     def device(self) -> torch.device:
         return self.net.device
+
+    @property
+    def entered(self) -> int:
+        """How many states it is in at once; rows say which of them is theirs."""
+        return 1
+
+    def resting(self, state: int = 0) -> AbstractContextManager[None]:
+        """For code that runs the network by itself: it meets this state there."""
+        assert state == 0, "only a state that was entered has neighbours"
+        return nullcontext()
 
     @property
     def parts(self) -> int:

@@ -24,10 +24,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steerheal.config import PushSettings
-from steerheal.models.cache import RoomyCache
-from steerheal.models.finite import not_finite, overflowed
-from steerheal.models.hooks import Dosed, at, standing_dose
+from steerheal.models.decode import Decoding
+from steerheal.models.finite import dose_of, not_finite, overflowed
 from steerheal.models.model import ChatModel
+from steerheal.models.rows import Line
 from steerheal.models.score import kl
 
 T = TypeVar("T")
@@ -46,8 +46,10 @@ LEAST_LOOP = 12
 class Row:
     """One completion in the making."""
 
-    prompt: list[int]
+    line: Line
+    """What it is asked, and in which state."""
     dose: float
+    """The state's."""
     keep_states: bool = False
     tokens: list[int] = field(default_factory=list)
     doses: list[float] = field(default_factory=list)
@@ -63,7 +65,7 @@ class Row:
 
     def last(self) -> int:
         """The token that is read next."""
-        return self.tokens[-1] if self.tokens else self.prompt[-1]
+        return self.tokens[-1] if self.tokens else self.line.parts[0][-1]
 
     def take_back(self, count: int, factor: float) -> None:
         """Forgets the last tokens, and lowers the dose of those that follow."""
@@ -105,33 +107,23 @@ def spiking(kls: Sequence[float], limit: float) -> int:
 class Pushed:
     """A batch of rows at their doses, with their twins where the push needs the base."""
 
-    def __init__(
-        self, chat: ChatModel, rows: list[Row], push: PushSettings, dosed: Dosed | None
-    ) -> None:
+    def __init__(self, chat: ChatModel, rows: list[Row], push: PushSettings) -> None:
         self.rows = rows
-        self._chat, self._push, self._dosed = chat, push, dosed
+        self._chat, self._push = chat, push
         steered = any(row.dose for row in rows)
         self._twins = steered and (push.kl_budget > 0 or (push.backtrack and push.spike > 0))
         self.logits: Float[Tensor, "B V"] = torch.empty(0)
         """Of the steered rows, at the place of the next token."""
-        self._hidden: Float[Tensor, "B D"] = torch.empty(0)
+        self._hidden: Float[Tensor, "B W"] = torch.empty(0)
         self._kl: Float[Tensor, " B"] | None = None
-        self._doses: Float[Tensor, " B"] = torch.tensor([row.dose for row in rows])
-        self._cache: RoomyCache
-        self._mask: Int[Tensor, "B S"]
+        self._scales = [1.0] * len(rows)
+        """What is left of every row's dose."""
+        self._decoding = Decoding(chat, self._doubled([row.line for row in rows]))
 
-    def prompts(self) -> tuple[list[list[int]], Float[Tensor, " B"]]:
-        """What is read first, twins included, and at which doses."""
-        return self._doubled([row.prompt for row in self.rows]), self._with_twins(self._doses)
-
-    def start(
-        self, hidden: Float[Tensor, "B D"], cache: RoomyCache, mask: Int[Tensor, "B S"]
-    ) -> None:
-        """Goes on after the prompts, from their last states."""
-        self._cache, self._mask = cache, mask
-        self._look(hidden.clone())
-        last = self._doubled([[row.last()] for row in self.rows])
-        self._fit(torch.tensor(last, device=self._chat.device), mask.sum(1, keepdim=True) - 1)
+    def start(self) -> None:
+        """Reads what every row begins with."""
+        self._look(self._decoding.start(self._with_twins(self._scales))[:, -1].clone())
+        self._fit()
 
     def end_broken(self, *, keep: bool) -> None:
         """Ends the rows whose logits are not finite.
@@ -143,7 +135,7 @@ class Pushed:
         if not found.any():
             return
         for row, broken in zip(self.rows, found.tolist(), strict=True):
-            dose = standing_dose(self._chat) if self._dosed is None else row.dose
+            dose = dose_of(self._chat, row.line.state)
             if broken and not row.over and not (keep and dose):
                 raise not_finite(self._chat, dose)
             row.broken = row.broken or (broken and not row.over)
@@ -154,13 +146,13 @@ class Pushed:
     def append(self, chosen: Int[Tensor, " B"], stops: Bool[Tensor, " B"], longest: int) -> None:
         """The rows' next tokens; a row is over at its stop token or at the longest length."""
         kls = [0.0] * len(self.rows) if self._kl is None else self._kl.tolist()
-        columns = (chosen.tolist(), stops.tolist(), self._doses.tolist(), kls)
-        for i, (token, stop, dose, nats) in enumerate(zip(*columns, strict=True)):
+        columns = (chosen.tolist(), stops.tolist(), self._scales, kls)
+        for i, (token, stop, scale, nats) in enumerate(zip(*columns, strict=True)):
             row = self.rows[i]
             if row.over:
                 continue
             row.tokens.append(token)
-            row.doses.append(dose)
+            row.doses.append(row.dose * scale)
             row.kls.append(nats)
             if row.keep_states:
                 row.states.append(self._hidden[i])
@@ -172,53 +164,39 @@ class Pushed:
         """Only these rows stay in the batch."""
         every = torch.cat([keep, keep + len(self.rows)]) if self._twins else keep
         self.rows = [self.rows[i] for i in keep.tolist()]
-        self._cache.batch_select_indices(every)
-        self._mask = self._mask[every]
+        self._decoding.select(every)
 
     def step(self) -> None:
         """Reads every row's last token."""
-        device = self._chat.device
-        last = self._doubled([[row.last()] for row in self.rows])
-        ids = torch.tensor(last, device=device)
-        positions = self._mask.sum(1, keepdim=True)
-        self._mask = torch.cat([self._mask, torch.ones_like(ids)], dim=1)
-        self._doses = torch.tensor(
-            [row.dose * row.factor * share_at(len(row.tokens), self._push) for row in self.rows]
-        )
-        self._read(ids, positions)
-        self._fit(ids, positions)
+        ids = torch.tensor(self._doubled([[row.last()] for row in self.rows]))
+        self._scales = [row.factor * share_at(len(row.tokens), self._push) for row in self.rows]
+        read = self._decoding.on(ids.to(self._chat.device), scales=self._with_twins(self._scales))
+        self._look(read[:, -1])
+        self._fit()
 
-    def _fit(self, ids: Int[Tensor, "B 1"], positions: Int[Tensor, "B 1"]) -> None:
+    def _fit(self) -> None:
         """Lowers the dose of the token just read until its divergence is in the budget."""
         if not self._push.kl_budget or self._kl is None:
             return
-        nominal, level = self._doses, torch.full((len(self.rows),), LEVELS)
+        nominal, level = self._scales, torch.full((len(self.rows),), LEVELS)
+        pushed = torch.tensor([row.dose * scale != 0
+                               for row, scale in zip(self.rows, nominal, strict=True)])  # fmt: skip
         while True:
             assert self._kl is not None
             found = self._kl.cpu()
-            above = ~(found <= self._push.kl_budget) & (level > 0) & (nominal != 0)
+            above = ~(found <= self._push.kl_budget) & (level > 0) & pushed
             if not above.any():
                 return
             # The divergence grows about as the square of the dose, which says where to look next.
             guess = level * (self._push.kl_budget / found).sqrt()
             guess = guess.where(found.isfinite(), level / 2).floor().long()
             level = torch.where(above, torch.minimum(guess, level - 1).clamp(min=0), level)
-            self._cache.forget_last()
-            self._doses = nominal * level / LEVELS
-            self._read(ids, positions)
+            self._scales = [
+                scale * left / LEVELS for scale, left in zip(nominal, level.tolist(), strict=True)
+            ]
+            self._look(self._decoding.again(self._with_twins(self._scales))[:, -1])
 
-    def _read(self, ids: Int[Tensor, "B 1"], positions: Int[Tensor, "B 1"]) -> None:
-        with at(self._dosed, self._with_twins(self._doses).to(self._chat.device)):
-            hidden = self._chat.hidden(
-                ids,
-                attention_mask=self._mask,
-                position_ids=positions,
-                past_key_values=self._cache,
-                use_cache=True,
-            )
-        self._look(hidden[:, -1])
-
-    def _look(self, hidden: Float[Tensor, "B D"]) -> None:
+    def _look(self, hidden: Float[Tensor, "B W"]) -> None:
         """Logits of the steered rows, and their divergence from their twins."""
         logits, count = self._chat.logits(hidden), len(self.rows)
         self._hidden, self.logits = hidden[:count], logits[:count]
@@ -234,16 +212,7 @@ class Pushed:
             if count:
                 row.take_back(count, self._push.factor)
         # The token just chosen was not read yet, and the last one that stays is read again.
-        drop = torch.tensor(self._doubled(back), device=self._chat.device)
-        sizes = self._mask.sum(1) - drop
-        width = int(sizes.max())
-        places = torch.zeros(len(sizes), width, dtype=torch.long, device=self._chat.device)
-        mask = torch.zeros(len(sizes), width, dtype=self._mask.dtype, device=self._chat.device)
-        for i, size in enumerate(sizes.tolist()):
-            places[i, width - size :] = self._mask[i].nonzero()[:size, 0]
-            mask[i, width - size :] = 1
-        self._cache.select_positions(places)
-        self._mask = mask
+        self._decoding.take_back(self._doubled(back))
 
     def _broken(self, row: Row) -> int:
         if row.over or not row.dose * row.factor or row.rewinds >= self._push.rewinds:
@@ -255,5 +224,5 @@ class Pushed:
     def _doubled(self, items: list[T]) -> list[T]:
         return items * 2 if self._twins else items
 
-    def _with_twins(self, doses: Float[Tensor, " B"]) -> Float[Tensor, " N"]:
-        return torch.cat([doses, torch.zeros_like(doses)]) if self._twins else doses
+    def _with_twins(self, scales: list[float]) -> list[float]:
+        return [*scales, *([0.0] * len(scales))] if self._twins else scales

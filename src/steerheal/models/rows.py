@@ -33,6 +33,12 @@ class Line:
         """The line with more tokens, the same in every part."""
         return Line(tuple((*part, *tokens) for part in self.parts), self.begins, self.state)
 
+    def without(self, count: int) -> "Line":
+        """The line without its last tokens."""
+        return Line(
+            tuple(part[: len(part) - count] for part in self.parts), self.begins, self.state
+        )
+
     def spread(self, parts: int) -> "Line":
         """The line with as many parts as its state has.
 

@@ -1,29 +1,26 @@
 """Log-probabilities and divergences of given continuations, never holding [B, T, vocabulary].
 
-A pair is a prefix and its continuation, both token ids. States are final hidden states at the
-positions that predict the continuation's tokens, one row per token.
+A pair is a prefix and its continuation. States are what the logits of the positions that predict
+the continuation's tokens are made of, one row per token: of the bare model its final hidden states.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steerheal.models.batch import (
-    by_length,
-    levels_of,
-    right_padded,
-    shared_prefix,
-    shrinking,
-    token_budget,
-)
+from steerheal.models.batch import by_length, right_padded, shrinking, token_budget
 from steerheal.models.cache import roomy_cache
-from steerheal.models.hooks import Dosed, at
+from steerheal.models.decode import forward_rows, kinds_of, shared_in_groups
 from steerheal.models.model import ChatModel
+from steerheal.models.rows import Line, as_line
 
 Pair = tuple[Sequence[int], Sequence[int]]
+"""Token ids that were read, and those that follow."""
+Reading = tuple[Sequence[int] | Line, Sequence[int]]
+"""The same; a line is read as its state reads it, token ids as they are."""
 LOGIT_BYTES = {"cpu": 24 << 20, "cuda": 512 << 20}
 """Size of the logits that are in memory at once. What the C library's allocator takes from the
 system anew (32 MiB and more) costs as much to fault in as to compute."""
@@ -55,71 +52,65 @@ def chunk_of(chat: ChatModel) -> int:
 
 
 def hidden_after_shared(
-    chat: ChatModel,
-    rows: Sequence[Sequence[int]],
-    limit: int | None = None,
-    *,
-    doses: Float[Tensor, " B"] | None = None,
-    handle: Dosed | None = None,
-) -> tuple[Float[Tensor, "B T D"], int]:
-    """Final hidden states of right-padded rows after their common prefix, and its length.
+    chat: ChatModel, rows: Sequence[Sequence[int] | Line], limit: int | None = None
+) -> tuple[Float[Tensor, "N T D"], int]:
+    """Final hidden states of a forward's rows after their common prefix, and its length.
 
-    The prefix (a system prompt, worked examples) is read once and its cache repeated. Padding comes
-    after a row's own tokens, so that causal attention needs no mask. At most `limit` tokens
-    count as shared: the states of positions before it are not returned. With a handle every row
-    has its own dose, and the prefix is read once per distinct dose.
+    The rows are right-padded, parts of their states included. What those of one system prompt begin
+    with is read once for every kind of row, and its cache repeated. Padding comes after a row's own
+    tokens, so that causal attention needs no mask. At most `limit` tokens count as shared: the
+    states of positions before it are not returned.
     """
-    assert (doses is None) == (handle is None), "doses go with the handle that sets them"
-    start = shared_prefix(rows, limit)
+    lines = [as_line(row).spread(chat.parts) for row in rows]
+    flat, groups = forward_rows(chat, lines)
+    acting = chat.acting(lines)
+    start = shared_in_groups(flat, groups, limit)
     cache = roomy_cache(chat) if start else None
     if cache is not None:
-        distinct, each = levels_of(doses, len(rows), chat.device)
-        prefix = torch.tensor([list(rows[0][:start])] * len(distinct), device=chat.device)
-        with at(handle, distinct):
-            chat.hidden(prefix, past_key_values=cache, use_cache=True)
-        cache.batch_select_indices(each)
-    rest = right_padded([row[start:] for row in rows], 0, chat.device)
-    with at(handle, doses):
-        return chat.hidden(rest, past_key_values=cache, use_cache=cache is not None), start
+        firsts, kinds = kinds_of(groups, acting)
+        prefix = torch.tensor([flat[i][:start] for i in firsts], device=chat.device)
+        some = None if acting is None else acting.select(torch.tensor(firsts))
+        chat.hidden(prefix, acting=some, past_key_values=cache, use_cache=True)
+        cache.batch_select_indices(kinds.to(chat.device))
+    rest = right_padded([row[start:] for row in flat], 0, chat.device)
+    return chat.hidden(
+        rest, acting=acting, past_key_values=cache, use_cache=cache is not None
+    ), start
 
 
 @torch.no_grad()
 def continuation_states(
     chat: ChatModel,
-    pairs: Sequence[Pair],
-    *,
-    doses: Sequence[float] | None = None,
-    handle: Dosed | None = None,
-) -> list[Float[Tensor, "_ D"]]:
-    """For every pair, the states that predict its continuation, in the order given.
+    pairs: Sequence[Reading],
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[Float[Tensor, "_ W"]]:
+    """For every pair, what the logits that predict its continuation are made of, in order given.
 
     Args:
-        chat: The model, possibly inside `adding` or `folded`.
-        pairs: Prefixes and continuations.
-        doses: One per pair, when they differ; pairs of several doses share batches.
-        handle: What sets them; it is left as it was.
+        chat: The model, or what a state's door gives.
+        pairs: Prefixes and continuations; pairs in several states share batches.
+        progress: Called with the number of pairs read since the last call.
     """
     states: list[Tensor] = [torch.empty(0)] * len(pairs)
-    rows = [[*prefix, *continuation] for prefix, continuation in pairs]
-    shortest = min((len(prefix) for prefix, _ in pairs), default=1)
-    levels = None if doses is None else torch.tensor(list(doses), device=chat.device)
+    lines = [as_line(prefix).spread(chat.parts) for prefix, _ in pairs]
+    shortest = min((len(part) for line in lines for part in line.parts), default=1)
 
     def work(batch: list[int]) -> None:
         # The continuation's last token predicts nothing that is asked for.
-        hidden, skipped = hidden_after_shared(
-            chat,
-            [rows[i][:-1] for i in batch],
-            shortest - 1,
-            doses=None if levels is None else levels[batch],
-            handle=handle,
-        )
+        read = [lines[i].then(pairs[i][1][:-1]) for i in batch]
+        hidden, skipped = hidden_after_shared(chat, read, shortest - 1)
         for row, i in enumerate(batch):
-            prefix, continuation = pairs[i]
-            start = len(prefix) - 1 - skipped
-            states[i] = hidden[row, start : start + len(continuation)].clone()
+            spans = []
+            for part, prefix in enumerate(lines[i].parts):
+                start = len(prefix) - 1 - skipped
+                spans.append(hidden[part * len(batch) + row, start : start + len(pairs[i][1])])
+            states[i] = chat.combined(torch.stack(spans))[0]
+        progress(len(batch))
 
-    opening = shared_prefix(rows, shortest - 1)
-    for batch in by_length([len(row) for row in rows], token_budget(chat.device), opening):
+    whole = [line.then(rest) for line, (_, rest) in zip(lines, pairs, strict=True)]
+    budget = token_budget(chat.device) // chat.parts
+    opening = shared_in_groups(*forward_rows(chat, whole), shortest - 1) if whole else 0
+    for batch in by_length([len(line) for line in whole], budget, opening):
         shrinking(batch, work)
     return states
 
@@ -147,7 +138,7 @@ def label_logprobs(
 
 
 @torch.no_grad()
-def token_logprobs(chat: ChatModel, pairs: Sequence[Pair]) -> list[Float[Tensor, " _"]]:
+def token_logprobs(chat: ChatModel, pairs: Sequence[Reading]) -> list[Float[Tensor, " _"]]:
     """For every pair, the log-probability of each continuation token, on the CPU."""
     states = continuation_states(chat, pairs)
     sizes = [len(continuation) for _, continuation in pairs]
@@ -158,12 +149,22 @@ def token_logprobs(chat: ChatModel, pairs: Sequence[Pair]) -> list[Float[Tensor,
 
 @torch.no_grad()
 def kl_between(
-    chat: ChatModel, p: Float[Tensor, "N D"], q: Float[Tensor, "N D"]
+    chat: ChatModel,
+    p: Float[Tensor, "N W"],
+    q: Float[Tensor, "N D"],
+    writer: ChatModel | None = None,
 ) -> Float[Tensor, " N"]:
-    """KL(p‖q) per position in nats, exact over the whole vocabulary, through the shared head."""
-    out, chunk = [], chunk_of(chat)
+    """KL(p‖q) per position in nats, exact over the whole vocabulary.
+
+    Args:
+        chat: Whose states `q` are.
+        p: States of `writer`, or of `chat` as well when none is given.
+        q: States at the same positions.
+        writer: What the other state's door gave.
+    """
+    out, chunk, head = [], chunk_of(chat), (writer or chat).logits
     for ours, theirs in zip(p.split(chunk), q.split(chunk), strict=True):
-        out.append(kl(chat.logits(ours).log_softmax(-1), chat.logits(theirs).log_softmax(-1)))
+        out.append(kl(head(ours).log_softmax(-1), chat.logits(theirs).log_softmax(-1)))
     return torch.cat(out) if out else torch.empty(0)
 
 
@@ -181,7 +182,8 @@ def readings(
     chat: ChatModel,
     states: Float[Tensor, "N D"],
     targets: Int[Tensor, " N"],
-    others: Float[Tensor, "N D"] | None = None,
+    others: Float[Tensor, "N W"] | None = None,
+    writer: ChatModel | None = None,
 ) -> Readings:
     """Log-probability of each target, entropy, and divergence, from one look at the logits.
 
@@ -189,9 +191,10 @@ def readings(
         chat: Whose head turns states into logits.
         states: This model's final hidden states.
         targets: The token that each position predicts.
-        others: Another's final hidden states at the same positions.
+        others: Another's states at the same positions.
+        writer: What that other state's door gave; `chat` has both when not given.
     """
-    chunk = chunk_of(chat)
+    chunk, head = chunk_of(chat), (writer or chat).logits
     columns: list[list[Tensor]] = [[], [], []]
     theirs = [None] * len(states) if others is None else others.split(chunk)
     for part, target, other in zip(states.split(chunk), targets.split(chunk), theirs, strict=False):
@@ -199,7 +202,7 @@ def readings(
         columns[0].append(log_q.gather(1, target[:, None])[:, 0])
         columns[1].append(-expected(log_q.exp(), log_q))
         if other is not None:
-            columns[2].append(kl(chat.logits(other).log_softmax(-1), log_q))
+            columns[2].append(kl(head(other).log_softmax(-1), log_q))
     logs, entropies, kls = (torch.cat(column) if column else None for column in columns)
     empty = states.new_empty(0)
     return Readings(empty if logs is None else logs, empty if entropies is None else entropies, kls)

@@ -10,8 +10,9 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixi
 from steerheal.errors import UserError, first_line
 from steerheal.models.batch import SHARED
 from steerheal.models.cache import slides
-from steerheal.models.generate import prefilled, read_on
+from steerheal.models.decode import Decoding
 from steerheal.models.model import ChatModel
+from steerheal.models.rows import Line
 from steerheal.models.score import hidden_after_shared
 from steerheal.models.weights import vocabulary
 
@@ -56,11 +57,10 @@ def _shared(chat: ChatModel, rows: Sequence[list[int]]) -> Tensor:
 
 def _decoded(chat: ChatModel, rows: Sequence[list[int]]) -> Tensor:
     """The last row's last two states, as sampling reads them: left-padded, then one more token."""
-    read = prefilled(chat, [row[:-1] for row in rows])
-    last = torch.tensor([[row[-1]] for row in rows], device=chat.device)
-    mask = torch.cat([read.mask, torch.ones_like(last)], dim=1)
-    step = read_on(chat, last, mask, read.cache, read.positions[:, -1:] + 1)
-    return torch.cat([read.hidden[-1, -1:], step[-1]])
+    batch = Decoding(chat, [Line.of(row[:-1]) for row in rows])
+    start = batch.start()
+    step = batch.on(torch.tensor([[row[-1]] for row in rows], device=chat.device))
+    return torch.cat([start[-1, -1:], step[-1]])
 
 
 def _alike(alone: Tensor, together: Tensor) -> bool:

@@ -90,6 +90,32 @@ class Opened(ChatModel):
     """The gates of its adapters that are apart."""
 
     @property
+    def entered(self) -> int:
+        """As many as there are."""
+        return len(self.states)
+
+    @contextmanager
+    def resting(self, state: int = 0) -> Iterator[None]:
+        """For code that runs the network by itself: it meets this state there.
+
+        Raises:
+            UserError: the state is more than adapters and vectors.
+        """
+        part, *others = self.plan.parts[state]
+        if others or part.system or part.acts_from is not None:
+            raise UserError(
+                f"{self.states[state].name} cannot be read by code that runs the network itself: "
+                "it takes adapters and vectors, no system prompts, starts or formulas."
+            )
+        with ExitStack() as stack:
+            for handle, dose in zip(self.pushes, self.plan.doses[state, 0].tolist(), strict=True):
+                stack.enter_context(handle.at(dose))
+            if self.branches is not None:
+                gates = self.plan.gates[state].float().to(self.device)
+                stack.enter_context(self.branches.at(gates))
+            yield
+
+    @property
     def parts(self) -> int:
         """Plain states per state that differ."""
         return len(self.plan.parts[0])
@@ -130,23 +156,18 @@ class Opened(ChatModel):
             alike = self.plan.alone or not (self.pushes or self.branches)
             assert alike, "rows of several states must say which they are in"
             return super().hidden(ids, **inputs)
-        handles = [*self.pushes, *([self.branches] if self.branches else [])]
-        before = [handle.dose for handle in handles]
         doses = acting.doses.float().to(self.device)
         if acting.since.any():
             acts = _positions(ids, inputs) >= acting.since.to(self.device)[:, None]
             columns = [doses[:, i, None] * acts for i in range(len(self.pushes))]
         else:
             columns = list(doses.unbind(1))
-        if self.branches is not None:
-            columns.append(acting.gates.float().to(self.device))
-        try:
-            for handle, column in zip(handles, columns, strict=True):
-                handle.set(column)
+        with ExitStack() as stack:
+            for handle, column in zip(self.pushes, columns, strict=True):
+                stack.enter_context(handle.at(column))
+            if self.branches is not None:
+                stack.enter_context(self.branches.at(acting.gates.float().to(self.device)))
             return super().hidden(ids, **inputs)
-        finally:
-            for handle, dose in zip(handles, before, strict=True):
-                handle.set(dose)
 
     def combined(self, hidden: Float[Tensor, "N *T D"]) -> Float[Tensor, "B *T W"]:
         """The parts of every row made one, as its state's formula says."""

@@ -5,28 +5,25 @@ on completions that the unsteered model wrote. Sought is the least c with p95(c)
 coefficients go through one batch, rows = texts × coefficients, and the bracket closes in a few
 batches: KL grows about as c², so that between two points it is read off a line in ln c and ln p95.
 
-It knows doors, not methods: whatever gives a `Dosed` can be calibrated.
+It knows states, not methods: whatever has a dose can be calibrated.
 
 Source: iso-KL calibration, github.com/wassname/isokl_steering_calibration.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Literal
 
 import torch
 
 from steerheal.measure.free import answer_pairs
-from steerheal.models.hooks import Dosed
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states, kl_between
 from steerheal.records import Completion, Record
+from steerheal.state.values import State, entered
 
 Outcome = Literal["found", "too weak", "too strong", "not finite", "jumps"]
-Door = Callable[[], AbstractContextManager[Dosed]]
-"""Opens a steered state whose dose is set per row."""
 Measure = Callable[[Sequence[float]], list["Probe"]]
 """A batch of coefficients to their probes, in the order given."""
 TARGET = 1.0
@@ -94,22 +91,22 @@ class DoseSearch(Record):
 
 
 def probe(
-    chat: ChatModel, door: Door, texts: Sequence[Completion], coefficients: Sequence[float]
+    chat: ChatModel, state: State, texts: Sequence[Completion], coefficients: Sequence[float]
 ) -> list[Probe]:
     """p95 at every coefficient, in the order given, all of them in the same batches.
 
     Args:
-        chat: The model in the state that the door steers: a student is entered first.
-        door: Opens it steered.
-        texts: What it wrote unsteered.
-        coefficients: What is tried.
+        chat: The model, in no state.
+        state: What is steered, at any dose.
+        texts: What it wrote at dose 0.
+        coefficients: The doses that are tried.
     """
-    return _gauge(chat, door, texts)(coefficients)
+    return _gauge(chat, state, texts)(coefficients)
 
 
 def calibrate(
     chat: ChatModel,
-    door: Door,
+    state: State,
     texts: Sequence[Completion],
     target: float = TARGET,
     *,
@@ -119,14 +116,14 @@ def calibrate(
     """The least coefficient whose p95 is the target, to within the tolerance.
 
     Args:
-        chat: The model in the state that the door steers.
-        door: Opens it steered.
-        texts: Completions that it wrote unsteered.
+        chat: The model, in no state.
+        state: What is steered, at any dose.
+        texts: Completions that it wrote at dose 0.
         target: Nats per token.
         span: Least and largest coefficient tried.
         tolerance: Relative error of the measured p95.
     """
-    return search(_gauge(chat, door, texts), target, span=span, tolerance=tolerance)
+    return search(_gauge(chat, state, texts), target, span=span, tolerance=tolerance)
 
 
 def search(
@@ -164,19 +161,20 @@ def search(
     return _ended("jumps" if math.isfinite(high.kl) else "not finite", target, tried)
 
 
-def _gauge(chat: ChatModel, door: Door, texts: Sequence[Completion]) -> Measure:
+def _gauge(chat: ChatModel, state: State, texts: Sequence[Completion]) -> Measure:
     """What reads p95; the unsteered states are computed once."""
     assert texts, "no texts to calibrate on"
-    pairs = answer_pairs(chat, texts)
-    plain = torch.cat(continuation_states(chat, pairs))
+    with state.at_dose(0.0).entered(chat) as rest:
+        plain = torch.cat(continuation_states(rest, answer_pairs(rest, texts)))
 
     @torch.no_grad()
     def measure(coefficients: Sequence[float]) -> list[Probe]:
-        doses = [coefficient for coefficient in coefficients for _ in pairs]
-        repeated = pairs * len(coefficients)
-        with door() as handle:
-            steered = torch.cat(continuation_states(chat, repeated, doses=doses, handle=handle))
-        divergences = kl_between(chat, steered, plain.repeat(len(coefficients), 1))
+        with entered(chat, [state.at_dose(c) for c in coefficients]) as reader:
+            pairs = [
+                pair for i in range(len(coefficients)) for pair in answer_pairs(reader, texts, i)
+            ]
+            steered = torch.cat(continuation_states(reader, pairs))
+        divergences = kl_between(rest, steered, plain.repeat(len(coefficients), 1), reader)
         rows = divergences.float().cpu().view(len(coefficients), -1)
         levels = rows.quantile(PERCENTILE, dim=1).tolist()
         return [Probe(coefficient=c, kl=kl) for c, kl in zip(coefficients, levels, strict=True)]

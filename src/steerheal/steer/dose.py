@@ -1,7 +1,8 @@
 """walk-C: a round's training data at the highest multiplier whose completions survive the filter.
 
 The multiplier walks down from its start until enough of a mixed-dose batch survives; then more
-batches top up until enough are kept, or the round ends as starved.
+batches top up until enough are kept, or the round ends as starved. Text comes from a state, the
+teacher; one without a vector has no dose to walk, and the walk is one step.
 """
 
 import math
@@ -10,14 +11,17 @@ from collections.abc import Callable, Sequence
 from steerheal.config import DoseSettings
 from steerheal.models.generate import Draw
 from steerheal.records import Calibration, Completion, Harvest, Judged, Verdict, WalkStep
+from steerheal.state.values import State
 
 SPARE = 1.25
 """Draws of a top-up over those that would be enough at the walk's survival."""
-Drawer = Callable[[Sequence[Draw]], list[tuple[Completion, Verdict]]]
+Drawer = Callable[[Sequence[State], Sequence[Draw]], list[tuple[Completion, Verdict]]]
+"""States to enter together, and draws in them, to completions with the base's verdicts."""
 
 
 def harvest(
     draw: Drawer,
+    teacher: State,
     prompts: Sequence[str],
     settings: DoseSettings,
     *,
@@ -28,7 +32,8 @@ def harvest(
     """Walks the multiplier down, then tops up; always ends in a record, starved or fed.
 
     Args:
-        draw: Draws to completions under steering, each with the base's verdict.
+        draw: Writes and judges.
+        teacher: Whose text it is, at any dose.
         prompts: The training prompts, used in turn.
         settings: Start, step, sweep, target survival, and how many are wanted.
         rows: Draws per batch; a top-up draws fewer where fewer are likely to be enough.
@@ -37,17 +42,24 @@ def harvest(
     """
     judged: list[Judged] = []
     walk: list[WalkStep] = []
-    source = _Draws(prompts, settings, seed)
+    walked = bool(teacher.dose)
+    source = _Draws(prompts, settings.sweep if walked else (1.0,), seed)
 
     def batch(count: int, multiplier: float, name: str) -> list[Judged]:
         return [
             Judged(completion=completion, verdict=verdict, batch=name)
-            for completion, verdict in draw(source.take(count, multiplier))
+            for completion, verdict in draw(states(multiplier), source.take(count))
         ]
 
-    multiplier = settings.start
-    for step in range(settings.walks):
-        multiplier = settings.start * settings.step**step
+    def states(multiplier: float) -> list[State]:
+        if not walked:
+            return [teacher]
+        return [teacher.at_dose(share * multiplier) for share in settings.sweep]
+
+    start = settings.start if walked else 0.0
+    multiplier = start
+    for step in range(settings.walks if walked else 1):
+        multiplier = start * settings.step**step
         drawn = batch(rows, multiplier, f"walk-{step}")
         judged += drawn
         kept = sum(row.verdict.kept for row in drawn)
@@ -77,14 +89,14 @@ def harvest(
 class _Draws:
     """Prompts, doses and seeds in turn: every prompt meets every dose before any pair repeats."""
 
-    def __init__(self, prompts: Sequence[str], settings: DoseSettings, seed: int) -> None:
-        self._prompts, self._sweep, self._seed, self._count = prompts, settings.sweep, seed, 0
+    def __init__(self, prompts: Sequence[str], sweep: Sequence[float], seed: int) -> None:
+        self._prompts, self._sweep, self._seed, self._count = prompts, sweep, seed, 0
 
-    def take(self, rows: int, multiplier: float) -> list[Draw]:
+    def take(self, rows: int) -> list[Draw]:
         draws = []
         for _ in range(rows):
             lap, place = divmod(self._count, len(self._prompts))
-            dose = self._sweep[(place + lap) % len(self._sweep)] * multiplier
-            draws.append(Draw(self._prompts[place], dose, self._seed * 1_000_003 + self._count))
+            state = (place + lap) % len(self._sweep)
+            draws.append(Draw(self._prompts[place], state, self._seed * 1_000_003 + self._count))
             self._count += 1
         return draws

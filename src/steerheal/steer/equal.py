@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerheal.models.hooks import adding
 from steerheal.models.model import ChatModel
 from steerheal.records import Completion
-from steerheal.steer.calibrate import Door, DoseSearch, calibrate, probe
+from steerheal.state.values import State
+from steerheal.state.vector import SteeringVector
+from steerheal.steer.calibrate import DoseSearch, calibrate, probe
 
 SPAN = (1 / 4, 16.0)
 """Lengths tried, in multiples of the other vector's: a random direction rarely costs more."""
@@ -25,43 +26,41 @@ TOLERANCE = 0.05
 
 @dataclass(frozen=True)
 class EqualKl:
-    """A random direction per block whose p95 at dose 1 is that of another vector at its dose."""
+    """A random direction per block whose p95 at dose 1 is that of a steered state."""
 
-    directions: dict[int, Float[Tensor, " D"]] | None
-    """Float32 on the CPU, by block index; None where no scale was found."""
+    vector: SteeringVector | None
+    """The direction; None where no scale was found."""
     search: DoseSearch | None
     """Over multiples of the direction at the other vector's norms; None without a target."""
     target: float
-    """p95 of the other vector at its dose, nats per token."""
+    """p95 of the steered state, nats per token."""
 
 
 def equal_kl(
     chat: ChatModel,
-    like: Mapping[int, Float[Tensor, " D"]],
-    dose: float,
+    student: State,
+    like: State,
     texts: Sequence[Completion],
     *,
     seed: int,
-    door: Door | None = None,
 ) -> EqualKl:
     """A random direction on the same blocks, scaled to the same p95.
 
     Args:
-        chat: The model in the state that is steered.
-        like: Direction per block of the vector that it is compared with.
-        dose: That vector's dose.
-        texts: Completions that the model wrote unsteered.
+        chat: The model, in no state.
+        student: What is steered.
+        like: The same under the vector that the direction is compared with.
+        texts: Completions that the student wrote.
         seed: Of the direction.
-        door: How that vector steers; it adds its directions when none is given.
     """
-    opened = door or (lambda: adding(chat, like, 0.0))
-    target = probe(chat, opened, texts, [dose])[0].kl
+    dose, norms = like.dose, _steering(like)
+    target = probe(chat, like, texts, [dose])[0].kl
     if not (math.isfinite(target) and target > 0):
         return EqualKl(None, None, target)
-    drawn = random_like(like, seed=seed)
+    drawn = SteeringVector(random_like(norms, seed=seed))
     found = calibrate(
         chat,
-        lambda: adding(chat, drawn, 0.0),
+        student.steered(drawn, 1.0),
         texts,
         target,
         span=(SPAN[0] * dose, SPAN[1] * dose),
@@ -69,8 +68,12 @@ def equal_kl(
     )
     if found.outcome != "found":
         return EqualKl(None, found, target)
-    scaled = {layer: vector * found.coefficient for layer, vector in drawn.items()}
-    return EqualKl(scaled, found, target)
+    return EqualKl(drawn * found.coefficient, found, target)
+
+
+def _steering(state: State) -> Mapping[int, Float[Tensor, " D"]]:
+    """Directions of the vector that a state is steered by last."""
+    return next(leaf.vectors[-1][0].layers for leaf in state.leaves if leaf.vectors)
 
 
 def random_like(

@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerheal.config import VectorSettings
-from steerheal.measure.evaluate import Enter
 from steerheal.models.model import ChatModel
 from steerheal.records import Internalisation
+from steerheal.state.values import State
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.states import Source
 
@@ -29,8 +29,8 @@ CONTEXTS = 32
 
 def internalised(
     chat: ChatModel,
-    before: Enter,
-    after: Enter,
+    before: State,
+    after: State,
     vector: SteeringVector,
     *,
     contexts: Sequence[str],
@@ -40,9 +40,9 @@ def internalised(
     """The shift that a round left, against its vector.
 
     Args:
-        chat: The unsteered, unfolded model.
-        before: Opens the student before the round.
-        after: Opens the healed student.
+        chat: The model, in no state.
+        before: The student before the round.
+        after: The healed student.
         vector: The round's.
         contexts: User messages.
         neutral: System prompt of both states.
@@ -52,8 +52,8 @@ def internalised(
     source = Source(chat, (neutral, neutral), contexts, VectorSettings(), layers, progress)
     prompts = source.prompts(neutral)
     means: list[dict[int, Float[Tensor, " D"]]] = []
-    for enter in (before, after):
-        with enter():
+    for student in (before, after):
+        with student.entered(chat) as reader, reader.resting():
             means.append({i: found.rows().mean(0) for i, found in source.read(prompts).items()})
     shifts = {layer: means[1][layer] - means[0][layer] for layer in layers}
     pairs = {layer: (shift, vector.layers[layer].float()) for layer, shift in shifts.items()}

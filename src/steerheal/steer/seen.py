@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerheal.measure.free import answer_pairs
+from steerheal.measure import free
 from steerheal.models.model import ChatModel
-from steerheal.models.score import continuation_states, readings, token_logprobs
+from steerheal.models.score import continuation_states, readings
 from steerheal.records import Completion
 from steerheal.steer.persona import Persona
 from steerheal.steer.signs import Seen
@@ -19,8 +19,9 @@ def seen_by(
     base: ChatModel,
     completions: Sequence[Completion],
     persona: Persona,
-    states: Sequence[Float[Tensor, "_ D"]] = (),
+    states: Sequence[Float[Tensor, "_ W"]] = (),
     *,
+    writer: ChatModel | None = None,
     logodds: bool = True,
 ) -> list[Seen]:
     """The base's reading of every completion.
@@ -29,18 +30,22 @@ def seen_by(
         base: The model unsteered and unfolded.
         completions: What was written.
         persona: Whose poles the log-odds compare.
-        states: The final hidden states that the tokens were drawn from; without them the
-            divergence from the base is unknown.
+        states: What the tokens were drawn from; without it the divergence from the base is unknown.
+        writer: What the door of the state that wrote them gave; the base when not given.
         logodds: Whether the poles are read as well, which costs two thirds of the time; NaN if not.
     """
-    pairs = answer_pairs(base, completions)
+    pairs = free.answer_pairs(base, completions)
     own = continuation_states(base, pairs)
-    odds = _logodds(base, completions, persona) if logodds else [math.nan] * len(completions)
+    odds = [math.nan] * len(completions)
+    if logodds:
+        up, down = free.pole_logprobs(base, completions, persona)
+        both = zip(up, down, completions, strict=True)
+        odds = [free.logodds(a, b, item.tokens) for a, b, item in both]
     found = []
     for i, completion in enumerate(completions):
         targets = torch.tensor(completion.tokens, dtype=torch.long, device=base.device)
         other = states[i].to(base.device, own[i].dtype) if states else None
-        read = readings(base, own[i], targets, other)
+        read = readings(base, own[i], targets, other, writer)
         found.append(
             Seen(
                 logprobs=read.logprobs.tolist(),
@@ -50,13 +55,3 @@ def seen_by(
             )
         )
     return found
-
-
-def _logodds(base: ChatModel, completions: Sequence[Completion], persona: Persona) -> list[float]:
-    """[log p_base(y|positive, x) − log p_base(y|negative, x)] per token, nats."""
-    up = token_logprobs(base, answer_pairs(base, completions, persona.positive))
-    down = token_logprobs(base, answer_pairs(base, completions, persona.negative))
-    return [
-        (a.sum() - b.sum()).item() / len(item.tokens) if item.tokens else math.nan
-        for a, b, item in zip(up, down, completions, strict=True)
-    ]

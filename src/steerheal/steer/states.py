@@ -19,6 +19,7 @@ from steerheal.models.generate import Draw, generate
 from steerheal.models.hooks import recording
 from steerheal.models.model import ChatModel
 from steerheal.models.score import hidden_after_shared
+from steerheal.state.values import base
 
 Span = tuple[int, int]
 """First position read in a row of tokens, and the one after the last."""
@@ -55,6 +56,7 @@ class Source:
     """What a method may draw on: the model, both system prompts, the contexts, the settings."""
 
     chat: ChatModel
+    """The model as it stands: a student's, where one was entered."""
     systems: tuple[str, str]
     """System prompt of the positive pole, and of the one it is compared with."""
     contexts: Sequence[str]
@@ -76,7 +78,8 @@ class Source:
         """What the model answers greedily to every context under a system prompt, as token ids."""
         sampling = SamplingSettings(tokens=self.settings.answer_tokens, temperature=0)
         draws = [Draw(context) for context in self.contexts]
-        said = generate(self.chat, draws, sampling, system=system, progress=self.progress)
+        with base().prompted(system).entered(self.chat) as reader:
+            said = generate(reader, draws, sampling, progress=self.progress)
         stops = set(self.chat.stop_ids())
         return [
             [token for token in one.tokens if token not in stops] or list(one.tokens)

@@ -6,9 +6,9 @@ import torch
 
 from steerheal.config import VectorSettings
 from steerheal.errors import UserError
-from steerheal.models.finite import not_finite
-from steerheal.models.hooks import standing_dose
+from steerheal.models.finite import dose_of, not_finite
 from steerheal.models.model import ChatModel, band_layers
+from steerheal.state.values import State, base
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.methods.registry import find
 from steerheal.steer.persona import Persona
@@ -22,35 +22,39 @@ def extract(
     contexts: Sequence[str],
     settings: VectorSettings,
     progress: Callable[[int], None] = lambda _: None,
+    *,
+    student: State | None = None,
 ) -> SteeringVector:
     """The persona's vector over the contexts, by the settings' method and reading position.
 
     Args:
-        chat: The model, possibly inside `folded`.
+        chat: The model.
         persona: Whose poles are compared.
         contexts: Diverse user messages.
         settings: Method, contrast, band, position; the number of contexts is not read here.
         progress: Called with the number of rows written or read since the last call.
+        student: Whose vector it is; the model as it stands when not given.
 
     Raises:
         UserError: no contexts, an unknown method, one that fails on this model, states that are not
-            finite, or equal poles.
+            finite, equal poles, or a student that is more than adapters and vectors.
     """
     if not contexts:
         raise UserError("A vector needs at least one context.")
     method = find(settings.method)
     low = persona.negative if settings.contrast == "negative" else persona.neutral
-    source = Source(
-        chat,
-        (persona.positive, low),
-        contexts[: method.contexts],
-        settings,
-        band_layers(len(chat.blocks), settings.band),
-        progress,
-    )
-    layers = method.directions(source)
+    with (student or base()).entered(chat) as reader, reader.resting():
+        source = Source(
+            chat,
+            (persona.positive, low),
+            contexts[: method.contexts],
+            settings,
+            band_layers(len(chat.blocks), settings.band),
+            progress,
+        )
+        layers = method.directions(source)
     if not all(vector.isfinite().all() for vector in layers.values()):
-        raise not_finite(chat, standing_dose(chat))
+        raise not_finite(chat, dose_of(reader))
     if not any(vector.any() for vector in layers.values()):
         raise UserError(
             f"The model's states read the same at both poles of {persona.name} by "

@@ -15,6 +15,8 @@ from steerheal.config import SamplingSettings
 from steerheal.errors import UserError
 from steerheal.models.generate import Draw, generate
 from steerheal.records import Completion
+from steerheal.state.values import base
+from steerheal.state.vector import SteeringVector
 from steerheal.steer.equal import equal_kl
 from steerheal.steer.methods import mean_difference
 from steerheal.steer.states import Source
@@ -34,15 +36,16 @@ def directions(source: Source) -> dict[int, Float[Tensor, " D"]]:
     """
     means = mean_difference.directions(source)
     texts = sampled(source)
-    found = equal_kl(source.chat, means, 1.0, texts, seed=source.settings.seed)
+    like = base().steered(SteeringVector(means), 1.0)
+    found = equal_kl(source.chat, base(), like, texts, seed=source.settings.seed)
     source.progress(len(texts))
-    if found.directions is None:
+    if found.vector is None:
         why = found.search.words() if found.search else f"its own p95 is {found.target:.3g} nats"
         raise UserError(
             f"No random direction is matched to the mean difference in KL: {why}. Use another "
             "--vector.seed, another persona or another --vector.band."
         )
-    return found.directions
+    return found.vector.layers
 
 
 def extra(contexts: int) -> int:
