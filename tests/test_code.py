@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,8 @@ from steerheal import code
 from steerheal.disk import write_text
 from steerheal.records import StageMark
 from steerheal.stage_store import Store
+from steerheal.state.vector import SteeringVector
+from steerheal.steer.vector import extract
 from steerheal.store import read_run
 
 SOURCE = Path(code.__file__).parent
@@ -48,7 +51,7 @@ def changed(root: Path) -> set[str]:
         ("measure/auto.py", {"qualify"}),
         ("steer/methods/mean_difference.py", {"vector"}),
         ("stages.py", set(code.MADE_BY)),
-        ("models/generate.py", set(code.MADE_BY) - {"heal"}),
+        ("models/generate.py", set(code.MADE_BY) - {"heal", "qualify"}),
     ],
 )
 def test_a_change_counts_where_it_computes(tmp_path: Path, file: str, stages: set[str]) -> None:
@@ -166,7 +169,7 @@ def test_a_stage_of_the_same_inputs_and_other_code_is_made_again_and_said_so(
     assert [mark.reused for mark in marks] == [False, False, False, True]
 
 
-def test_a_run_after_a_change_of_the_vectors_code_makes_it_and_what_follows(
+def test_a_run_after_a_change_of_the_vectors_code_makes_it_and_what_differs_by_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"rounds": 1, "check": {"doses": ()}}
@@ -176,8 +179,17 @@ def test_a_run_after_a_change_of_the_vectors_code_makes_it_and_what_follows(
         "steerheal.stages.made_by", lambda stage: "other" if stage == "vector" else real(stage)
     )
     test_loop.start(tmp_path, "again", **settings)
-    marks = {(mark.name, mark.round): mark for mark in read_run(tmp_path / "again").stages}
-    reused = {name for (name, _), mark in marks.items() if mark.reused}
-    assert reused == {"evaluate-base", "show-base", "test-base", "calibrate"}
-    again = {name for (name, _), mark in marks.items() if mark.made_again}
-    assert again == {"vector"}, "what follows has other inputs"
+    marks = {mark.name: mark for mark in read_run(tmp_path / "again").stages}
+    assert {name for name, mark in marks.items() if mark.made_again} == {"vector"}
+    assert {name for name, mark in marks.items() if not mark.reused} == {"vector"}, "came out alike"
+
+    def turned(*arguments: Any, **options: Any) -> SteeringVector:
+        return -extract(*arguments, **options)
+
+    monkeypatch.setattr(
+        "steerheal.stages.made_by", lambda stage: "third" if stage == "vector" else real(stage)
+    )
+    monkeypatch.setattr("steerheal.stages.extract", turned)
+    test_loop.start(tmp_path, "turned", **settings)
+    kept = {mark.name for mark in read_run(tmp_path / "turned").stages if mark.reused}
+    assert kept == {"evaluate-base", "show-base", "test-base", "calibrate"}

@@ -23,7 +23,6 @@ from steerheal.config import (
 from steerheal.errors import UserError
 from steerheal.line import read
 from steerheal.measure import forced_choice, protocol, vignettes
-from steerheal.models import generate as generating
 from steerheal.models import template as templates
 from steerheal.models.chat import decode, prompt_ids, text_ids
 from steerheal.models.generate import Draw, generate
@@ -362,14 +361,13 @@ def test_a_forced_choice_thinks_once_in_the_templates_own_markers(
         "assistant\n' }}{% endif %}", f"assistant\n{opens}' }}}}{{% endif %}}"
     )
     chat, rows = spaced.chat("first", source), []
-    plain = forced_choice.read_on
+    plain = ChatModel.hidden
 
-    def reading(chat: ChatModel, ids: Tensor, *rest: Any) -> Tensor:
+    def reading(self: ChatModel, ids: Tensor, *rest: Any, **inputs: Any) -> Tensor:
         rows.append(ids[0].tolist())
-        return plain(chat, ids, *rest)
+        return plain(self, ids, *rest, **inputs)
 
-    monkeypatch.setattr(forced_choice, "read_on", reading)
-    monkeypatch.setattr(generating, "read_on", reading)
+    monkeypatch.setattr(ChatModel, "hidden", reading)
     forced_choice.read(chat, vignettes.load("everyday")[:1], protocol.load(), think=think)
     whole = str(chat.tokenizer.decode([i for row in rows for i in row]))
     assert [whole.count(mark) for mark in marks] == [1, 1]
