@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerheal.config import FilterSettings
+from steerheal.filter import rules as rules
+from steerheal.filter.features import Seen, signs_of
+from steerheal.personas import find
 from steerheal.records import Calibration, Completion
-from steerheal.steer import filter as rules
-from steerheal.steer.persona import find
-from steerheal.steer.signs import Seen, signs_of
 
 ROOT = Path(__file__).parents[1]
 LABELLED = ROOT / "tests" / "data" / "labelled.jsonl.gz"

@@ -37,7 +37,7 @@ from steerheal.models.hooks import hooked
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel, band_layers
 from steerheal.models.score import Pair, continuation_states, kl
-from steerheal.steer.persona import find
+from steerheal.personas import find
 
 SETTINGS = HealSettings(barrier="kl_rev", epochs=1, held_out=0.0, tau=0.0)
 UNBARRED = HealSettings(barrier="nll", epochs=1, held_out=0.0)

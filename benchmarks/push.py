@@ -22,14 +22,14 @@ from steerheal.config import (
     VectorSettings,
 )
 from steerheal.console import shown
+from steerheal.filter.rules import calibrated, judge
+from steerheal.filter.scores import seen_by
 from steerheal.measure.stats import mean, share, share_change
 from steerheal.models.generate import Draw, write
 from steerheal.models.load import load
+from steerheal.personas import find
 from steerheal.prompts import contexts
 from steerheal.state.values import base
-from steerheal.steer.filter import calibrated, judge
-from steerheal.steer.persona import find
-from steerheal.steer.seen import seen_by
 from steerheal.steer.vector import extract
 
 

@@ -23,10 +23,10 @@ from steerheal.models.generate import Draw, generate
 from steerheal.models.hooks import hooked
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
+from steerheal.personas import find
 from steerheal.prompts import contexts
 from steerheal.state.values import base, entered
 from steerheal.state.vector import SteeringVector
-from steerheal.steer.persona import find
 from steerheal.steer.vector import extract
 
 ROWS, ALONE = 48, 3

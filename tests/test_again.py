@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from steerheal import commands
 from steerheal.cli import main
 from steerheal.errors import UserError
+from steerheal.pipeline.stage_store import STAGES
 from steerheal.plan import CODE_CHANGED, home_of
 from steerheal.records import RunRecord
-from steerheal.stage_store import STAGES
 from steerheal.store import read_run
 from test_cli import failing
 from test_edge import options
@@ -135,7 +135,7 @@ def test_a_finished_record_outlives_a_resume_that_fails(
     def fails(*_: object, **__: object) -> None:
         raise UserError("it cannot be made again today")
 
-    monkeypatch.setattr("steerheal.stages.extract", fails)
+    monkeypatch.setattr("steerheal.pipeline.stages.extract", fails)
     said = failing(["run", "--resume", str(case.run)], capsys)
     assert "cannot be made again today" in said and "stays as it is" in said
     assert (case.run / "run.json").read_bytes() == before

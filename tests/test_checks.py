@@ -19,6 +19,7 @@ from steerheal.config import HealSettings, RunConfig
 from steerheal.line import with_option
 from steerheal.measure import stats
 from steerheal.measure.qualify import Qualification
+from steerheal.personas import Axis
 from steerheal.records import (
     Calibration,
     Completion,
@@ -39,7 +40,6 @@ from steerheal.records import (
     WalkStep,
 )
 from steerheal.report import page
-from steerheal.steer.persona import Axis
 
 import tiny
 

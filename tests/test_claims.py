@@ -10,7 +10,7 @@ import pytest
 
 from steerheal.claims import LOCK, alone, claimed, claimed_free, is_alone
 from steerheal.errors import UserError
-from steerheal.stage_store import STAGES, Store
+from steerheal.pipeline.stage_store import STAGES, Store
 
 SOURCE = Path(__file__).parents[1] / "src"
 HOLDER = """

@@ -13,8 +13,8 @@ import pytest
 import test_loop
 from steerheal import code
 from steerheal.disk import write_text
+from steerheal.pipeline.stage_store import Store
 from steerheal.records import StageMark
-from steerheal.stage_store import Store
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.vector import extract
 from steerheal.store import read_run
@@ -43,14 +43,14 @@ def changed(root: Path) -> set[str]:
         ("console.py", set()),
         ("cli.py", set()),
         ("checks/rules.py", set()),
-        ("loop.py", set()),
-        ("steer/dose.py", {"harvest"}),
+        ("pipeline/loop.py", set()),
+        ("pipeline/walk.py", {"harvest"}),
         ("measure/sweep.py", {"sweep"}),
         ("heal/optimiser.py", {"heal"}),
         ("steer/internalise.py", {"internalise"}),
         ("measure/auto.py", {"qualify"}),
         ("steer/methods/mean_difference.py", {"vector"}),
-        ("stages.py", set(code.MADE_BY)),
+        ("pipeline/stages.py", set(code.MADE_BY)),
         ("models/generate.py", set(code.MADE_BY) - {"heal", "qualify"}),
     ],
 )
@@ -88,7 +88,7 @@ def test_the_digest_is_the_same_in_every_process() -> None:
 
 
 def test_every_module_that_a_stage_calls_is_in_its_code() -> None:
-    tree = ast.parse((SOURCE / "stages.py").read_text(encoding="utf-8"))
+    tree = ast.parse((SOURCE / "pipeline" / "stages.py").read_text(encoding="utf-8"))
     homes = {
         alias.asname or alias.name: node.module.removeprefix("steerheal.").removeprefix("steerheal")
         for node in tree.body
@@ -176,7 +176,8 @@ def test_a_run_after_a_change_of_the_vectors_code_makes_it_and_what_differs_by_i
     test_loop.start(tmp_path, **settings)
     real = code.made_by
     monkeypatch.setattr(
-        "steerheal.stages.made_by", lambda stage: "other" if stage == "vector" else real(stage)
+        "steerheal.pipeline.stages.made_by",
+        lambda stage: "other" if stage == "vector" else real(stage),
     )
     test_loop.start(tmp_path, "again", **settings)
     marks = {mark.name: mark for mark in read_run(tmp_path / "again").stages}
@@ -187,9 +188,10 @@ def test_a_run_after_a_change_of_the_vectors_code_makes_it_and_what_differs_by_i
         return -extract(*arguments, **options)
 
     monkeypatch.setattr(
-        "steerheal.stages.made_by", lambda stage: "third" if stage == "vector" else real(stage)
+        "steerheal.pipeline.stages.made_by",
+        lambda stage: "third" if stage == "vector" else real(stage),
     )
-    monkeypatch.setattr("steerheal.stages.extract", turned)
+    monkeypatch.setattr("steerheal.pipeline.stages.extract", turned)
     test_loop.start(tmp_path, "turned", **settings)
     kept = {mark.name for mark in read_run(tmp_path / "turned").stages if mark.reused}
     assert kept == {"evaluate-base", "show-base", "test-base", "calibrate"}

@@ -12,6 +12,7 @@ from steerheal.measure.compare import Comparison, across_seeds, combined, compar
 from steerheal.measure.selectivity import clr, gated_selectivity, intent_of, si_flips
 from steerheal.measure.stats import log_of_means
 from steerheal.measure.summary import summarise, top1
+from steerheal.personas import Axis
 from steerheal.records import (
     FOUNDATIONS,
     CanaryRow,
@@ -21,7 +22,6 @@ from steerheal.records import (
     Scores,
     VignetteRow,
 )
-from steerheal.steer.persona import Axis
 
 AXIS = Axis(foundation="authority", sign=-1, off_target=("care", "fairness"))
 AUTHORITY = FOUNDATIONS.index("authority")

@@ -33,7 +33,7 @@ if moment == "imports":
 elif moment == "parsing":
     before("steerheal.cli", "parse")
 elif moment == "running":
-    before("steerheal.stages", "extract")
+    before("steerheal.pipeline.stages", "extract")
 elif moment == "loading":
     before("steerheal.commands", "load")
 try:

@@ -13,11 +13,8 @@ import torch
 from pydantic import ValidationError
 
 from steerheal.config import FilterSettings, SamplingSettings
-from steerheal.models.chat import prompt_ids
-from steerheal.models.generate import Draw, write
-from steerheal.records import Calibration, Completion, Verdict
-from steerheal.state.values import entered
-from steerheal.steer.filter import (
+from steerheal.filter.features import Seen, classes, drift, signs_of, similarity
+from steerheal.filter.rules import (
     CALIBRATED,
     SCORED,
     _limit,
@@ -27,9 +24,12 @@ from steerheal.steer.filter import (
     score,
     weights,
 )
-from steerheal.steer.persona import find
-from steerheal.steer.seen import seen_by
-from steerheal.steer.signs import Seen, classes, drift, signs_of, similarity
+from steerheal.filter.scores import seen_by
+from steerheal.models.chat import prompt_ids
+from steerheal.models.generate import Draw, write
+from steerheal.personas import find
+from steerheal.records import Calibration, Completion, Verdict
+from steerheal.state.values import entered
 
 import tiny
 

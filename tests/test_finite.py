@@ -18,6 +18,8 @@ from steerheal.config import (
     VectorSettings,
 )
 from steerheal.errors import UserError
+from steerheal.filter.rules import calibrated, judge
+from steerheal.filter.scores import seen_by
 from steerheal.heal.barrier import position_losses
 from steerheal.heal.train import heal_student
 from steerheal.measure import coherence, damage, forced_choice, free, likelihood, vignettes
@@ -31,8 +33,6 @@ from steerheal.records import Completion
 from steerheal.report.page import write_report
 from steerheal.state.values import entered
 from steerheal.state.vector import SteeringVector
-from steerheal.steer.filter import calibrated, judge
-from steerheal.steer.seen import seen_by
 from steerheal.steer.vector import extract
 from steerheal.store import read_scores
 from test_forced_choice import short
@@ -313,7 +313,7 @@ def test_a_run_whose_doses_break_the_model_ends_as_starved_and_says_why(
     def strong(*args: Any, **more: Any) -> SteeringVector:
         return extract(*args, **more) * 1e38
 
-    monkeypatch.setattr("steerheal.stages.extract", strong)
+    monkeypatch.setattr("steerheal.pipeline.stages.extract", strong)
     record = start(tmp_path, dose={"start": 1000}, check={"prompts": 2, "per_foundation": 1})
     (done,) = record.rounds
     assert record.status == "finished" and done.outcome == "starved"

@@ -11,7 +11,7 @@ from steerheal.config import MeasureSettings
 from steerheal.errors import UserError
 from steerheal.measure import auto, guards, instruments, moralmaps, vignettes
 from steerheal.measure.qualify import in_words
-from steerheal.steer.persona import Axis
+from steerheal.personas import Axis
 
 import tiny
 

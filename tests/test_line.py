@@ -16,7 +16,7 @@ from steerheal.cli import KINDS, main, parse
 from steerheal.config import PRESETS, RunConfig, read_toml, resolve
 from steerheal.errors import UserError
 from steerheal.line import Option, flag_of, options, read
-from steerheal.steer.persona import find
+from steerheal.personas import find
 
 import tiny
 

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from steerheal import ends, loop
 from steerheal.config import RunConfig, merge
 from steerheal.errors import UserError
 from steerheal.measure.stats import mean
+from steerheal.pipeline import ends, loop
+from steerheal.pipeline.stage_store import Store
+from steerheal.pipeline.stages import Stages
 from steerheal.records import Reading, RoundRecord, RunRecord, Scores, Summary
 from steerheal.report.page import write_report
-from steerheal.stage_store import Store
-from steerheal.stages import Stages
 from steerheal.state.adapter import Adapter
 from steerheal.store import (
     read_harvest,
@@ -378,7 +378,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
-import test_loop, steerheal.stage_store as store, steerheal.report.page
+import test_loop, steerheal.pipeline.stage_store as store, steerheal.report.page
 
 runs, stages = Path(sys.argv[2]), int(sys.argv[3])
 write = store.write_text

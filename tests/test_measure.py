@@ -25,12 +25,12 @@ from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.hooks import adding
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
+from steerheal.personas import Axis
 from steerheal.records import FOUNDATIONS, CanaryRow, Completion, PersonaRow, Scores, VignetteRow
 from steerheal.state.adapter import Adapter
 from steerheal.state.factors import Pair
 from steerheal.state.fold import Gated, folded
 from steerheal.state.values import base, entered
-from steerheal.steer.persona import Axis
 
 import tiny
 

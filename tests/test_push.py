@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from steerheal.config import PushSettings, SamplingSettings
+from steerheal.filter.scores import seen_by
 from steerheal.models.cache import RoomyCache
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw, Written, generate, write
@@ -14,7 +15,6 @@ from steerheal.models.model import ChatModel
 from steerheal.models.push import repeats, share_at, spiking
 from steerheal.records import Completion
 from steerheal.state.values import entered
-from steerheal.steer.seen import seen_by
 
 import tiny
 

@@ -10,8 +10,8 @@ from steerheal.measure import forced_choice, likelihood, moralmaps
 from steerheal.measure.compare import compare
 from steerheal.measure.qualify import INSTRUMENTS, Qualification, choose, hits, qualify
 from steerheal.measure.summary import top1
+from steerheal.personas import Axis
 from steerheal.records import FOUNDATIONS, CanaryRow, Reading, Scores, VignetteRow
-from steerheal.steer.persona import Axis
 
 AXIS = Axis(foundation="authority", sign=-1)
 

@@ -8,7 +8,7 @@ import pytest
 
 from steerheal.cli import main
 from steerheal.config import resolve
-from steerheal.steer.persona import find
+from steerheal.personas import find
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

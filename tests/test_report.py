@@ -22,9 +22,9 @@ from reports import (
 )
 from steerheal import store
 from steerheal.errors import UserError
+from steerheal.personas import find
 from steerheal.report import figures, page, plates, words
 from steerheal.report.headline import headline_parts
-from steerheal.steer.persona import find
 
 
 @pytest.fixture(scope="module")

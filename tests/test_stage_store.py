@@ -12,8 +12,8 @@ import test_loop
 from steerheal.closing import closing
 from steerheal.console import Console
 from steerheal.errors import UserError
+from steerheal.pipeline.stage_store import STAGES, Store, holds_less
 from steerheal.records import RoundRecord, RunRecord
-from steerheal.stage_store import STAGES, Store, holds_less
 from steerheal.store import read_run, write_record
 
 SHORT = {"rounds": 1, "check": {"doses": (1.0,), "prompts": 2, "per_foundation": 1, "tokens": 4}}

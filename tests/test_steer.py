@@ -11,12 +11,12 @@ from steerheal.errors import UserError
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw
 from steerheal.models.model import band_layers
+from steerheal.personas import built_in, find
+from steerheal.pipeline.walk import harvest
 from steerheal.records import Calibration, Completion, Verdict
 from steerheal.state.formulas import contrast
 from steerheal.state.values import State, base
 from steerheal.state.vector import SteeringVector
-from steerheal.steer.dose import harvest
-from steerheal.steer.persona import built_in, find
 from steerheal.steer.vector import extract
 
 import tiny

@@ -13,8 +13,8 @@ from steerheal import disk
 from steerheal.code import key_of
 from steerheal.disk import write_text
 from steerheal.errors import UserError
+from steerheal.pipeline.stage_store import STAGES, Store, sweep_unfinished
 from steerheal.records import VERSION, Reading, RunRecord, StageMark
-from steerheal.stage_store import STAGES, Store, sweep_unfinished
 from steerheal.store import read_record, read_run, write_record
 
 

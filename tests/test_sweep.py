@@ -16,11 +16,11 @@ from steerheal.models.generate import Draw, generate
 from steerheal.models.hooks import adding
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states, kl_between
+from steerheal.pipeline.stage_store import Store
+from steerheal.pipeline.stages import Stages
 from steerheal.records import FOUNDATIONS, Completion, DosePoint, Reading, Sweep
 from steerheal.report.front import front, knee
 from steerheal.report.scan import ScanBand, ScanPoint, ScanRecord, advised
-from steerheal.stage_store import Store
-from steerheal.stages import Stages
 from steerheal.state.values import base, entered
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.calibrate import Probe, calibrate, probe, search

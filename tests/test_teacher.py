@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerheal import loop
 from steerheal.config import MeasureSettings, RunConfig, SamplingSettings, merge
 from steerheal.errors import UserError
+from steerheal.filter.scores import seen_by
 from steerheal.heal.barrier import position_losses
 from steerheal.heal.teacher import taught
 from steerheal.measure import coherence, free, likelihood, moralmaps, vignettes
@@ -21,12 +21,12 @@ from steerheal.models.decode import Decoding
 from steerheal.models.generate import Draw, Written, write
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states, kl_between
+from steerheal.pipeline import loop
+from steerheal.pipeline.stage_store import Store
+from steerheal.pipeline.stages import Stages
 from steerheal.records import Completion, RunRecord
-from steerheal.stage_store import Store
-from steerheal.stages import Stages
 from steerheal.state.formulas import MASKED, contrast, plausible
 from steerheal.state.values import State, base, entered
-from steerheal.steer.seen import seen_by
 from test_loop import TINY, Silent
 from test_state import adapter, three, vector
 

@@ -21,6 +21,8 @@ from steerheal.config import (
     resolve,
 )
 from steerheal.errors import UserError
+from steerheal.filter.features import Seen
+from steerheal.filter.rules import calibrated, judge
 from steerheal.line import read
 from steerheal.measure import forced_choice, protocol, vignettes
 from steerheal.models import template as templates
@@ -31,8 +33,6 @@ from steerheal.models.model import ChatModel
 from steerheal.models.template import frozen
 from steerheal.models.thinking import joined, thought_in
 from steerheal.records import Completion, Thought
-from steerheal.steer.filter import calibrated, judge
-from steerheal.steer.signs import Seen
 from steerheal.store import read_run
 from test_cli import OPTIONS
 

@@ -22,9 +22,9 @@ from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.hooks import adding
 from steerheal.models.model import ChatModel
 from steerheal.models.score import Pair, continuation_states
+from steerheal.pipeline.stage_store import Store
+from steerheal.pipeline.stages import Stages
 from steerheal.records import HealStep
-from steerheal.stage_store import Store
-from steerheal.stages import Stages
 from steerheal.state.fold import Gated, folded
 from steerheal.state.values import base
 from test_loop import TINY, Silent

@@ -37,9 +37,9 @@ from transformers import (
 
 from steerheal.models.load import wrap
 from steerheal.models.model import ChatModel
+from steerheal.personas import Axis, Persona, Prompts
 from steerheal.state.values import State, base
 from steerheal.state.vector import SteeringVector
-from steerheal.steer.persona import Axis, Persona, Prompts
 
 START, END = "<|im_start|>", "<|im_end|>"
 CHATML = (

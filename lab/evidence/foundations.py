@@ -22,13 +22,13 @@ from steerheal.measure.qualify import centre, hits, in_words, qualify
 from steerheal.measure.vignettes import chosen
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
+from steerheal.personas import find
+from steerheal.pipeline.stages import ADAPTER, VECTOR
 from steerheal.records import Record, Scores, VignetteRow
-from steerheal.stages import ADAPTER, VECTOR
 from steerheal.state.adapter import Adapter
 from steerheal.state.values import State, base
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.equal import equal_kl
-from steerheal.steer.persona import find
 from steerheal.store import read_lines, read_run, read_scores, round_folder, write_lines
 
 PERSONAS = ("love", "authority")

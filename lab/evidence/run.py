@@ -16,17 +16,17 @@ from typing import Any
 import psutil
 from arms import PARTS, Arm, settings
 
-from steerheal import loop
 from steerheal.commands import environment
 from steerheal.config import RunConfig
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
+from steerheal.personas import find
+from steerheal.pipeline import loop
+from steerheal.pipeline.stage_store import Store
+from steerheal.pipeline.stages import BASE, Stages
 from steerheal.records import HealStep, Reading, RoundRecord, RunRecord, Shown, StageMark
-from steerheal.stage_store import Store
-from steerheal.stages import BASE, Stages
 from steerheal.state.adapter import Adapter
 from steerheal.state.values import State, base
-from steerheal.steer.persona import find
 from steerheal.store import read_run, round_folder
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
         VectorSettings,
     )
     from steerheal.errors import UserError
+    from steerheal.filter.rules import calibrated, judge
+    from steerheal.filter.scores import seen_by
     from steerheal.heal.teacher import taught
     from steerheal.heal.train import heal_student, training_pairs
     from steerheal.measure.evaluate import evaluate
@@ -27,16 +29,14 @@ if TYPE_CHECKING:
     from steerheal.models.load import load
     from steerheal.models.model import ChatModel
     from steerheal.models.score import continuation_states, token_logprobs
+    from steerheal.personas import Persona, find
+    from steerheal.pipeline.walk import harvest
     from steerheal.prompts import contexts
     from steerheal.state.adapter import Adapter
     from steerheal.state.fold import Gated, folded
     from steerheal.state.formulas import contrast, plausible
     from steerheal.state.values import State, base, entered
     from steerheal.state.vector import SteeringVector
-    from steerheal.steer.dose import harvest
-    from steerheal.steer.filter import calibrated, judge
-    from steerheal.steer.persona import Persona, find
-    from steerheal.steer.seen import seen_by
     from steerheal.steer.vector import extract
 
 _HOMES = {
@@ -65,10 +65,10 @@ _HOMES = {
     "steerheal.models.model": ("ChatModel",),
     "steerheal.models.score": ("continuation_states", "token_logprobs"),
     "steerheal.prompts": ("contexts",),
-    "steerheal.steer.dose": ("harvest",),
-    "steerheal.steer.filter": ("calibrated", "judge"),
-    "steerheal.steer.persona": ("Persona", "find"),
-    "steerheal.steer.seen": ("seen_by",),
+    "steerheal.pipeline.walk": ("harvest",),
+    "steerheal.filter.rules": ("calibrated", "judge"),
+    "steerheal.personas": ("Persona", "find"),
+    "steerheal.filter.scores": ("seen_by",),
     "steerheal.state.vector": ("SteeringVector",),
     "steerheal.steer.vector": ("extract",),
 }

@@ -12,9 +12,9 @@ from steerheal.config import PRESETS, MeasureSettings, RunConfig, SamplingSettin
 from steerheal.errors import UserError
 from steerheal.line import flag_of
 from steerheal.measure import vignettes
+from steerheal.personas import Persona
 from steerheal.prompts import lines
 from steerheal.records import RunRecord, Scores, StageMark
-from steerheal.steer.persona import Persona
 from steerheal.store import read_run, read_scores
 
 if TYPE_CHECKING:

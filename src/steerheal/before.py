@@ -25,8 +25,8 @@ from steerheal.cli import (
 from steerheal.config import MeasureSettings, validated
 from steerheal.errors import UserError
 from steerheal.measure import guards, moralmaps, protocol, vignettes
+from steerheal.personas import Persona, find
 from steerheal.records import Evaluation
-from steerheal.steer.persona import Persona, find
 from steerheal.store import read_record, read_run
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")

@@ -47,7 +47,7 @@ from steerheal.console import Console
 from steerheal.errors import Ended, UserError, said, unknown
 from steerheal.helping import asked, page
 from steerheal.line import As, Given, flag_of, read
-from steerheal.steer.persona import find
+from steerheal.personas import find
 
 SUMMARIES = {
     "run": "steer, filter, heal, fold, measure and loop; leaves a run folder and a report",

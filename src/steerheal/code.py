@@ -28,15 +28,15 @@ MADE_BY: dict[str, tuple[str, ...]] = {
     "show": ("models.generate", *STATES),
     "vector": ("steer.vector", *STATES),
     "sweep": ("measure.sweep", "measure.instruments", *STATES, "steer.equal"),
-    "calibrate": ("models.generate", "steer.filter", "steer.seen"),
+    "calibrate": ("models.generate", "filter.rules", "filter.scores"),
     "harvest": (
-        "models.generate", "steer.dose", "steer.filter", "steer.seen", *STATES,
+        "models.generate", "pipeline.walk", "filter.rules", "filter.scores", *STATES,
     ),
     "heal": ("heal.train", "heal.teacher", "models.score", *STATES),
     "internalise": ("steer.internalise", *STATES),
 }  # fmt: skip
-"""The modules that each stage calls; what puts them together is `stages`, which counts for all."""
-JOINS = "stages"
+"""The modules that each stage calls; `pipeline.stages` puts them together and counts for all."""
+JOINS = "pipeline.stages"
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scipy")
 """Whose arithmetic a result is; another version may round otherwise."""
 OWN_TEXTS = "personas"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from steerheal import loop, prompts
+from steerheal import prompts
 from steerheal.cli import ExportCommand, ReportCommand, RunCommand, SampleCommand
 from steerheal.closing import closing, onward
 from steerheal.code import all_of_it, key_of
@@ -25,12 +25,13 @@ from steerheal.models.generate import Draw, generate
 from steerheal.models.load import free_bytes, load
 from steerheal.models.model import ChatModel
 from steerheal.need import Size, memory_line
+from steerheal.personas import Persona
+from steerheal.pipeline import loop
+from steerheal.pipeline.stage_store import Store, sweep, sweep_unfinished
+from steerheal.pipeline.stages import Stages
 from steerheal.plan import Plan, dated, fewer, planned
 from steerheal.records import RunRecord
 from steerheal.report.page import lacking, write_report
-from steerheal.stage_store import Store, sweep, sweep_unfinished
-from steerheal.stages import Stages
-from steerheal.steer.persona import Persona
 from steerheal.store import RUN, read_run, write_record
 
 PACKAGES = ("steerheal", "torch", "transformers", "peft", "safetensors", "numpy", "scipy")

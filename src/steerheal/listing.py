@@ -8,7 +8,7 @@ from steerheal.bounds import shorten
 from steerheal.cli import PersonasCommand
 from steerheal.config import MeasureSettings
 from steerheal.console import Console
-from steerheal.steer.persona import POOLS, Persona, alike, built_in, find
+from steerheal.personas import POOLS, Persona, alike, built_in, find
 
 NEGATIONS = {"not", "never", "no", "don't", "doesn't", "won't", "cannot", "can't", "without"}
 

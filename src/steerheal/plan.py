@@ -15,9 +15,9 @@ from steerheal.config import RunConfig, unlike, validated
 from steerheal.console import Console
 from steerheal.errors import UserError
 from steerheal.line import with_option
+from steerheal.personas import Persona, find
+from steerheal.pipeline.stage_store import STAGES
 from steerheal.records import RunRecord
-from steerheal.stage_store import STAGES
-from steerheal.steer.persona import Persona, find
 from steerheal.store import RUN, read_run
 
 CODE_CHANGED = (

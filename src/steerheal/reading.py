@@ -18,11 +18,11 @@ from steerheal.measure.qualify import in_words, qualify
 from steerheal.models.chat import prompt_notes
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
+from steerheal.personas import Persona, find
 from steerheal.records import FOUNDATIONS, Comparison, Evaluation, Reading, Scores
 from steerheal.state.adapter import Adapter
 from steerheal.state.fold import Gated, refuse_unfit
 from steerheal.state.values import Plain
-from steerheal.steer.persona import Persona, find
 from steerheal.store import read_record, read_run, read_scores, write_record
 
 BAR = 24

@@ -28,13 +28,13 @@ from steerheal.measure.summary import median_perplexity
 from steerheal.models.chat import prompt_notes
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel, band_layers
+from steerheal.personas import Persona, find
 from steerheal.records import Completion, Scores
 from steerheal.report.draw import png, svg
 from steerheal.report.scan import ScanBand, ScanPoint, ScanRecord, advised, figure
 from steerheal.state.values import base
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.calibrate import calibrate
-from steerheal.steer.persona import Persona, find
 from steerheal.steer.vector import extract
 from steerheal.store import read_record, write_record
 

@@ -19,8 +19,8 @@ from steerheal.checks.rules import (
     written,
 )
 from steerheal.config import HealSettings
+from steerheal.personas import Axis
 from steerheal.records import BREAKDOWN, Reading, RoundRecord, Summary
-from steerheal.steer.persona import Axis
 
 WANDERS = 0.5
 """cos(v_r, v₀) below which a round steers somewhere else."""

@@ -25,9 +25,9 @@ from steerheal.checks.rules import (
     written,
 )
 from steerheal.config import HealSettings
+from steerheal.filter.rules import narrates
+from steerheal.personas import Axis, Persona
 from steerheal.records import HealLog, HealStep, Reading, RoundRecord, Scores, Summary
-from steerheal.steer.filter import narrates
-from steerheal.steer.persona import Axis, Persona
 
 RETAINED = 0.5
 """Share of the steered gain of trait from which it counts as kept."""

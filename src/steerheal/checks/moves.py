@@ -4,8 +4,8 @@ import math
 
 from steerheal.checks.rules import coherent, known, named, over
 from steerheal.measure.stats import quantile
+from steerheal.personas import Axis
 from steerheal.records import DosePoint, Reading, Record, Summary, Sweep
-from steerheal.steer.persona import Axis
 
 LOGODDS = "persona_logodds"
 UNITS = {LOGODDS: "nats/token"}

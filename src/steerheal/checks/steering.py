@@ -35,8 +35,8 @@ from steerheal.checks.rules import (
 )
 from steerheal.measure.qualify import LEAST_MASS, Qualification
 from steerheal.measure.stats import widened
+from steerheal.personas import Axis
 from steerheal.records import Summary, Sweep
-from steerheal.steer.persona import Axis
 
 FLAT_PERPLEXITY = 1.1
 """Perplexity over the base's up to which a dose is not felt: on the embedded model half a dose

@@ -7,8 +7,8 @@ from steerheal.errors import UserError
 from steerheal.measure import instruments, vignettes
 from steerheal.measure.qualify import Qualification, choose, qualify, refused
 from steerheal.models.model import ChatModel
+from steerheal.personas import Axis
 from steerheal.records import Scores
-from steerheal.steer.persona import Axis
 
 PER_FOUNDATION, THINK = 3, 16
 """Size of the trial: enough to see an answer mass near 0 and an accuracy at chance."""

@@ -27,8 +27,8 @@ from steerheal.measure.selectivity import (
 )
 from steerheal.measure.stats import Statistic, crossed, log_ratio, mean, share_change
 from steerheal.measure.summary import coh_cost, surgical
+from steerheal.personas import Axis
 from steerheal.records import FOUNDATIONS, Comparison, Reading, Record, Scores
-from steerheal.steer.persona import Axis
 
 Floats = NDArray[np.float64]
 ONE_SEED = "one seed has no interval over seeds"

@@ -7,10 +7,10 @@ from steerheal.config import MeasureSettings, SamplingSettings
 from steerheal.measure import coherence, damage, free, instruments, vignettes
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states
+from steerheal.personas import Persona
 from steerheal.prompts import lines
 from steerheal.records import Scores
 from steerheal.state.values import State, base
-from steerheal.steer.persona import Persona
 
 
 def evaluate(

@@ -27,9 +27,9 @@ from steerheal.models.score import (
     kl_between,
     token_logprobs,
 )
+from steerheal.personas import Persona
 from steerheal.records import Completion, PersonaRow
 from steerheal.state.values import base, entered
-from steerheal.steer.persona import Persona
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from steerheal.errors import unknown
 from steerheal.measure.stats import quantile, share
+from steerheal.personas import Axis
 from steerheal.records import FOUNDATIONS, Reading, Record, Scores, VignetteRow
-from steerheal.steer.persona import Axis
 
 Floats = NDArray[np.float64]
 

@@ -21,8 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from steerheal.errors import UserError, unknown
 from steerheal.measure.stats import Statistic, jackknife, mean, share_change
+from steerheal.personas import Axis
 from steerheal.records import FOUNDATIONS, Reading, Scores, VignetteRow
-from steerheal.steer.persona import Axis
 
 Floats = NDArray[np.float64]
 Row = TypeVar("Row")

@@ -19,8 +19,8 @@ from steerheal.measure.fluency import perplexity
 from steerheal.measure.qualify import centre, hits
 from steerheal.measure.selectivity import in_order
 from steerheal.measure.stats import log_ratio, mean, quotient, ratio, share
+from steerheal.personas import Axis
 from steerheal.records import FOUNDATIONS, OnTest, Reading, Scores, Summary
-from steerheal.steer.persona import Axis
 
 Floats = NDArray[np.float64]
 

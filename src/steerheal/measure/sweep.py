@@ -13,10 +13,10 @@ from steerheal.config import CheckSettings, MeasureSettings, SamplingSettings
 from steerheal.measure import coherence, free, instruments, summary, vignettes
 from steerheal.measure.vignettes import Vignette
 from steerheal.models.model import ChatModel
+from steerheal.personas import Axis, Persona
 from steerheal.prompts import lines
 from steerheal.records import CanaryRow, DosePoint, Scores, Sweep
 from steerheal.state.values import State, entered
-from steerheal.steer.persona import Axis, Persona
 
 
 @dataclass(frozen=True)

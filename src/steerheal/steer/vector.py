@@ -8,10 +8,10 @@ from steerheal.config import VectorSettings
 from steerheal.errors import UserError
 from steerheal.models.finite import dose_of, not_finite
 from steerheal.models.model import ChatModel, band_layers
+from steerheal.personas import Persona
 from steerheal.state.values import State, base
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.methods.registry import find
-from steerheal.steer.persona import Persona
 from steerheal.steer.states import Source
 
 

@@ -13,6 +13,8 @@ from typing import Protocol
 from steerheal import prompts
 from steerheal.code import key_of, made_by
 from steerheal.config import Instrument, RunConfig
+from steerheal.filter.rules import calibrated, judge, weights
+from steerheal.filter.scores import seen_by
 from steerheal.heal.checkpoint import Checkpoint
 from steerheal.heal.teacher import taught
 from steerheal.heal.train import Healed, heal_student, training_pairs
@@ -23,6 +25,9 @@ from steerheal.measure.qualify import Qualification
 from steerheal.models.generate import Draw, generate, write
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states
+from steerheal.personas import Persona
+from steerheal.pipeline.stage_store import Store
+from steerheal.pipeline.walk import harvest
 from steerheal.records import (
     Calibration,
     Completion,
@@ -36,18 +41,13 @@ from steerheal.records import (
     Sweep,
     Verdict,
 )
-from steerheal.stage_store import Store
 from steerheal.state.adapter import Adapter
 from steerheal.state.fold import assert_alive
 from steerheal.state.values import State, base, entered
 from steerheal.state.vector import SteeringVector
 from steerheal.steer import internalise
-from steerheal.steer.dose import harvest
 from steerheal.steer.equal import equal_kl
-from steerheal.steer.filter import calibrated, judge, weights
 from steerheal.steer.methods.registry import find
-from steerheal.steer.persona import Persona
-from steerheal.steer.seen import seen_by
 from steerheal.steer.vector import extract
 from steerheal.store import (
     TEST,

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from steerheal.config import FilterSettings
+from steerheal.filter.features import Seen, Signs, classes, drift, signs_of
 from steerheal.models.thinking import thought_in
+from steerheal.personas import Persona
 from steerheal.prompts import data
 from steerheal.records import Calibration, Completion, Verdict
-from steerheal.steer.persona import Persona
-from steerheal.steer.signs import Seen, Signs, classes, drift, signs_of
 
 Text = tuple[Completion, Signs]
 NARRATION = re.compile(

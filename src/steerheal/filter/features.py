@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from steerheal.measure.fluency import char_repetition, distinct, tail_perplexity, word_repetition
 from steerheal.models.push import SPIKE_TOKENS, repeats
+from steerheal.personas import Persona
 from steerheal.records import Completion
-from steerheal.steer.persona import Persona
 
 WINDOW = 16
 """Tokens of a stretch: long enough that one rare word does not decide it."""

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steerheal.filter.features import Seen
 from steerheal.measure import free
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states, readings
+from steerheal.personas import Persona
 from steerheal.records import Completion
-from steerheal.steer.persona import Persona
-from steerheal.steer.signs import Seen
 
 
 def seen_by(
