@@ -20,10 +20,10 @@ from reports import (
     run_record,
     starved,
 )
-from steerheal import store
+from steerheal import numbers, store
 from steerheal.errors import UserError
 from steerheal.personas import find
-from steerheal.report import figures, page, plates, words
+from steerheal.report import figures, page, plates
 from steerheal.report.headline import headline_parts
 
 
@@ -143,7 +143,7 @@ def test_a_trait_that_did_not_move_is_said_first() -> None:
     said = page.headline(record)
     assert said.startswith(
         "The trait is not shown to have moved: its interval includes 0, and coherence fell below "
-        f"0.95 of the base. Round 1 healed: love +0.01 nats/token [{words.MINUS}0.02, 0.04]"
+        f"0.95 of the base. Round 1 healed: love +0.01 nats/token [{numbers.MINUS}0.02, 0.04]"
     )
     assert "moved beyond" not in said
     holds = [condition.holds for condition in page.conditions(record, (0, 8))]
@@ -187,7 +187,7 @@ def test_unknown_readings_are_dashes_with_their_reason(tmp_path: Path) -> None:
     assert "The trait could not be read (the base writes nothing)" in page.headline(record)
     assert [item.holds for item in page.conditions(record, None)] == [None] * 3
     text = write(fill(tmp_path, record))
-    noted = re.findall(rf'<span>{words.UNKNOWN}<sup><a href="#(note-[\d-]+)">', text)
+    noted = re.findall(rf'<span>{numbers.UNKNOWN}<sup><a href="#(note-[\d-]+)">', text)
     told = [re.search(rf'<li id="{note}">(.*?)</li>', text) for note in noted]
     assert [note and note[1] for note in told].count("the base writes nothing") >= 4
     assert "nan" not in re.sub(r"<style>.*?</style>|<svg .*?</svg>", "", text, flags=re.S).lower()
@@ -242,8 +242,8 @@ def test_a_text_that_equals_the_base_is_counted(tmp_path: Path) -> None:
     ("value", "text"),
     [
         (0.0912, "0.0912"),
-        (-2.3541, f"{words.MINUS}2.35"),
-        (math.nan, words.UNKNOWN),
+        (-2.3541, f"{numbers.MINUS}2.35"),
+        (math.nan, numbers.UNKNOWN),
         (math.inf, "∞"),
         (12345.0, "12,300"),
         (999.7, "1,000"),
@@ -252,7 +252,7 @@ def test_a_text_that_equals_the_base_is_counted(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_have_three_significant_digits(value: float, text: str) -> None:
-    assert words.number(value) == text
+    assert numbers.number(value) == text
 
 
 def test_a_harvest_of_a_round_that_was_never_recorded_is_read(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from steerheal.records import HealStep, Reading, RoundRecord, StageMark
+from steerheal.numbers import shown
+from steerheal.records import HealStep, RoundRecord, StageMark
 
 MARKS = {"good": "✓", "bad": "✗", "unknown": "?"}
 
@@ -31,19 +32,6 @@ MARKS = {"good": "✓", "bad": "✗", "unknown": "?"}
 def printable(text: str, *, keep: str = "\n") -> str:
     """The text with every control character but `keep` replaced by a visible mark."""
     return "".join(c if c.isprintable() or c in keep else "�" for c in text)
-
-
-def shown(reading: Reading | float | None, digits: int = 3) -> str:
-    """A number, with its interval when it has one; an en dash for what is unknown."""
-    if reading is None:
-        return "–"
-    if isinstance(reading, float | int):
-        return "–" if reading != reading else f"{reading:.{digits}f}"
-    if reading.value != reading.value:
-        return "–"
-    if reading.low != reading.low:
-        return f"{reading.value:.{digits}f}"
-    return f"{reading.value:.{digits}f} [{reading.low:.{digits}f}, {reading.high:.{digits}f}]"
 
 
 def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int] | None:

@@ -9,12 +9,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from steerheal.bounds import FolderName, Text, shorten
 from steerheal.config import read_toml, validated
 from steerheal.errors import unknown
-from steerheal.records import Record
 
 Pool = Annotated[tuple[Text, ...], Field(max_length=10_000)]
 Foundation = Literal["care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social"]
@@ -26,7 +25,7 @@ def alike(text: str) -> str:
     return " ".join("".join(c for c in plain if unicodedata.category(c) != "Cf").split())
 
 
-class Closed(Record):
+class Closed(BaseModel):
     """A record whose fields are documented for users who write one in TOML."""
 
     model_config = ConfigDict(

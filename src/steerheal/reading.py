@@ -7,7 +7,7 @@ from typing import NamedTuple
 from steerheal.asking import Asked, asked, is_run, kept_base
 from steerheal.cli import EvaluateCommand
 from steerheal.config import MeasureSettings, ModelSettings, RunConfig, validated
-from steerheal.console import Console, shown
+from steerheal.console import Console
 from steerheal.history import round_of, student_of
 from steerheal.measure import guards, summary
 from steerheal.measure.auto import resolve
@@ -18,6 +18,7 @@ from steerheal.measure.qualify import in_words, qualify
 from steerheal.models.chat import prompt_notes
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
+from steerheal.numbers import shown
 from steerheal.personas import Persona, find
 from steerheal.records import FOUNDATIONS, Comparison, Evaluation, Reading, Scores
 from steerheal.state.adapter import Adapter

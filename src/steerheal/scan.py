@@ -18,7 +18,7 @@ from steerheal.config import (
     SamplingSettings,
     VectorSettings,
 )
-from steerheal.console import Console, shown
+from steerheal.console import Console
 from steerheal.disk import write_bytes, write_text
 from steerheal.errors import UserError
 from steerheal.measure import sweep, vignettes
@@ -28,6 +28,7 @@ from steerheal.measure.summary import median_perplexity
 from steerheal.models.chat import prompt_notes
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel, band_layers
+from steerheal.numbers import shown
 from steerheal.personas import Persona, find
 from steerheal.records import Completion, Scores
 from steerheal.report.draw import png, svg

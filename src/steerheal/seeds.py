@@ -5,9 +5,10 @@ from pathlib import Path
 
 from steerheal.cli import SeedsCommand
 from steerheal.config import unlike
-from steerheal.console import Console, shown
+from steerheal.console import Console
 from steerheal.errors import UserError
 from steerheal.measure.compare import SeedBand, across_seeds, over_seeds
+from steerheal.numbers import shown
 from steerheal.records import Comparison, OnTest, RunRecord
 from steerheal.store import read_run
 

@@ -16,9 +16,9 @@ from steerheal.checks.rules import (
     incoherent,
     known,
     over,
-    written,
 )
 from steerheal.config import HealSettings
+from steerheal.numbers import written
 from steerheal.personas import Axis
 from steerheal.records import BREAKDOWN, Reading, RoundRecord, Summary
 

@@ -12,7 +12,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from steerheal.checks.rules import Check, Evidence, Rule, known, over, written
+from steerheal.checks.rules import (
+    Check,
+    Evidence,
+    Rule,
+    known,
+    over,
+)
+from steerheal.numbers import written
 from steerheal.records import Calibration, Harvest, Judged, Scores, Sweep
 
 FLAT_SURVIVAL = 0.1

@@ -22,10 +22,10 @@ from steerheal.checks.rules import (
     known,
     over,
     right_way,
-    written,
 )
 from steerheal.config import HealSettings
 from steerheal.filter.rules import narrates
+from steerheal.numbers import written
 from steerheal.personas import Axis, Persona
 from steerheal.records import HealLog, HealStep, Reading, RoundRecord, Scores, Summary
 

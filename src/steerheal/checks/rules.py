@@ -7,13 +7,12 @@ the outcome is `ambiguous`. It does not know what any rule is about.
 """
 
 import math
-import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
+from steerheal.numbers import written
 from steerheal.records import Finding, Reading, Record
-from steerheal.report.words import interval, number
 
 AMBIGUOUS = "ambiguous"
 COHERENT = 0.95
@@ -116,28 +115,6 @@ class Check(Generic[E]):
             numbers=evidence.numbers(),
             candidates=tuple(rule.name for rule in first),
         )
-
-
-class _Writer(string.Formatter):
-    """Numbers with three digits, readings with their interval, "unknown" for NaN."""
-
-    def format_field(self, value: Any, format_spec: str) -> str:
-        if isinstance(value, Reading):
-            return f"{self._number(value.value, format_spec)} {interval(value)}".rstrip()
-        if isinstance(value, int | float):
-            return self._number(value, format_spec)
-        return str(value)
-
-    @staticmethod
-    def _number(value: float, spec: str) -> str:
-        if math.isnan(value):
-            return "unknown"
-        return f"{100 * value:.0f} %" if spec == "%" else number(value, signed=spec == "+")
-
-
-def written(template: str, e: object) -> str:
-    """The template with the numbers of `e`; what is not known reads "unknown"."""
-    return _Writer().format(template, e=e)
 
 
 def known(*values: float) -> bool:

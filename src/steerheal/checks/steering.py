@@ -30,11 +30,11 @@ from steerheal.checks.rules import (
     known,
     named,
     right_way,
-    written,
     wrong_way,
 )
 from steerheal.measure.qualify import LEAST_MASS, Qualification
 from steerheal.measure.stats import widened
+from steerheal.numbers import written
 from steerheal.personas import Axis
 from steerheal.records import Summary, Sweep
 

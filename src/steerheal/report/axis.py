@@ -2,8 +2,9 @@
 
 import math
 
+from steerheal.numbers import interval, number
 from steerheal.records import FOUNDATIONS, Reading, RunRecord, Summary
-from steerheal.report.words import interval, number, one_line
+from steerheal.report.words import one_line
 
 
 def foundation(record: RunRecord) -> str:

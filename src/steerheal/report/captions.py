@@ -7,9 +7,10 @@ known it decides, else the sign of the difference, and the sentence says that no
 import math
 from collections.abc import Callable, Iterable
 
+from steerheal.numbers import interval, number
 from steerheal.records import BREAKDOWN, Reading, RoundRecord, RunRecord, Summary
 from steerheal.report import axis
-from steerheal.report.words import chosen, interval, number, number_setting, one_line
+from steerheal.report.words import chosen, number_setting, one_line
 
 DIRECTIONS = (
     "rose",

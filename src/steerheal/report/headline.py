@@ -5,17 +5,10 @@ The page and the command line print the same sentences; whatever did not hold co
 
 import math
 
+from steerheal.numbers import number
 from steerheal.records import Reading, Record, RoundRecord, RunRecord, Summary
 from steerheal.report import axis
-from steerheal.report.words import (
-    change,
-    chosen,
-    number,
-    number_setting,
-    one_line,
-    persona_name,
-    tested,
-)
+from steerheal.report.words import change, chosen, number_setting, one_line, persona_name, tested
 
 GUARDS = (
     ("top-1", "top1"),

@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from steerheal import disk, store
+from steerheal.numbers import interval, number
 from steerheal.records import HealLog, RoundRecord, RunRecord
 from steerheal.report import axis, draw, guard, samples, table, theme
 from steerheal.report.files import attempt, lacking
@@ -26,16 +27,7 @@ from steerheal.report.headline import (
 )
 from steerheal.report.plates import PLATES, Plate
 from steerheal.report.samples import shown_differs
-from steerheal.report.words import (
-    change,
-    chosen,
-    interval,
-    number,
-    one_line,
-    persona_name,
-    setting,
-    visible,
-)
+from steerheal.report.words import change, chosen, one_line, persona_name, setting, visible
 
 __all__ = ["Condition", "conditions", "headline", "lacking", "shown_differs", "write_report"]
 

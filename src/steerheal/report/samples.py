@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from steerheal import store
+from steerheal.numbers import number
 from steerheal.records import (
     Calibration,
     Completion,
@@ -22,7 +23,7 @@ from steerheal.records import (
 )
 from steerheal.report.files import attempt
 from steerheal.report.table import Cell, Table, plain, survival
-from steerheal.report.words import chosen, number
+from steerheal.report.words import chosen
 
 BORDERLINE = 3
 

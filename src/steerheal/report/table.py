@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from steerheal.numbers import UNKNOWN, interval, number
 from steerheal.records import FOUNDATIONS, Reading, RoundRecord, RunRecord, Summary, WalkStep
-from steerheal.report.words import UNKNOWN, interval, number, one_line
+from steerheal.report.words import one_line
 
 
 class Cell(NamedTuple):

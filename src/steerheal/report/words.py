@@ -1,15 +1,15 @@
-"""Numbers, settings and model text as words. No disk, no HTML.
+"""Settings, readings and model text as words. No disk, no HTML.
 
-Text that a model or a file may have
-written goes through `visible` before it reaches a terminal or a page.
+Text that a model or a file may have written goes through `visible` before it reaches a terminal or
+a page.
 """
 
 import math
 import unicodedata
 
+from steerheal.numbers import interval, number
 from steerheal.records import OnTest, Reading, RoundRecord, RunRecord
 
-MINUS, UNKNOWN = "\N{MINUS SIGN}", "\N{EN DASH}"
 JOINERS = frozenset("\u200c\u200d\u200e\u200f")
 """Format characters that scripts and emoji need."""
 
@@ -34,26 +34,6 @@ def one_line(text: str) -> str:
     """The first line that says something, made visible, without its full stop."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return visible(lines[0]).rstrip(".") if lines else ""
-
-
-def number(value: float, *, signed: bool = False) -> str:
-    """Three significant digits; a dash for NaN."""
-    if math.isnan(value):
-        return UNKNOWN
-    if math.isinf(value):
-        return "∞" if value > 0 else f"{MINUS}∞"
-    size = float(f"{abs(value):.3g}")
-    text = f"{size:,.0f}" if 1000 <= size < 1e6 else f"{size:.3g}".replace("-", MINUS)
-    if size == 0:
-        return "0"
-    return (MINUS if value < 0 else "+" if signed else "") + text
-
-
-def interval(reading: Reading) -> str:
-    """The 95 % interval in brackets; empty when there is none."""
-    if math.isnan(reading.low) or math.isnan(reading.high):
-        return ""
-    return f"[{number(reading.low)}, {number(reading.high)}]"
 
 
 def change(reading: Reading) -> str:

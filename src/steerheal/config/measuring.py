@@ -1,0 +1,68 @@
+"""What an evaluation reads, and what the sweep before the first harvest does."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from steerheal.bounds import Count, CountOrNone, Place, Tokens, TokensOrNone
+from steerheal.config.base import Doses, Settings
+from steerheal.line import As
+from steerheal.prompts import lines
+
+Conditions = Annotated[tuple[Literal["other", "self"], ...], Field(min_length=1, max_length=2)]
+Instrument = Literal["auto", "likelihood", "forced_choice", "moralmaps"]
+
+
+class MeasureSettings(Settings):
+    """What an evaluation reads."""
+
+    instrument: Annotated[Instrument, As(also=("--instrument",))] = "auto"
+    """likelihood, forced_choice (the tinymfv protocol), moralmaps (upstream itself, if installed),
+    or auto: forced_choice if the base can answer it, else likelihood."""
+    protocol: Place = ""
+    """JSON file with forced_choice's wording; empty for the bundled one."""
+    think: TokensOrNone = 128
+    """forced_choice: tokens of thinking before the answer; 0 is none."""
+    orders: Literal["two", "cyclic"] = "two"
+    """forced_choice: the options forwards and backwards, or every option once at every position."""
+    vignettes: Place = "everyday"
+    """Bundled set (everyday, ai), a JSONL file in tinymfv's fields, or wassname/tiny-mfv:SET."""
+    conditions: Conditions = ("other",)
+    """Who acts in the vignettes: someone else, or the reader."""
+    per_foundation: CountOrNone = 0
+    """Vignettes per foundation, a stratified subset; 0 is all of them."""
+    prompts: Annotated[Count, Field(ge=2)] = 32
+    """The persona's evaluation prompts that are answered freely."""
+    tokens: Tokens = 48
+    """Longest free answer, in tokens."""
+    long_prompts: CountOrNone = 8
+    """Open prompts answered at length, for long-form health; 0 is none."""
+    long_tokens: Tokens = 128
+    """Longest of those answers, in tokens."""
+    json_prompts: CountOrNone = 12
+    """Requests for JSON that are answered freely; 0 is none."""
+
+    @field_validator("long_prompts", "json_prompts")
+    @classmethod
+    def _as_many_as_bundled(cls, count: int, info: ValidationInfo) -> int:
+        pool = {"long_prompts": "open", "json_prompts": "json"}[str(info.field_name)]
+        if count > len(lines(pool)):
+            raise ValueError(f"at most {len(lines(pool))} are bundled")
+        return count
+
+
+class CheckSettings(Settings):
+    """The sweep of doses that is read before the first harvest."""
+
+    doses: Doses = (0.5, 1.0)
+    """Doses read, as multiples of the one the walk starts at; none switches the sweep off."""
+    control: bool = True
+    """Also read a random vector whose KL equals that of the largest dose."""
+    prompts: Annotated[Count, Field(ge=2)] = 16
+    """The persona's evaluation prompts that every dose answers."""
+    per_foundation: CountOrNone = 8
+    """Vignettes per foundation, of those that an evaluation reads; 0 is all of these."""
+    tokens: Tokens = 40
+    """Longest free answer, in tokens."""
+    base_texts: Count = 8
+    """Answers of the base that the control's KL is matched on."""

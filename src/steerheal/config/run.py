@@ -1,0 +1,120 @@
+"""Everything a run depends on, and its presets."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from steerheal.bounds import Amount, CountOrNone, Fraction, Place, PositiveFraction, Rounds, Seed
+from steerheal.config.base import Settings
+from steerheal.config.measuring import CheckSettings, MeasureSettings
+from steerheal.config.model import ModelSettings
+from steerheal.config.steering import DoseSettings, PushSettings, SamplingSettings, VectorSettings
+from steerheal.config.training import FilterSettings, HealSettings
+from steerheal.config.validation import read_toml, validated
+from steerheal.errors import unknown
+from steerheal.line import As
+
+
+class RunConfig(Settings):
+    """Everything a run depends on, and nothing else."""
+
+    persona: Annotated[Place, As(hidden=True)] = "love"
+    """A built-in persona or a TOML file."""
+    reverse: bool = False
+    """Swap the persona's poles: less of the trait instead of more."""
+    seed: Seed = 0
+    """Seed of everything random; same settings, same record."""
+    rounds: Rounds = 4
+    """Most rounds of the loop."""
+    gate: PositiveFraction = 1.0
+    """Gate at which a finished round is folded in."""
+    coherence_floor: Fraction = 0.95
+    """The loop stops when answer mass falls below this share of the base's."""
+    kl_budget: Amount = 0.0
+    """The loop stops once this many nats of KL per token are spent: the rounds' sum, or the
+    student's own KL to the base where that is more, and the best round is one within it; 0 is no
+    budget. Steering without healing is published to break down near 1.7."""
+    patience: CountOrNone = 2
+    """The loop stops when this many rounds in a row have not raised the trait above the best round
+    before them; 0 goes on."""
+    read_steered: bool = True
+    """Read the steered student in every round. Without it a round is faster, and retain, recovered
+    and what check 3 makes of them are unknown."""
+    model: ModelSettings = ModelSettings()
+    vector: VectorSettings = VectorSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    push: PushSettings = PushSettings()
+    dose: DoseSettings = DoseSettings()
+    filter: FilterSettings = FilterSettings()
+    heal: HealSettings = HealSettings()
+    measure: MeasureSettings = MeasureSettings()
+    check: CheckSettings = CheckSettings()
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "rounds": 2,
+        "vector": {"contexts": 48},
+        "sampling": {"tokens": 48},
+        "dose": {"want": 48, "minimum": 12, "batches": 2},
+        "measure": {
+            "instrument": "likelihood",
+            "per_foundation": 8,
+            "prompts": 20,
+            "tokens": 40,
+            "long_prompts": 4,
+            "long_tokens": 48,
+            "json_prompts": 4,
+        },
+        "check": {
+            "doses": (1.0,),
+            "prompts": 10,
+            "per_foundation": 3,
+            "tokens": 24,
+            "base_texts": 4,
+        },
+        "filter": {"calibration_texts": 32},
+    },
+    "standard": {},
+    "full": {
+        "rounds": 8,
+        "sampling": {"tokens": 128},
+        "dose": {"want": 128, "minimum": 32, "batches": 8},
+        "heal": {"epochs": 3},
+        "measure": {"tokens": 96, "long_prompts": 16, "long_tokens": 256},
+    },
+}
+
+
+def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings, `over` winning where both have a value."""
+    both = dict(under)
+    for name, value in over.items():
+        old = both.get(name)
+        both[name] = (
+            merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
+    return both
+
+
+def unlike(a: object, b: object, path: str = "") -> dict[str, tuple[object, object]]:
+    """Both values of every setting that differs, by its dotted name."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        found: dict[str, tuple[object, object]] = {}
+        for name in sorted(a.keys() | b.keys()):
+            found |= unlike(a.get(name), b.get(name), f"{path}.{name}".lstrip("."))
+        return found
+    return {} if a == b else {path: (a, b)}
+
+
+def resolve(preset: str = "standard", file: Path | None = None) -> RunConfig:
+    """The preset's settings with a TOML file's on top.
+
+    Raises:
+        UserError: unknown preset, unreadable file, wrong name, type or bound.
+    """
+    if preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    values = PRESETS[preset]
+    if file is not None:
+        values = merge(values, read_toml(file))
+    return validated(RunConfig, values, source=str(file or f"preset {preset}"))

@@ -1,0 +1,118 @@
+"""How a vector is extracted, and how it is written with: sampling, push and doses."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from steerheal.bounds import (
+    Amount,
+    Band,
+    BelowOne,
+    Count,
+    Dose,
+    Inside,
+    PositiveFraction,
+    Rows,
+    Seed,
+    Temperature,
+    Tokens,
+    TopK,
+)
+from steerheal.config.base import Doses, Settings
+
+VectorMethod = Literal[
+    "mean_difference",
+    "pca",
+    "single_pair",
+    "contrastive_answers",
+    "s_space",
+    "random",
+    "ablation",
+    "cosine_gate",
+]
+
+
+class VectorSettings(Settings):
+    """How the steering vector is extracted."""
+
+    contrast: Literal["negative", "neutral"] = "negative"
+    """The pole that the positive one is compared with."""
+    contexts: Count = 256
+    """Diverse user messages averaged over; more gives a less noisy direction."""
+    band: Band = (0.4, 0.6)
+    """Blocks that are steered, as fractions of depth; a wide band compounds and collapses."""
+    method: VectorMethod = "mean_difference"
+    """How the poles' states become a direction. ablation and cosine_gate use the mean difference
+    and differ in how they act; random is the control that moves the model as far."""
+    position: Literal["tag", "last", "mean"] = "tag"
+    """Where states are read: at the assistant tag, or at the last token or over the mean of a short
+    answer by each pole. contrastive_answers always takes the mean, with no system prompt."""
+    answer_tokens: Tokens = 24
+    """Longest answer that a pole writes to be read, in tokens."""
+    energy: PositiveFraction = 0.9
+    """s_space: share of what a block can write that the kept directions hold; 1 keeps all."""
+    seed: Seed = 0
+    """random: which directions are drawn."""
+
+
+class SamplingSettings(Settings):
+    """How completions are sampled."""
+
+    tokens: Tokens = 64
+    """Longest completion, in tokens."""
+    temperature: Temperature = 1.0
+    """Softmax temperature; 0 is greedy."""
+    top_p: PositiveFraction = 0.95
+    """Nucleus: the smallest set of tokens that holds this much probability."""
+    top_k: TopK = 0
+    """Only the k likeliest tokens; 0 is no limit."""
+    rows: Rows = 48
+    """Rows sampled together; halved when memory runs out."""
+
+
+class PushSettings(Settings):
+    """How the dose runs along a completion of the training data; a constant dose is the default."""
+
+    decay: Literal["constant", "linear", "exponential"] = "constant"
+    """How the dose falls with the token's position."""
+    decay_tokens: Tokens = 64
+    """linear: the dose is 0 from this token on; exponential: it halves every so many tokens."""
+    kl_budget: Amount = 0.0
+    """Most nats of KL(steered‖base) at any token; the dose is lowered where it would be more, as
+    far as the token's own dose can. 0 is no budget. The base runs along in the same batch."""
+    backtrack: bool = False
+    """Take tokens back where the text loops or its KL spikes, and go on at a lower dose."""
+    spike: Amount = 0.0
+    """Mean nats of KL to the base over eight tokens that count as a spike; 0 looks for loops only,
+    and needs no base in the batch."""
+    factor: BelowOne = 0.5
+    """The dose after a rewind, as a share of the dose before it."""
+    rewinds: Count = 4
+    """Most rewinds per completion; what breaks after them is left to the filter."""
+
+
+class DoseSettings(Settings):
+    """walk-C: the sweep of doses and how it walks down until enough completions survive."""
+
+    start: Dose = 1.0
+    """Multiplier tried first in every round; 1 adds the raw difference of the two poles."""
+    sweep: Annotated[Doses, Field(min_length=1)] = (0.5, 0.75, 1.0)
+    """Doses in one batch, as fractions of the multiplier."""
+    target: PositiveFraction = 0.75
+    """Share of completions that must survive the filter before the multiplier is accepted."""
+    step: Inside = 0.75
+    """Factor on the multiplier at each step down."""
+    walks: Count = 6
+    """Most multipliers tried in a round."""
+    want: Count = 64
+    """Kept completions a round trains on."""
+    minimum: Annotated[Count, Field(ge=2)] = 16
+    """Fewest kept completions a round may train on; with fewer it ends as starved."""
+    batches: Count = 4
+    """Most batches drawn at the accepted multiplier."""
+
+    @model_validator(mode="after")
+    def _wants_at_least_the_minimum(self) -> Self:
+        if self.want < self.minimum:
+            raise ValueError(f"want ({self.want}) must be at least minimum ({self.minimum})")
+        return self

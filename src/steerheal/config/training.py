@@ -1,0 +1,149 @@
+"""What is kept of the written text, and how the adapter is trained on it."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from steerheal.bounds import (
+    Amount,
+    Band,
+    BelowOne,
+    Count,
+    Fraction,
+    Inside,
+    Label,
+    PositiveAmount,
+    Power,
+    Rank,
+    Rows,
+)
+from steerheal.config.base import MOST_LISTED, Settings
+
+
+class FilterSettings(Settings):
+    """Which completions are kept."""
+
+    tail_perplexity: PositiveAmount = 4.0
+    """Highest perplexity of a completion's last quarter under the base, in multiples of the base's
+    median on its own text: collapse comes late."""
+    word_repetition: Fraction = 0.35
+    """Highest share of word trigrams that repeat an earlier one."""
+    char_repetition: Fraction = 0.5
+    """Highest share of character 8-grams that repeat an earlier one."""
+    words: Count = 8
+    """Fewest words."""
+    false_drop: BelowOne = 0.05
+    """Share of the base's own text that the combined rule for incoherence may drop: its limit is
+    set there. 0 switches the rule off."""
+    rule_drop: BelowOne = 0.01
+    """The same for every single calibrated rule (a stretch the base cannot follow, compression,
+    distinct bigrams, foreign characters); 0 switches them off."""
+    kl_spike: PositiveAmount = 8.0
+    """Most nats of KL(steered‖base), mean over any eight tokens in a row."""
+    similarity: PositiveAmount = 0.5
+    """Highest share of a pole's own words in first-person sentences; above it the text narrates."""
+    trait: BelowOne = 0.0
+    """Share of the base's own text whose persona log-odds a completion must exceed, so that
+    base-like text is left out; 0 switches the rule off."""
+    read_trait: bool = True
+    """Read every completion's persona log-odds, which is two thirds of the filter's time. Without
+    it what check 2 says of the kept text's trait is unknown."""
+    thoughts: bool = False
+    """Keep completions that hold a thought, and train on it like on the rest."""
+    calibration_texts: Annotated[Count, Field(ge=8)] = 64
+    """Completions of the base that the limits are set on."""
+
+    @model_validator(mode="after")
+    def _rules_on_what_is_read(self) -> Self:
+        if self.trait and not self.read_trait:
+            raise ValueError(f"the trait rule (trait {self.trait:g}) needs read_trait")
+        return self
+
+
+NO_DORA = (
+    "DoRA scales every row of a weight anew, so that its difference to the weight has full rank: "
+    "no small adapter holds it, and a dense copy per round would need as much memory as the "
+    "adapted layers. Use lora, rslora or pissa"
+)
+
+
+class HealSettings(Settings):
+    """How the adapter is trained: L = fit + λ·relu(D − τ) + spectral·Σ‖ΔW‖."""
+
+    objective: Literal["sft", "distill"] = "sft"
+    """The fit: cross-entropy of the completions' tokens, or KL(teacher‖student) to the steered
+    teacher's whole distribution at each of them, under the dose that the completion was drawn at.
+    distill reads a per-token dose trace as its nominal dose."""
+    barrier: Literal["nll", "kl_fwd", "kl_rev"] = "nll"
+    """D: none, KL(reference‖student), or KL(student‖reference), in nats per position. None is the
+    default: on the embedded model none was seen to give more trait at the same price
+    (docs/results.md). aggregate, reference, lam, tau and lam_power belong to a barrier."""
+    aggregate: Literal["mean", "rmse", "p95", "max"] = "rmse"
+    """How D is aggregated over the completion positions of a batch."""
+    reference: Literal["prev", "base"] = "prev"
+    """The student before this round (a trust region) or the round-0 model (a leash)."""
+    lam: Amount = 0.3
+    """λ: weight of the barrier; 0 is no barrier."""
+    tau: Amount = 0.1
+    """τ in nats: D below it costs nothing. Above the operating divergence it never fires."""
+    lam_power: Power = 0.0
+    """λ in round r is λ·(1+r)^power; below 0 it loosens as the history grows."""
+    spectral: Amount = 0.0
+    """Weight of the operator norm of every adapted layer's ΔW, summed over the layers, so that a
+    layer pays the same however many others there are; 0 is no penalty. Goes with any barrier."""
+    rank: Rank = 16
+    """Rank of the adapter."""
+    alpha: PositiveAmount = 32.0
+    """The adapter's output is scaled by alpha / rank, rslora's by alpha / √rank."""
+    adapter: Literal["lora", "rslora", "dora", "pissa"] = "lora"
+    """Kind: lora; rslora keeps its size as the rank grows; pissa starts from the weights' leading
+    singular part and is stored at twice the rank. dora cannot be folded and is refused."""
+    targets: tuple[Annotated[Label, Field(min_length=1)], ...] = Field(
+        default=("all",), min_length=1, max_length=MOST_LISTED
+    )
+    """Linear layers of the band's blocks that get an adapter: all, attention, mlp (the others of
+    a block), or names such as q_proj."""
+    band: Band = (0.2, 0.8)
+    """Blocks that get an adapter, as fractions of depth."""
+    epochs: Annotated[Count, Field(le=1_000)] = 2
+    """Passes over the kept completions."""
+    rows: Rows = 8
+    """Completions per optimiser step."""
+    accumulate: Rows = 1
+    """Micro-batches a step's rows are split into; more needs less memory and more time, and changes
+    nothing else. Each is split further by length where that saves padding."""
+    lr: Annotated[PositiveAmount, Field(le=10)] = 5e-4
+    """Peak learning rate: linear warm-up, then a cosine to 0."""
+    warmup: BelowOne = 0.1
+    """Share of the steps that warm up."""
+    weight_decay: Annotated[Amount, Field(le=100)] = 0.0
+    """Decoupled weight decay on the adapter; goes with any barrier."""
+    beta2: Inside = 0.95
+    """Adam's second-moment decay; 0.95 warms up within a round."""
+    clip: PositiveAmount = 1.0
+    """Largest gradient norm; a larger gradient is scaled down to it."""
+    held_out: BelowOne = 0.1
+    """Share of the kept completions that only measures the held-out CE, whole prompts at a time."""
+
+    @field_validator("adapter")
+    @classmethod
+    def _can_be_folded(cls, adapter: str) -> str:
+        if adapter == "dora":
+            raise ValueError(f"dora cannot be folded. {NO_DORA}")
+        return adapter
+
+    @model_validator(mode="after")
+    def _splits_evenly(self) -> Self:
+        if self.rows % self.accumulate:
+            raise ValueError(f"rows ({self.rows}) must be a multiple of accumulate")
+        return self
+
+    @model_validator(mode="after")
+    def _starts_from_nothing(self) -> Self:
+        # Decay pulls the factors to 0, which for PiSSA is not the base but the base less a part.
+        if self.adapter == "pissa" and self.weight_decay:
+            raise ValueError(
+                "adapter pissa starts from a part of the weights, which weight_decay would shrink; "
+                "set weight_decay to 0, or use lora or rslora"
+            )
+        return self

@@ -1,0 +1,110 @@
+"""Settings from files and other data, and one sentence for each that is wrong."""
+
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from steerheal.bounds import allowed, read_text, shorten
+from steerheal.errors import UserError, unknown
+
+S = TypeVar("S", bound=BaseModel)
+
+MOST_BYTES = 8_000_000
+"""Largest settings or persona file that is read."""
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """A TOML file's content.
+
+    Raises:
+        UserError: unreadable, too large, nested too deeply, or not TOML.
+    """
+    text = read_text(file.expanduser(), what="the file", most=MOST_BYTES)
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise UserError(f"{file} is nested too deeply to be read.") from error
+    except ValueError as error:
+        raise UserError(f"{file} is not valid TOML: {error}") from error
+
+
+def validated(kind: type[S], values: object, *, source: str) -> S:
+    """`values` as a `kind`; every problem is named with its setting in one message.
+
+    Raises:
+        UserError: a wrong name, type or bound.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{source}: " + "; ".join(problems(kind, error))) from error
+
+
+def problems(
+    kind: type[BaseModel],
+    error: ValidationError,
+    name: Callable[[Sequence[str | int]], str] = lambda path: ".".join(map(str, path)),
+) -> list[str]:
+    """One sentence per validation problem: setting, what was given, what is allowed.
+
+    Args:
+        kind: What was to be made.
+        error: Why it could not be.
+        name: What the user calls the setting at a place in it.
+    """
+    return [_sentence(kind, item, name) for item in _first_each(error.errors())]
+
+
+def _first_each(items: Sequence[Any]) -> list[Any]:
+    """One problem per setting: a union complains once for each of its members, a list per item."""
+    found: dict[tuple[str, ...], Any] = {}
+    for item in items:
+        found.setdefault(tuple(part for part in item["loc"] if isinstance(part, str)), item)
+    return list(found.values())
+
+
+def _sentence(kind: type[BaseModel], item: Any, name: Callable[[Sequence[str | int]], str]) -> str:
+    path, what = item["loc"], item["type"]
+    if what == "extra_forbidden":
+        return str(unknown("setting", str(path[-1]), _fields_at(kind, path[:-1])))
+    field, place = _field_at(kind, path)
+    called = name(place)
+    if what == "missing":
+        return f"{called or path[-1]} is missing"
+    given = shorten(item["input"]) if item["input"] not in ("", (), []) else "nothing"
+    if what in ("value_error", "assertion_error"):
+        said = item["msg"].removeprefix("Value error, ")
+        return f"{called}: {said} (given: {given})" if field else f"{called}: {said}".lstrip(": ")
+    if field is None:
+        return f"{called + ': ' if called else ''}{item['msg']} (given: {given})"
+    return f"{called}: given {given}; allowed: {allowed(field.annotation, tuple(field.metadata))}"
+
+
+def _field_at(
+    kind: type[BaseModel], path: Sequence[str | int]
+) -> tuple[FieldInfo | None, Sequence[str | int]]:
+    """The field that a place lies in, and the place without what a type adds to it."""
+    field: FieldInfo | None = None
+    for depth, part in enumerate(path):
+        if part not in kind.model_fields:
+            return field, path[: depth + isinstance(part, int)]
+        field = kind.model_fields[str(part)]
+        inner = field.annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            items = path[depth + 1 : depth + 2]
+            return field, path[: depth + 1 + bool(items and isinstance(items[0], int))]
+        kind, field = inner, None
+    return None, path
+
+
+def _fields_at(kind: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    for name in path:
+        field = kind.model_fields.get(str(name))
+        inner = field.annotation if field else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            kind = inner
+    return list(kind.model_fields)

@@ -1,0 +1,172 @@
+"""A run: its rounds with what they read and what the checks saw, and the whole of it."""
+
+import math
+from typing import Any, Literal
+
+from pydantic import field_validator
+
+from steerheal.records.base import VERSION, Reading, Record
+from steerheal.records.readings import Comparison, Summary, Sweep
+from steerheal.records.text import Completion, WalkStep
+from steerheal.records.training import HealLog
+
+UNREAD_SETTINGS = (("measure", "resamples"),)
+"""Settings of older records, by group and name."""
+
+
+class Finding(Record):
+    """Which outcome a check saw, the numbers behind it, and what to try."""
+
+    check: Literal["check 1", "check 2", "check 3", "loop"]
+    outcome: str
+    """The rule's name; `ambiguous` when none or several hold."""
+    words: str
+    """The outcome in one sentence, with its numbers."""
+    advice: str
+    numbers: dict[str, float] = {}
+    candidates: tuple[str, ...] = ()
+    """The rules that hold, when there are several."""
+    tone: Literal["good", "bad", "unknown"] = "unknown"
+    """Good: what one hopes for, with nothing against it; unknown: ambiguous, or with a caveat."""
+
+
+class Shown(Record):
+    """The fixed show prompts, answered by the state."""
+
+    state: str
+    completions: tuple[Completion, ...]
+
+
+class Internalisation(Record):
+    """The student's shift over a round, without any hook, against the round's vector."""
+
+    contexts: int
+    """User messages averaged over, under the neutral prompt."""
+    cosine: dict[int, float]
+    """cos(shift, vector) per steered block; NaN where one of them is 0."""
+    share: dict[int, float]
+    """The shift along the vector in lengths of the vector; 1 is what dose 1 adds at that block, to
+    which the pushes of earlier blocks come."""
+
+    @property
+    def mean_cosine(self) -> float:
+        """Over the blocks."""
+        return math.fsum(self.cosine.values()) / len(self.cosine) if self.cosine else math.nan
+
+    @property
+    def mean_share(self) -> float:
+        """Over the blocks."""
+        return math.fsum(self.share.values()) / len(self.share) if self.share else math.nan
+
+
+class RoundRecord(Record):
+    """One round of the loop."""
+
+    round: int
+    multiplier: float
+    walk: tuple[WalkStep, ...]
+    kept: int
+    drawn: int
+    reasons: dict[str, int]
+    outcome: Literal["folded", "starved", "rejected", "stopped"]
+    """Stopped: the user asked to end after a check."""
+    vector_norms: dict[int, float]
+    """Norm of the vector per steered block."""
+    direction_cosine: float
+    """cos(v_r, v₀), mean over blocks."""
+    steered: Summary | None = None
+    healed: Summary | None = None
+    retain: Reading | None = None
+    """Healed over steered change of persona_logodds, both from this round's student."""
+    recovered: Reading | None = None
+    """Answer mass bought back: (healed − steered) / (base − steered)."""
+    heal: HealLog | None = None
+    comparisons: tuple[Comparison, ...] = ()
+    """Steered and healed against the base, and healed against steered, paired."""
+    sweep: Sweep | None = None
+    """Doses read before the harvest, for check 1."""
+    findings: tuple[Finding, ...] = ()
+    """What the checks saw."""
+    gate: float = 1.0
+    internalised: Internalisation | None = None
+    """What the healed student does of the vector by itself."""
+    kl_round: float = math.nan
+    """KL(student‖student before this round) per token, on the healed student's own answers."""
+    kl_cumulative: float = math.nan
+    """Sum of `kl_round` over the rounds so far."""
+
+    @property
+    def kl_spent(self) -> float:
+        """The KL budget used: the rounds' sum or the healed student's own KL to the base.
+
+        The larger of the two: divergences do not add up, and a student can be farther from the base
+        than its steps are from each other. NaN where neither is known.
+        """
+        direct = self.healed.kl_to_base.value if self.healed else math.nan
+        return max(
+            (value for value in (self.kl_cumulative, direct) if not math.isnan(value)),
+            default=math.nan,
+        )
+
+
+class StageMark(Record):
+    """A finished stage: its name, round, key, and how long it took when it was first made."""
+
+    name: str
+    round: int
+    key: str
+    seconds: float
+    reused: bool = False
+    made_again: str = ""
+    """Why it was made although one of the same inputs was on disk."""
+
+
+class OnTest(Record):
+    """A round against the base on the test prompts, which were read once and chose nothing."""
+
+    round: int
+    prompts: int
+    delta_logodds: Reading
+    """Change of persona_logodds, nats per token."""
+    delta_perplexity: Reading
+    """Change of the mean ln perplexity of the free answers under the base, nats per token."""
+    kl_to_base: Reading
+    """KL(state‖base) per token on the state's own answers."""
+
+
+class RunRecord(Record):
+    """The whole run, readable at any moment."""
+
+    version: int = VERSION
+    status: Literal["running", "finished", "interrupted", "failed"]
+    outcome: str = ""
+    """Why the loop ended."""
+    name: str
+    config: dict[str, Any]
+    command: str
+    environment: dict[str, str]
+    notes: tuple[str, ...] = ()
+    """What the reader must know, such as a template without a system role."""
+    persona: dict[str, Any]
+    base: Summary | None = None
+    rounds: tuple[RoundRecord, ...] = ()
+    best: int | None = None
+    """The round to use; None when no round was folded."""
+    best_reason: str = ""
+    """Why that round, or why none."""
+    test: OnTest | None = None
+    """The best round on the test prompts, or the last one that was folded where none is best."""
+    test_reason: str = "the test prompts were not read"
+    """Why there is no reading on them."""
+    stages: tuple[StageMark, ...] = ()
+    error: str = ""
+
+    @field_validator("config")
+    @classmethod
+    def _settings_that_are_read(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Leaves out what older records hold and nothing reads, so that such a run goes on."""
+        config = dict(config)
+        for group, name in UNREAD_SETTINGS:
+            if isinstance(config.get(group), dict):
+                config[group] = {key: v for key, v in config[group].items() if key != name}
+        return config

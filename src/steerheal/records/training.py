@@ -1,0 +1,54 @@
+"""How a heal went, step by step."""
+
+import math
+from typing import Literal
+
+from steerheal.records.base import Record
+
+
+class HealStep(Record):
+    """One optimiser step."""
+
+    step: int
+    epoch: int
+    ce: float
+    """Cross-entropy per completion token; KL(teacher‖student) where a teacher is distilled."""
+    divergence: float
+    """Aggregated D before the hinge; NaN without a barrier."""
+    barrier: float
+    """λ·relu(D − τ)."""
+    lr: float
+    gradient: float
+    """Gradient norm before clipping."""
+    tokens: int
+    """Completion tokens in the step."""
+    pressure: float = math.nan
+    """‖∇barrier‖ / ‖∇CE‖ in the final hidden states; NaN without a barrier."""
+    spectral: float = math.nan
+    """Mean operator norm of the adapted layers' ΔW; NaN without its penalty."""
+
+
+class HealLog(Record):
+    """How a heal went."""
+
+    steps: tuple[HealStep, ...]
+    held_out: tuple[float, ...]
+    """What a step's `ce` is, on the held-out completions, before training and after each epoch."""
+    trained_on: int
+    held_out_completions: int
+    held_out_reason: str = ""
+    """Why none is held out although some were to be."""
+    lam: float
+    """λ of this round."""
+    outcome: Literal["trained", "rejected"]
+    """Rejected: a step was not finite, and nothing is folded."""
+    reason: str = ""
+    padding: float = math.nan
+    """Share of the positions that training read which were padding."""
+
+    @property
+    def barrier_fired(self) -> float:
+        """Share of the steps in which D was above τ; NaN without a barrier."""
+        if not self.steps or not self.lam > 0:
+            return math.nan
+        return sum(step.barrier > 0 for step in self.steps) / len(self.steps)
