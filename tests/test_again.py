@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from steerheal import commands
 from steerheal.cli import main
 from steerheal.errors import UserError
+from steerheal.pipeline import run, surroundings
+from steerheal.pipeline.plan import CODE_CHANGED, home_of
 from steerheal.pipeline.stage_store import STAGES
-from steerheal.plan import CODE_CHANGED, home_of
 from steerheal.records import RunRecord
 from steerheal.store import read_run
 from test_cli import failing
@@ -151,7 +151,7 @@ def test_changed_code_is_allowed_with_a_note(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     case = Case(made)
-    monkeypatch.setattr(commands, "all_of_it", lambda: "of another day")
+    monkeypatch.setattr(surroundings, "all_of_it", lambda: "of another day")
     main(["run", "--resume", str(case.run)])
     assert CODE_CHANGED in capsys.readouterr().err
     assert CODE_CHANGED in read_run(case.run).notes
@@ -210,7 +210,7 @@ def test_two_runs_have_their_folders_before_a_model_is_loaded(
         raise UserError("no model today")
 
     line = ["run", "love", "--runs", str(runs)]
-    monkeypatch.setattr(commands, "load", loading)
+    monkeypatch.setattr(run, "load", loading)
     assert "no model today" in failing(line, capsys)
     assert seen == [["love"], ["love", "love-2"]]
     assert not runs.exists()

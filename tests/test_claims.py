@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from steerheal.claims import LOCK, alone, claimed, claimed_free, is_alone
 from steerheal.errors import UserError
+from steerheal.pipeline.claims import LOCK, alone, claimed, claimed_free, is_alone
 from steerheal.pipeline.stage_store import STAGES, Store
 
 SOURCE = Path(__file__).parents[1] / "src"
 HOLDER = """
 import sys
 from pathlib import Path
-from steerheal.claims import alone, claimed, claimed_free
+from steerheal.pipeline.claims import alone, claimed, claimed_free
 kind, place, name, record = sys.argv[1:]
 place = Path(place)
 door = {

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from steerheal.cli import main
-from steerheal.commands import notes
 from steerheal.config import HealSettings
 from steerheal.console import Console
-from steerheal.history import student_of
+from steerheal.pipeline.history import student_of
+from steerheal.pipeline.surroundings import notes
 from steerheal.records import VERSION
 from steerheal.store import read_run
 
@@ -77,7 +77,7 @@ def test_resume_takes_the_runs_own_settings(
     def gone(name: str, **_: object) -> None:
         raise AssertionError(f"{name} is looked for, though the run holds it")
 
-    monkeypatch.setattr("steerheal.plan.find", gone)
+    monkeypatch.setattr("steerheal.pipeline.plan.find", gone)
     before = json.loads((runs / "one" / "run.json").read_text())
     main(["run", "--resume", str(runs / "one")])
     after = json.loads((runs / "one" / "run.json").read_text())

@@ -35,7 +35,7 @@ elif moment == "parsing":
 elif moment == "running":
     before("steerheal.pipeline.stages", "extract")
 elif moment == "loading":
-    before("steerheal.commands", "load")
+    before("steerheal.pipeline.run", "load")
 try:
     edge.main()
 finally:

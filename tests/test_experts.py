@@ -15,7 +15,6 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from steerheal.commands import notes
 from steerheal.config import HealSettings, SamplingSettings
 from steerheal.errors import UserError
 from steerheal.heal.adapter import target_names
@@ -27,6 +26,7 @@ from steerheal.models.generate import Draw, generate
 from steerheal.models.load import wrap
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states
+from steerheal.pipeline.surroundings import notes
 from steerheal.state.adapter import Adapter
 from steerheal.state.factors import Pair
 from steerheal.state.fold import Gated, assert_alive, attached, folded

@@ -7,32 +7,33 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from steerheal import need
-from steerheal.commands import size_of
 from steerheal.config import ModelSettings, resolve
 from steerheal.errors import UserError
+from steerheal.models import size
 from steerheal.models.load import load
+from steerheal.pipeline import need
+from steerheal.pipeline.surroundings import size_of
 
 import tiny
 
-SMALL = need.Size(135_000_000, 30, 576)
+SMALL = size.Size(135_000_000, 30, 576)
 
 
 def test_parameters_are_counted_in_the_headers(tmp_path: Path) -> None:
-    assert need.parameters_in(tmp_path) is None
+    assert size.parameters_in(tmp_path) is None
     save_file({"a": torch.zeros(3, 5), "b": torch.zeros(7)}, tmp_path / "one.safetensors")
     save_file({"c": torch.zeros(2, 2, dtype=torch.float16)}, tmp_path / "two.safetensors")
     index = {"weight_map": {"a": "one.safetensors", "b": "one.safetensors", "c": "two.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert need.parameters_in(tmp_path) == 15 + 7 + 4
+    assert size.parameters_in(tmp_path) == 15 + 7 + 4
     (tmp_path / "two.safetensors").write_bytes(b"\xff" * 20)
-    assert need.parameters_in(tmp_path) is None
+    assert size.parameters_in(tmp_path) is None
 
 
 def test_a_saved_model_has_the_parameters_of_the_loaded_one(tmp_path: Path) -> None:
     folder = tiny.saved(tmp_path)
     chat = load(ModelSettings(name=str(folder)))
-    assert need.parameters_in(folder) == size_of(chat).parameters
+    assert size.parameters_in(folder) == size_of(chat).parameters
     assert size_of(chat)[1:] == (4, 32)
 
 

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from reports import HOSTILE, fill, folded, run_record, starved
-from steerheal.cli import ReportCommand
-from steerheal.commands import report
+from steerheal.commands.report import ReportCommand
 from steerheal.console import Console
 from steerheal.records import Comparison, Internalisation, Reading, RunRecord
 from steerheal.report import page, plates, theme
@@ -155,7 +154,7 @@ def test_a_file_of_the_base_that_is_lost_or_broken_is_named_on_page_and_console(
     folder = fill(tmp_path, a_run(rounds=(), best=None))
     path = folder / "base" / name
     path.write_text(damage) if damage else path.unlink()
-    report(ReportCommand(run=folder), Console())
+    ReportCommand(run=folder).do(Console(), lambda: None)
     said = capsys.readouterr()
     assert f"base/{name}" in said.err
     assert said.out.strip() == str(folder / "report.html")

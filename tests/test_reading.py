@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from steerheal import history, listing, reading
-from steerheal.asking import asked
-from steerheal.cli import EvaluateCommand, main, parse
+from steerheal.cli import main, parse
+from steerheal.commands import personas, target
+from steerheal.commands.evaluate import EvaluateCommand
 from steerheal.errors import UserError
+from steerheal.pipeline import history
 from steerheal.records import Evaluation, Scores
 from steerheal.store import read_record, read_run, read_scores
 
@@ -45,13 +46,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def states(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The states that a command reads."""
     seen: list[str] = []
-    real = reading.evaluate_state
+    real = target.evaluate
 
     def noted(chat: Any, state: str, *rest: Any, **more: Any) -> Scores:
         seen.append(state)
         return real(chat, state, *rest, **more)
 
-    monkeypatch.setattr(reading, "evaluate_state", noted)
+    monkeypatch.setattr(target, "evaluate", noted)
     yield seen
 
 
@@ -62,10 +63,7 @@ def read(run: Path, out: Path, *words: str) -> Evaluation:
 
 def refused(words: list[str]) -> str:
     with pytest.raises(UserError) as found:
-        options = parse(words[0], words[1:])
-        from steerheal.before import check  # noqa: PLC0415
-
-        check(options)
+        parse(words[0], words[1:]).check()
     return str(found.value)
 
 
@@ -119,7 +117,7 @@ def test_another_reading_reads_the_base_as_well(
 def test_a_base_that_other_code_has_read_is_read_again(
     run: Path, tmp_path: Path, states: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("steerheal.asking.made_by", lambda _: "other")
+    monkeypatch.setattr("steerheal.commands.asking.made_by", lambda _: "other")
     read(run, tmp_path / "a.json")
     assert states == ["base", "healed"]
 
@@ -143,12 +141,12 @@ def test_quick_reads_no_more_than_the_preset_and_never_more_than_the_run(run: Pa
     persona = tiny.persona(prompts=read_run(run).persona["prompts"])
     options = parse("evaluate", ["--quick"])
     assert isinstance(options, EvaluateCommand)
-    ask = asked(options, persona)
+    ask = options.asked(persona)
     assert (ask.measure.prompts, ask.measure.per_foundation, ask.measure.long_prompts) == (20, 8, 4)
     options = parse("evaluate", [str(run), "--quick"])
     assert isinstance(options, EvaluateCommand)
-    assert asked(options, persona).measure.prompts == 3
-    assert asked(options, persona).how == f"read as {run} was"
+    assert options.asked(persona).measure.prompts == 3
+    assert options.asked(persona).how == f"read as {run} was"
 
 
 def test_more_prompts_than_the_persona_has_are_refused(run: Path) -> None:
@@ -268,7 +266,7 @@ def test_a_persona_file_is_said_to_be_fine_or_what_looks_like_a_slip(
         negative="You hurry in everything that you do at any hour of the day and of the night.",
         prompts=tiny.persona().prompts.model_copy(update={"show": ("Train: 0!", "show b")}),
     )
-    found = listing.warnings(slips)
+    found = personas.warnings(slips)
     assert [warning.split()[0] for warning in found] == ["'Train:", "the", "the"]
     assert "'train 0' in train" in found[0] and "3 and 17 words" in found[1]
     assert "negates (never)" in found[2]

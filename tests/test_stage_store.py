@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 import test_loop
-from steerheal.closing import closing
 from steerheal.console import Console
 from steerheal.errors import UserError
+from steerheal.pipeline.closing import closing
 from steerheal.pipeline.stage_store import STAGES, Store, holds_less
 from steerheal.records import RoundRecord, RunRecord
 from steerheal.store import read_run, write_record

@@ -10,8 +10,9 @@ from tokenizers import AddedToken
 from torch import Tensor
 
 import spaced
-from steerheal.cli import EvaluateCommand, RunCommand, main, parse_run
-from steerheal.commands import environment, notes
+from steerheal.cli import main
+from steerheal.commands.evaluate import EvaluateCommand
+from steerheal.commands.run import RunCommand
 from steerheal.config import (
     FilterSettings,
     HealSettings,
@@ -23,7 +24,6 @@ from steerheal.config import (
 from steerheal.errors import UserError
 from steerheal.filter.features import Seen
 from steerheal.filter.rules import calibrated, judge
-from steerheal.line import read
 from steerheal.measure import forced_choice, protocol, vignettes
 from steerheal.models import template as templates
 from steerheal.models.chat import decode, prompt_ids, text_ids
@@ -32,6 +32,7 @@ from steerheal.models.load import load, wrap
 from steerheal.models.model import ChatModel
 from steerheal.models.template import frozen
 from steerheal.models.thinking import joined, thought_in
+from steerheal.pipeline.surroundings import environment, notes
 from steerheal.records import Completion, Thought
 from steerheal.store import read_run
 from test_cli import OPTIONS
@@ -169,13 +170,13 @@ def test_a_date_that_is_none_is_refused() -> None:
     ],
 )
 def test_template_variables_are_read_off_the_line(words: list[str], expected: object) -> None:
-    options = parse_run(read(RunCommand, ["love", "--model.template-vars", *words]))
+    options = RunCommand.of(["love", "--model.template-vars", *words])
     assert options.settings.model.template_vars == expected
 
 
 def test_every_command_that_reads_a_model_takes_the_templates_settings() -> None:
     line = ["--model", "m", "--template-vars", "thinking=true", "--date", "2026-01-02"]
-    asked = EvaluateCommand.model_validate(read(EvaluateCommand, line).values).asked_model()
+    asked = EvaluateCommand.of(line).asked_model()
     assert asked == ModelSettings(name="m", template_vars={"thinking": True}, date="2026-01-02")
 
 

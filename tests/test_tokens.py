@@ -10,7 +10,6 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 import spaced
-from steerheal.commands import notes
 from steerheal.config import HealSettings, SamplingSettings
 from steerheal.errors import UserError
 from steerheal.measure import coherence, damage, forced_choice, likelihood, protocol, slot
@@ -20,6 +19,7 @@ from steerheal.models.chat import common, decode, document_ids, prompt_ids, text
 from steerheal.models.generate import Draw, generate
 from steerheal.models.load import wrap
 from steerheal.models.model import ChatModel
+from steerheal.pipeline.surroundings import notes
 from steerheal.records import FOUNDATIONS
 
 import tiny

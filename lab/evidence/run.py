@@ -16,7 +16,6 @@ from typing import Any
 import psutil
 from arms import PARTS, Arm, settings
 
-from steerheal.commands import environment
 from steerheal.config import RunConfig
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
@@ -24,6 +23,7 @@ from steerheal.personas import find
 from steerheal.pipeline import loop
 from steerheal.pipeline.stage_store import Store
 from steerheal.pipeline.stages import BASE, Stages
+from steerheal.pipeline.surroundings import environment
 from steerheal.records import HealStep, Reading, RoundRecord, RunRecord, Shown, StageMark
 from steerheal.state.adapter import Adapter
 from steerheal.state.values import State, base

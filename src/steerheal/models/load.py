@@ -25,9 +25,9 @@ from steerheal.models.fingerprint import fingerprint as _fingerprint
 from steerheal.models.gguf import EMBEDDED_NAME, embedded_file, open_gguf
 from steerheal.models.hub import ADVICE, only_cached, refuse_no_id
 from steerheal.models.model import ChatModel, find_blocks
+from steerheal.models.size import parameters_in, refuse_too_large, weights_bytes
 from steerheal.models.template import Template, frozen
 from steerheal.models.trial import refuse_cache
-from steerheal.need import parameters_in, refuse_too_large, weights_bytes
 
 
 def load(settings: ModelSettings) -> ChatModel:
@@ -139,7 +139,7 @@ def _refuse_too_large(settings: ModelSettings, device: torch.device, dtype: torc
         return
     name = str(dtype).removeprefix("torch.")
     # A GGUF file is read as float32, which is never less than the file.
-    least = path.stat().st_size if path.is_file() else 0
+    least = float(path.stat().st_size) if path.is_file() else 0.0
     if path.is_dir() and (count := parameters_in(path)):
         least = weights_bytes(count, name)
     for place in {torch.device("cpu"), device}:

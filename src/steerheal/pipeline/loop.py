@@ -16,8 +16,8 @@ from steerheal.checks import course, filtering, healing, moves, steering
 from steerheal.measure import summary
 from steerheal.measure.compare import compare
 from steerheal.measure.qualify import Qualification, in_words, qualify
-from steerheal.need import time_line
 from steerheal.pipeline.ends import Until, asked_end, best_round, stop_reason
+from steerheal.pipeline.need import time_line
 from steerheal.pipeline.stages import BASE, Stages
 from steerheal.records import Finding, Reading, RoundRecord, RunRecord, Scores, Summary
 from steerheal.state.values import Plain, State

@@ -13,7 +13,6 @@ from itertools import count
 from pathlib import Path
 from typing import TypeVar, cast
 
-from steerheal.claims import alone, is_alone
 from steerheal.disk import (
     MAKING,
     disk_error,
@@ -25,6 +24,7 @@ from steerheal.disk import (
     write_text,
 )
 from steerheal.errors import UserError
+from steerheal.pipeline.claims import alone, is_alone
 from steerheal.records import Record, RunRecord, StageMark
 from steerheal.store import RUN, read_record, read_run, round_folder, write_record
 

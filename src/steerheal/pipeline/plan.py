@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steerheal import prompts
-from steerheal.claims import claimed, claimed_free
-from steerheal.cli import RunCommand
 from steerheal.config import RunConfig, unlike, validated
 from steerheal.console import Console
 from steerheal.errors import UserError
 from steerheal.line import with_option
 from steerheal.personas import Persona, find
+from steerheal.pipeline.claims import claimed, claimed_free
+from steerheal.pipeline.ends import Until
 from steerheal.pipeline.stage_store import STAGES
 from steerheal.records import RunRecord
 from steerheal.store import RUN, read_run
@@ -63,52 +63,61 @@ class Plan:
 
 
 @contextmanager
-def planned(options: RunCommand, console: Console) -> Iterator[Plan]:
-    """The run that the options ask for, whose folder is this process's own meanwhile.
+def begun(
+    config: RunConfig, runs: Path, name: str, *, until: Until | None, command: str, console: Console
+) -> Iterator[Plan]:
+    """A run with these settings, whose folder is this process's own meanwhile.
 
-    A run that goes on keeps the persona of its record, whatever became of the file.
+    Args:
+        config: Its settings, with the persona that is asked for.
+        runs: The folder of run folders.
+        name: Its own folder's name; empty for one that is free, named after the persona.
+        until: The check that it is to end after.
+        command: The line that repeats it.
+        console: Told where the persona has fewer prompts than were asked for.
 
     Raises:
-        UserError: the folder holds another run, none to resume, or another process is at work in
-            it.
+        UserError: the folder holds another run, or another process is at work in it.
     """
-    if options.resume is not None:
-        folder = home_of(options.resume)
-        read_run(folder)
-        with claimed(folder):
-            yield _resumed(folder, options)
-        return
-    config = options.settings
-    if options.persona is not None:
-        config = config.model_copy(update={"persona": options.persona})
     persona = find(config.persona, reverse=config.reverse)
     persona = persona.model_copy(update={"prompts": persona.prompts.with_test()})
     config = _within_pools(config, persona, console)
     stem = Path(config.persona).stem.lstrip(".-") + ("-reversed" if config.reverse else "")
-    named = claimed(options.runs / options.name) if options.name else None
-    with named or claimed_free(options.runs, stem) as folder:
+    with claimed(runs / name) if name else claimed_free(runs, stem) as folder:
         old = read_run(folder) if (folder / RUN).exists() else None
         if old is not None:
             # A run that began without a date goes on with the one that its template printed.
             before = validated(RunConfig, old.config, source=str(folder))
             config = dated(config, before.model.date)
             _refuse_another(folder, old, config, persona)
-            _refuse_going_back(folder, old, options)
-        yield Plan(folder, config, persona, options.line, old)
+            _refuse_going_back(folder, old, until)
+        yield Plan(folder, config, persona, command, old)
+
+
+@contextmanager
+def resumed(resume: Path, until: Until | None) -> Iterator[Plan]:
+    """The run that a folder holds, with its own settings and its record's persona.
+
+    The persona is the record's, whatever became of the file; the folder is this process's own
+    meanwhile.
+
+    Raises:
+        UserError: there is no run, it went further than `until`, or another process is at work.
+    """
+    folder = home_of(resume)
+    read_run(folder)
+    with claimed(folder):
+        old = read_run(folder)
+        _refuse_going_back(folder, old, until)
+        config = validated(RunConfig, old.config, source=str(folder))
+        persona = validated(Persona, old.persona, source=str(folder))
+        yield Plan(folder, config, persona, with_option(old.command, "--until", until), old)
 
 
 def home_of(folder: Path) -> Path:
     """A run's folder by the path whose parent holds its stages, however it was given."""
     places = (folder.absolute(), folder.resolve())
     return next((place for place in places if (place.parent / STAGES).is_dir()), places[1])
-
-
-def _resumed(folder: Path, options: RunCommand) -> Plan:
-    old = read_run(folder)
-    _refuse_going_back(folder, old, options)
-    config = validated(RunConfig, old.config, source=str(folder))
-    persona = validated(Persona, old.persona, source=str(folder))
-    return Plan(folder, config, persona, with_option(old.command, "--until", options.until), old)
 
 
 def _refuse_another(folder: Path, old: RunRecord, config: RunConfig, persona: Persona) -> None:
@@ -127,11 +136,11 @@ def _refuse_another(folder: Path, old: RunRecord, config: RunConfig, persona: Pe
         )
 
 
-def _refuse_going_back(folder: Path, old: RunRecord, options: RunCommand) -> None:
+def _refuse_going_back(folder: Path, old: RunRecord, until: Until | None) -> None:
     further = [row for row in old.rounds if row.outcome != "stopped"]
-    if options.until is not None and further:
+    if until is not None and further:
         raise UserError(
-            f"{folder} holds a run that went further than --until {options.until}; its report "
+            f"{folder} holds a run that went further than --until {until}; its report "
             "shows what the checks saw. Choose another --name."
         )
 

@@ -3,14 +3,13 @@
 A run's own readings of its base are taken where they hold everything that is asked for.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from steerheal.cli import EvaluateCommand, ReadCommand
 from steerheal.code import made_by
 from steerheal.config import PRESETS, MeasureSettings, RunConfig, SamplingSettings, validated
 from steerheal.errors import UserError
-from steerheal.line import flag_of
 from steerheal.measure import vignettes
 from steerheal.personas import Persona
 from steerheal.prompts import lines
@@ -35,85 +34,54 @@ class Asked(NamedTuple):
     """In words."""
 
 
-def refuse_unused(options: EvaluateCommand) -> None:
-    """What a saved reading, a run, or a run compared with has settled already.
-
-    Raises:
-        UserError: an option that would do nothing.
-    """
-    given = options.model_fields_set
-    reading = (ReadCommand.model_fields.keys() | EvaluateCommand.model_fields.keys()) & {
-        *MeasureSettings.model_fields,
-        "quick",
-    }
-    why: dict[str, set[str]] = {}
-    if options.target is not None and options.target.is_file():
-        why["the target is a saved reading"] = given - {"target", "against", "json_out"}
-    elif is_run(options.target):
-        why["the target is a run, which has its own"] = given & {
-            *("model", "template", "template_vars", "date", "persona")
-        }
-    if is_run(options.against):
-        why["a target is read as the run that it is held against was"] = given & reading
-    for reason, names in why.items():
-        if names:
-            flags = ", ".join(flag_of(EvaluateCommand, (name,)) for name in sorted(names))
-            raise UserError(f"Without effect: {flags}, since {reason}. Leave it out.")
-
-
 def is_run(path: Path | None) -> bool:
     """Whether it is a run's folder."""
     return path is not None and (path / "run.json").is_file()
 
 
-def asked(options: EvaluateCommand, persona: Persona) -> Asked:
-    """How to read: as the run was that is the target, or that it is held against, or as default.
+def asked(persona: Persona, like: Path | None, typed: Mapping[str, Any], *, quick: bool) -> Asked:
+    """How to read: as a run was read, or as default; what was typed wins, and is named.
 
-    What was typed wins, and is named.
+    Args:
+        persona: Whose prompts are answered.
+        like: The run's folder.
+        typed: Settings of the reading, and the seed, that the line gives.
+        quick: Read no more than preset quick does.
 
     Raises:
         UserError: more of something than there is.
     """
-    run = _run_of(options)
-    if run is None:
+    if like is None:
         config, source = RunConfig(), "read with the command's own settings"
         most = min(config.measure.prompts, len(persona.prompts.evaluate))
         measure = config.measure.model_copy(update={"prompts": most})
     else:
-        config = validated(RunConfig, read_run(run).config, source=str(run))
-        measure, source = config.measure, f"read as {run} was"
-    changes = _changes(options, measure)
+        config = validated(RunConfig, read_run(like).config, source=str(like))
+        measure, source = config.measure, f"read as {like} was"
+    changes = {name: typed[name] for name in MeasureSettings.model_fields if name in typed}
+    changes |= _fewer(measure, typed) if quick else {}
     measure = validated(MeasureSettings, measure.model_dump() | changes, source="evaluate")
     if measure.prompts > len(persona.prompts.evaluate):
         raise UserError(
             f"--prompts: given {measure.prompts}; persona {persona.name} has "
             f"{len(persona.prompts.evaluate)} evaluation prompts."
         )
-    typed = {**changes, **({"seed": options.seed} if "seed" in options.model_fields_set else {})}
-    seed = typed.get("seed", config.seed)
-    but = " ".join(f"--{name.replace('_', '-')} {_word(value)}" for name, value in typed.items())
-    return Asked(measure, config.sampling, seed, f"{source}{', but ' if but else ''}{but}")
+    seed = {"seed": typed["seed"]} if "seed" in typed else {}
+    but = " ".join(
+        f"--{name.replace('_', '-')} {_word(value)}" for name, value in {**changes, **seed}.items()
+    )
+    how = f"{source}{', but ' if but else ''}{but}"
+    return Asked(measure, config.sampling, seed.get("seed", config.seed), how)
 
 
-def _run_of(options: EvaluateCommand) -> Path | None:
-    for path in (options.against, options.target):
-        if is_run(path):
-            return path
-    return None
-
-
-def _changes(options: EvaluateCommand, own: MeasureSettings) -> dict[str, object]:
-    """Settings that the line reads otherwise."""
-    typed = options.model_fields_set & MeasureSettings.model_fields.keys()
-    changes = {
-        name: getattr(options, name) for name in MeasureSettings.model_fields if name in typed
+def _fewer(own: MeasureSettings, typed: Mapping[str, Any]) -> dict[str, object]:
+    """What preset quick reads less of than these settings, unless it was typed."""
+    return {
+        name: value
+        for name, value in QUICK.items()
+        if name not in typed
+        and (getattr(own, name) > value or (name == "per_foundation" and own.per_foundation == 0))
     }
-    if options.quick:
-        for name, value in QUICK.items():
-            mine = getattr(own, name)
-            if name not in typed and (mine > value or (name == "per_foundation" and mine == 0)):
-                changes[name] = value
-    return changes
 
 
 def _word(value: object) -> str:

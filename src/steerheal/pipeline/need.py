@@ -6,16 +6,11 @@ Time: every stage is counted in tokens that pass through the model, and the firs
 gives the pace.
 """
 
-import json
 import math
-from pathlib import Path
-from typing import NamedTuple
 
 from steerheal.config import HealSettings, MeasureSettings, RunConfig
-from steerheal.errors import UserError
+from steerheal.models.size import GB, Size, gigabytes, weights_bytes
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-GB = 1e9
 PROCESS = 0.7 * GB
 """Python with torch and transformers, before any weight."""
 PROMPT, SYSTEM, VIGNETTE, PLAIN = 40, 30, 110, 3_000
@@ -25,19 +20,6 @@ BACKWARD = 3
 """A training token costs this many read ones: forward, and backward twice as much."""
 ACTIVATIONS = 20
 """Numbers kept per token, layer and hidden unit while a heal trains, in float32."""
-
-
-class Size(NamedTuple):
-    """What a model's configuration says of its size."""
-
-    parameters: int
-    layers: int
-    hidden: int
-
-
-def weights_bytes(parameters: int, dtype: str) -> float:
-    """Bytes of the weights in a precision."""
-    return parameters * BYTES[dtype]
 
 
 def peak_bytes(size: Size, dtype: str, heal: HealSettings, tokens: int) -> float:
@@ -65,11 +47,6 @@ def memory_line(size: Size, dtype: str, config: RunConfig, free: float) -> str:
         f"{size.parameters / 1e6:,.0f} M parameters in {dtype}: {gigabytes(weights)} of weights; a "
         f"run needs about {gigabytes(peak)}, {gigabytes(free)} are free{short}"
     )
-
-
-def gigabytes(count: float) -> str:
-    """Bytes as GB."""
-    return f"{count / GB:.1f} GB" if count < 100 * GB else f"{count / GB:.0f} GB"
 
 
 def reading_tokens(measure: MeasureSettings, vignettes: int) -> float:
@@ -125,47 +102,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3_600:.1f} h"
-
-
-def parameters_in(folder: Path) -> int | None:
-    """Parameters in a model folder's safetensors, by their headers alone; None: cannot be told."""
-    index, one = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    try:
-        names = {one.name}
-        if not one.is_file():
-            names = set(json.loads(index.read_bytes())["weight_map"].values())
-        return sum(_in_header(folder / name) for name in names)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None  # what is absent or damaged is told of where it is read
-
-
-def _in_header(file: Path) -> int:
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > file.stat().st_size:
-            raise ValueError(f"{file} is cut")
-        header = json.loads(stream.read(length))
-    return sum(
-        math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"
-    )
-
-
-def refuse_too_large(name: str, least: float, dtype: str, free: float) -> None:
-    """Refuses weights that do not fit, before any of them is read.
-
-    Args:
-        name: The model.
-        least: Bytes that its weights need at least.
-        dtype: Their precision.
-        free: Bytes that there are.
-
-    Raises:
-        UserError: there is less memory than the weights alone need.
-    """
-    if least <= free:
-        return
-    half = " Half as much does with --model.dtype bfloat16." if BYTES[dtype] == 4 else ""
-    raise UserError(
-        f"{name} has {gigabytes(least)} of weights in {dtype}; {gigabytes(free)} of memory are "
-        f"free.{half} Take a smaller model, or make room."
-    )

@@ -1,16 +1,22 @@
-"""`steerheal seeds`: finished runs that differ in their seed alone, read together; no torch."""
+"""`steerheal seeds`: finished runs that differ in their seed alone, read together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from steerheal.cli import SeedsCommand
-from steerheal.config import unlike
+from pydantic import Field
+
+from steerheal.bounds import FilePath
+from steerheal.commands.command import POSITIONAL, Command
+from steerheal.config import MOST_LISTED, unlike
 from steerheal.console import Console
 from steerheal.errors import UserError
-from steerheal.measure.compare import SeedBand, across_seeds, over_seeds
 from steerheal.numbers import shown
 from steerheal.records import Comparison, OnTest, RunRecord
 from steerheal.store import read_run
+
+if TYPE_CHECKING:
+    from steerheal.measure.compare import SeedBand
 
 HEADLINE = (
     "delta_logodds",
@@ -23,25 +29,41 @@ HEADLINE = (
 """Readings shown unless all are asked for."""
 
 
-def seeds(options: SeedsCommand, console: Console) -> None:
-    """`steerheal seeds`: every round's comparisons, mean over seeds with a t-interval."""
-    records = [read_run(folder) for folder in options.runs]
-    _refuse_unlike(options.runs, records)
-    rounds = min(len(record.rounds) for record in records)
-    for folder, record in zip(options.runs, records, strict=True):
-        if len(record.rounds) > rounds:
-            console.note(
-                f"{folder} has {len(record.rounds)} rounds, another run {rounds}: the later ones "
-                "are left out"
-            )
-    _show_tested([record.test for record in records], console)
-    for number in range(rounds):
-        for band in bands([record.rounds[number].comparisons for record in records]):
-            _show(number, band, options.all, console)
+class SeedsCommand(Command):
+    """Reads runs that differ in their seed alone together: means with intervals over seeds."""
+
+    runs: Annotated[tuple[FilePath, ...], POSITIONAL, Field(max_length=MOST_LISTED)]
+    """Two or more run folders."""
+    all: bool = False
+    """Show every reading, not only the headline's."""
+
+    def check(self) -> None:
+        """Refuses what is no run, and runs that differ in more than their seed."""
+        _refuse_unlike(self.runs, [read_run(folder) for folder in self.runs])
+
+    def do(self, console: Console, works: Callable[[], None]) -> None:
+        """Shows every round's comparisons, mean over seeds with a t-interval."""
+        from steerheal.measure.compare import across_seeds
+
+        works()
+        records = [read_run(folder) for folder in self.runs]
+        rounds = min(len(record.rounds) for record in records)
+        for folder, record in zip(self.runs, records, strict=True):
+            if len(record.rounds) > rounds:
+                console.note(
+                    f"{folder} has {len(record.rounds)} rounds, another run {rounds}: the later "
+                    "ones are left out"
+                )
+        _show_tested([record.test for record in records], console)
+        for number in range(rounds):
+            for alike in shared([record.rounds[number].comparisons for record in records]):
+                _show(number, across_seeds(alike), self.all, console)
 
 
 def _show_tested(tests: Sequence[OnTest | None], console: Console) -> None:
     """The chosen rounds on the prompts that chose nothing: what to report."""
+    from steerheal.measure.compare import over_seeds
+
     known = [test for test in tests if test is not None]
     if len(known) < len(tests):
         lacking = len(tests) - len(known)
@@ -59,14 +81,10 @@ def _show_tested(tests: Sequence[OnTest | None], console: Console) -> None:
     console.table(title, ("reading", "mean over seeds", ""), rows)
 
 
-def bands(by_run: Sequence[Sequence[Comparison]]) -> list[SeedBand]:
-    """A band for every comparison that all runs have."""
+def shared(by_run: Sequence[Sequence[Comparison]]) -> list[list[Comparison]]:
+    """The comparisons that all runs have, of every run."""
     kinds = [{(item.a, item.b): item for item in run} for run in by_run]
-    return [
-        across_seeds([run[kind] for run in kinds])
-        for kind in kinds[0]
-        if all(kind in run for run in kinds)
-    ]
+    return [[run[kind] for run in kinds] for kind in kinds[0] if all(kind in run for run in kinds)]
 
 
 def _refuse_unlike(folders: Sequence[Path], records: Sequence[RunRecord]) -> None:
@@ -84,7 +102,7 @@ def _refuse_unlike(folders: Sequence[Path], records: Sequence[RunRecord]) -> Non
             )
 
 
-def _show(number: int, band: SeedBand, everything: bool, console: Console) -> None:
+def _show(number: int, band: "SeedBand", everything: bool, console: Console) -> None:
     rows = [
         (name, shown(reading), "moved" if reading.moved else reading.reason or "not moved")
         for name, reading in band.readings.items()

@@ -1,11 +1,13 @@
-"""`steerheal personas`: the personas as text; no torch."""
+"""`steerheal personas`: the personas as text."""
 
 import re
 import shlex
+from collections.abc import Callable
+from typing import Annotated
 
 from steerheal import prompts
-from steerheal.bounds import shorten
-from steerheal.cli import PersonasCommand
+from steerheal.bounds import Place, shorten
+from steerheal.commands.command import POSITIONAL, Command
 from steerheal.config import MeasureSettings
 from steerheal.console import Console
 from steerheal.personas import POOLS, Persona, alike, built_in, find
@@ -13,24 +15,33 @@ from steerheal.personas import POOLS, Persona, alike, built_in, find
 NEGATIONS = {"not", "never", "no", "don't", "doesn't", "won't", "cannot", "can't", "without"}
 
 
-def personas(options: PersonasCommand, console: Console) -> None:
-    """`steerheal personas`: all of them in a table, or one whole."""
-    if options.name is None:
-        _table(console)
-        return
-    persona = find(options.name, reverse=options.reverse)
-    if options.name not in built_in():
-        _verdict(options.name, persona, console)
-    console.say(f"{persona.name}: {persona.title}")
-    for pole in ("positive", "negative", "neutral"):
-        console.say(f"{pole:9} {getattr(persona, pole)}")
-    axis = persona.axis
-    console.say(f"axis      {axis.foundation} {'up' if axis.sign > 0 else 'down'}")
-    console.say(f"off       {', '.join(axis.off_target) or 'none'}")
-    for name, pool in pools_of(persona).items():
-        console.say(f"\n{name} ({len(pool)})")
-        for prompt in pool:
-            console.say(f"  {prompt}")
+class PersonasCommand(Command):
+    """Shows the built-in personas, or one of them whole."""
+
+    name: Annotated[Place | None, POSITIONAL] = None
+    """One persona, whole; also a TOML file, which is checked."""
+    reverse: bool = False
+    """Show it with its poles swapped."""
+
+    def do(self, console: Console, works: Callable[[], None]) -> None:
+        """Shows all of them in a table, or one whole."""
+        works()
+        if self.name is None:
+            _table(console)
+            return
+        persona = find(self.name, reverse=self.reverse)
+        if self.name not in built_in():
+            _verdict(self.name, persona, console)
+        console.say(f"{persona.name}: {persona.title}")
+        for pole in ("positive", "negative", "neutral"):
+            console.say(f"{pole:9} {getattr(persona, pole)}")
+        axis = persona.axis
+        console.say(f"axis      {axis.foundation} {'up' if axis.sign > 0 else 'down'}")
+        console.say(f"off       {', '.join(axis.off_target) or 'none'}")
+        for name, pool in pools_of(persona).items():
+            console.say(f"\n{name} ({len(pool)})")
+            for prompt in pool:
+                console.say(f"  {prompt}")
 
 
 def _verdict(name: str, persona: Persona, console: Console) -> None:

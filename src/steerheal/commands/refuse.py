@@ -1,0 +1,56 @@
+"""What several commands refuse before a model is loaded, and before torch is."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from steerheal.config import MeasureSettings
+from steerheal.errors import UserError
+from steerheal.measure import moralmaps, protocol, vignettes
+
+
+def refuse_unreadable(settings: MeasureSettings) -> None:
+    """Refuses vignettes, wording or an instrument that are not there; a hub's are left for later.
+
+    Raises:
+        UserError: a wrong file, or a package that is not installed.
+    """
+    if not settings.vignettes.startswith(vignettes.HUB):
+        vignettes.chosen(settings)
+    if settings.protocol:
+        protocol.load(Path(settings.protocol))
+    if settings.instrument == "moralmaps":
+        moralmaps.refuse_absent(settings.think)
+
+
+def writable_file(file: Path, option: str) -> None:
+    """Refuses a place where no file can be written.
+
+    Raises:
+        UserError: it is a folder, or lies in what is none or cannot be written.
+    """
+    if file.is_dir():
+        raise UserError(f"{option}: {file} is a folder; give a file in it.")
+    _refuse_closed(file.absolute().parent, option)
+
+
+def writable_folder(folder: Path, option: str) -> None:
+    """Refuses a place where no folder can be made or written.
+
+    Raises:
+        UserError: it is a file, or lies in what is no folder or cannot be written.
+    """
+    _refuse_closed(folder.absolute(), option)
+
+
+def _refuse_closed(folder: Path, option: str) -> None:
+    """Tries a file in the nearest folder that there is: permission bits do not tell everything."""
+    try:
+        nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        if not nearest.exists():
+            raise UserError(f"{option}: {nearest} is a link that leads nowhere.")
+        if not nearest.is_dir():
+            raise UserError(f"{option}: {nearest} is a file, not a folder.")
+        tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        raise UserError(f"{option}: {folder} cannot be written ({error.strerror}).") from error

@@ -1,0 +1,130 @@
+"""What `steerheal evaluate` reads: a run's student, an adapter on a model, or a model alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from steerheal.commands.asking import Asked, kept_base
+from steerheal.config import MeasureSettings, ModelSettings
+from steerheal.console import Console
+from steerheal.measure import guards, summary
+from steerheal.measure.auto import resolve
+from steerheal.measure.evaluate import evaluate, size
+from steerheal.measure.qualify import in_words, qualify
+from steerheal.models.chat import prompt_notes
+from steerheal.models.load import load
+from steerheal.models.model import ChatModel
+from steerheal.personas import Persona
+from steerheal.pipeline.history import student_of
+from steerheal.records import Evaluation, Scores
+from steerheal.state.adapter import Adapter
+from steerheal.state.fold import Gated, refuse_unfit
+from steerheal.state.values import Plain
+from steerheal.store import read_run
+
+
+class Target(NamedTuple):
+    """What is read: a model in a state, and how."""
+
+    chat: ChatModel
+    state: Plain
+    persona: Persona
+    name: str
+    ask: Asked
+    base: Scores | None = None
+    """The run's own readings of its base, where they hold what is asked."""
+
+
+def of_run(
+    folder: Path, number: int, gate: float, persona: Persona, ask: Asked, *, console: Console
+) -> Target:
+    """A run's student after a round, as `student_of` finds it, at a gate."""
+    record = read_run(folder)
+    chat, student, last = student_of(record, folder, number, gate, console)
+    base = kept_base(folder, record, chat, ask, persona)
+    if base is not None:
+        measure = ask.measure.model_copy(update={"instrument": base.instrument})
+        ask = ask._replace(measure=measure)
+    return Target(chat, student, persona, f"{folder} round {last}, gate {gate:g}", ask, base)
+
+
+def of_model(
+    settings: ModelSettings,
+    folder: Path | None,
+    gate: float,
+    persona: Persona,
+    ask: Asked,
+    *,
+    console: Console,
+) -> Target:
+    """A model, with the adapter of a folder at a gate where one is given."""
+    adapter = None if folder is None else Gated(Adapter.load(folder), gate)
+    chat = load(settings)
+    if adapter is None:
+        return Target(chat, Plain(), persona, chat.name, ask)
+    if note := adapter.adapter.named_otherwise(chat.name):
+        console.note(note)
+    name = f"{folder}, gate {gate:g}, on {chat.name}"
+    return Target(chat, Plain((adapter,)), persona, name, ask)
+
+
+def read(target: Target, outside: Sequence[str], console: Console) -> Evaluation:
+    """The target and its base, with the damage guards from `outside`.
+
+    Raises:
+        UserError: an adapter that does not fit the model, or a guard that cannot be read.
+    """
+    chat, state, persona, ask = target.chat, target.state, target.persona, target.ask
+    refuse_unfit(chat, state.history)
+    said = prompt_notes(chat)
+    for note in said:
+        console.note(note)
+    settings, tried = resolve(chat, ask.measure, persona.axis)
+    for attempt in tried:
+        console.note(in_words(attempt))
+    base = target.base
+    if base is None:
+        base = _scores("base", Plain(), target, settings, console)
+    else:
+        console.note("base: the run's own readings of it")
+    live = any(item.gate != 0 for item in state.history)
+    last = _scores("healed", state, target, settings, console) if live else base
+    console.note(in_words(qualify(base, persona.axis)))
+    found: dict[str, float] = {}
+    with state.entered(chat) as reader, reader.resting():
+        for guard in outside:
+            found |= guards.read(reader, guard)
+    return Evaluation(
+        target=target.name,
+        model=chat.name,
+        dtype=str(chat.net.dtype).removeprefix("torch."),
+        persona=persona.model_dump(mode="json"),
+        instrument=last.instrument,
+        think=last.think,
+        aggregates=summary.summarise(last, base, persona.axis),
+        guards=found,
+        rows=last.vignettes,
+        others=last.model_copy(update={"vignettes": ()}),
+        how="; ".join([ask.how, *(note.rstrip(".") for note in said)]),
+        settings=settings.model_dump(mode="json") | {"seed": ask.seed},
+    )
+
+
+def _scores(
+    role: str,
+    state: Plain,
+    target: Target,
+    settings: MeasureSettings,
+    console: Console,
+) -> Scores:
+    with console.stage(f"reading {role}", size(settings, target.persona)) as progress:
+        return evaluate(
+            target.chat,
+            role,
+            state,
+            target.persona,
+            settings,
+            sampling=target.ask.sampling,
+            seed=target.ask.seed,
+            progress=progress,
+        )

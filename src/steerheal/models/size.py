@@ -1,0 +1,73 @@
+"""How large a model is, told from its files, and the refusal of one that memory does not hold."""
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from steerheal.errors import UserError
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+GB = 1e9
+
+
+class Size(NamedTuple):
+    """What a model's configuration says of its size."""
+
+    parameters: int
+    layers: int
+    hidden: int
+
+
+def weights_bytes(parameters: int, dtype: str) -> float:
+    """Bytes of the weights in a precision."""
+    return float(parameters * BYTES[dtype])
+
+
+def gigabytes(count: float) -> str:
+    """Bytes as GB."""
+    return f"{count / GB:.1f} GB" if count < 100 * GB else f"{count / GB:.0f} GB"
+
+
+def parameters_in(folder: Path) -> int | None:
+    """Parameters in a model folder's safetensors, by their headers alone; None: cannot be told."""
+    index, one = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    try:
+        names = {one.name}
+        if not one.is_file():
+            names = set(json.loads(index.read_bytes())["weight_map"].values())
+        return sum(_in_header(folder / name) for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None  # what is absent or damaged is told of where it is read
+
+
+def _in_header(file: Path) -> int:
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > file.stat().st_size:
+            raise ValueError(f"{file} is cut")
+        header = json.loads(stream.read(length))
+    return sum(
+        math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"
+    )
+
+
+def refuse_too_large(name: str, least: float, dtype: str, free: float) -> None:
+    """Refuses weights that do not fit, before any of them is read.
+
+    Args:
+        name: The model.
+        least: Bytes that its weights need at least.
+        dtype: Their precision.
+        free: Bytes that there are.
+
+    Raises:
+        UserError: there is less memory than the weights alone need.
+    """
+    if least <= free:
+        return
+    half = " Half as much does with --model.dtype bfloat16." if BYTES[dtype] == 4 else ""
+    raise UserError(
+        f"{name} has {gigabytes(least)} of weights in {dtype}; {gigabytes(free)} of memory are "
+        f"free.{half} Take a smaller model, or make room."
+    )

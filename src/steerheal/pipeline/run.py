@@ -1,0 +1,84 @@
+"""A planned run from the model's loading to the report, and its record however it ends."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from steerheal import prompts
+from steerheal.console import Console
+from steerheal.errors import UserError, said
+from steerheal.heal.adapter import target_names
+from steerheal.measure import protocol, vignettes
+from steerheal.models.load import free_bytes, load
+from steerheal.pipeline import loop
+from steerheal.pipeline.closing import closing, onward
+from steerheal.pipeline.ends import Until
+from steerheal.pipeline.need import memory_line
+from steerheal.pipeline.plan import Plan, dated, fewer
+from steerheal.pipeline.stage_store import Store, sweep, sweep_unfinished
+from steerheal.pipeline.stages import Stages
+from steerheal.pipeline.surroundings import environment, notes, size_of, test_note
+from steerheal.records import RunRecord
+from steerheal.report.page import write_report
+from steerheal.store import RUN, read_run, write_record
+
+
+def run(plan: Plan, until: Until | None, console: Console) -> None:
+    """Runs a plan, or goes on with it, until the last round or the end of a check.
+
+    Raises:
+        UserError: a setting that the model refuses, or a record that this code cannot equal.
+    """
+    folder, config = plan.folder, plan.config
+    vignettes.chosen(config.measure)
+    if config.measure.protocol:
+        protocol.load(Path(config.measure.protocol))
+    prompts.first_contexts(config.vector.contexts)
+    config.model.template_text()
+    chat = load(config.model)
+    config = dated(config, chat.template.date)
+    target_names(chat, config.heal)
+    surroundings = environment(chat, config)
+    changed = plan.held_against(surroundings)
+    if left := sweep_unfinished(folder.parent) + sweep(folder):
+        console.note(f"removed {left} half-made files or stages of a killed run")
+    store = Store(folder.parent, folder.name, notify=console.stage_mark, note=console.note)
+    record = RunRecord(
+        status="running",
+        name=folder.name,
+        config=config.model_dump(mode="json"),
+        command=plan.command,
+        environment=surroundings,
+        notes=(*notes(chat, config.heal), *test_note(plan.persona), *changed),
+        persona=plan.persona.model_dump(mode="json"),
+    )
+    console.note(memory_line(size_of(chat), surroundings["dtype"], config, free_bytes(chat.device)))
+    for note in record.notes:
+        console.note(note)
+    store.write_run(record)
+    stages = Stages(config, plan.persona, chat, store, console)
+    try:
+        record = loop.run(stages, record, console, until=until)
+    except BaseException as error:
+        _leave_readable(store, error, console)
+        raise
+    if store.held is not None:
+        raise UserError(fewer(folder, record, store.held))
+    page = write_report(folder)
+    closing(record, folder, page, console)
+
+
+def _leave_readable(store: Store, error: BaseException, console: Console) -> None:
+    """Marks the run's record, so that it says how it ended; its stages stay.
+
+    The record of a run that was finished before stays as it is.
+    """
+    stopped = isinstance(error, KeyboardInterrupt)
+    if stopped:
+        console.note(f"finished stages are kept; go on with: {onward(store.folder)}")
+    with suppress(UserError):  # a disk that refuses even this has been told of
+        record = read_run(store.folder)
+        if store.held is not None and record.status == "finished":
+            console.note(f"the finished record in {store.folder} stays as it is")
+            return
+        status, why = ("interrupted", said(error)) if stopped else ("failed", f"{error}")
+        write_record(store.folder / RUN, record.model_copy(update={"status": status, "error": why}))
