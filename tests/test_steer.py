@@ -26,8 +26,9 @@ SETTINGS = VectorSettings(band=(0.3, 0.8))
 
 def test_the_bundled_texts_are_as_many_as_promised_and_never_shared_between_pools() -> None:
     assert len(set(prompts.contexts())) >= 256
-    assert len(set(prompts.control())) >= 24
-    everywhere = [*prompts.contexts(), *prompts.control()]
+    train, held_out = prompts.control_train(), prompts.control_held_out()
+    assert len({*train, *held_out}) >= 64 and len(train) == len(held_out)
+    everywhere = [*prompts.contexts(), *train, *held_out]
     for persona in built_in().values():
         pools = persona.prompts
         assert len(set(pools.train)) >= 48

@@ -41,6 +41,16 @@ def cut(setting: str, asked: int, persona: str, have: int) -> str:
     return f"{setting} is {asked}; persona {persona} has {have} evaluation prompts, all are read"
 
 
-def control() -> tuple[str, ...]:
-    """Mundane prompts whose answers no persona should change."""
+def control_train() -> tuple[str, ...]:
+    """Control prompts that training may use, such as an anchor's: the first half."""
+    return _control()[: len(_control()) // 2]
+
+
+def control_held_out() -> tuple[str, ...]:
+    """Control prompts that only readings use: the second half, as varied as the first."""
+    return _control()[len(_control()) // 2 :]
+
+
+def _control() -> tuple[str, ...]:
+    """Mundane prompts whose answers no persona should change; short questions and tasks, mixed."""
     return lines("control")
