@@ -1,5 +1,6 @@
 """Giving a run's command again: it goes on, or is refused with both names, and loses nothing."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -122,6 +123,24 @@ def test_resume_refuses_another_model_and_keeps_its_own_persona(
     said = failing(["run", "--resume", str(case.run)], capsys)
     assert "another model" in said and before.environment["fingerprint"] in said
     assert case.content() == content
+
+
+def test_a_record_from_before_paraphrases_goes_on_as_the_persona_that_it_was(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = Case(made)
+    before, file = read_run(case.run), case.run / "run.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    del record["persona"]["paraphrases"]
+    file.write_text(json.dumps(record), encoding="utf-8")
+    main(case.line)
+    capsys.readouterr()
+    after = read_run(case.run)
+    assert rounds(after) == rounds(before) and all(mark.reused for mark in after.stages)
+    with case.persona.open("a", encoding="utf-8") as stream:
+        stream.write('\n[[paraphrases.train]]\npositive = "Rest."\nnegative = "Rush."\n')
+    said = failing(case.line, capsys)
+    assert "another persona" in said and "paraphrases.train" in said
 
 
 def test_a_finished_record_outlives_a_resume_that_fails(

@@ -14,6 +14,7 @@ from steerheal.cli import main, parse
 from steerheal.commands import personas, target
 from steerheal.commands.evaluate import EvaluateCommand
 from steerheal.errors import UserError
+from steerheal.personas import Pair, Paraphrases, built_in
 from steerheal.pipeline import history
 from steerheal.records import Evaluation, Scores
 from steerheal.store import read_record, read_run, read_scores
@@ -261,11 +262,20 @@ def test_a_persona_file_is_said_to_be_fine_or_what_looks_like_a_slip(
     said = capsys.readouterr().out
     assert "is a persona that runs" in said and "warning" not in said
     assert "persona calm has 3 evaluation prompts" in said
+    assert "no train paraphrases" in said and "no held_out paraphrases" in said
+    main(["personas", "love", "--reverse"])
+    shown = capsys.readouterr().out
+    assert "paraphrases, train (8 pairs)" in shown and "held_out (8 pairs)" in shown
+    pair = built_in()["love"].pairs("held_out")[0]
+    assert f"  + {pair.negative}\n  - {pair.positive}\n" in shown
     slips = tiny.persona(
         positive="You never hurry.",
         negative="You hurry in everything that you do at any hour of the day and of the night.",
         prompts=tiny.persona().prompts.model_copy(update={"show": ("Train: 0!", "show b")}),
     )
+    halves = Paraphrases(held_out=(Pair(positive="You do not run.", negative="You run at once."),))
+    (negated,) = personas.warnings(tiny.persona(paraphrases=halves))
+    assert negated.startswith("paraphrases.held_out.0: the positive pole negates (not)")
     found = personas.warnings(slips)
     assert [warning.split()[0] for warning in found] == ["'Train:", "the", "the"]
     assert "'train 0' in train" in found[0] and "3 and 17 words" in found[1]

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from steerheal import prompts
+from steerheal.commands.personas import warnings
 from steerheal.config import DoseSettings, VectorSettings
 from steerheal.errors import UserError
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw
 from steerheal.models.model import band_layers
-from steerheal.personas import built_in, find
+from steerheal.personas import HALVES, Pair, Paraphrases, Persona, built_in, find
 from steerheal.pipeline.walk import harvest
 from steerheal.records import Calibration, Completion, Verdict
 from steerheal.state.formulas import contrast
@@ -52,10 +53,33 @@ def test_a_persona_without_test_prompts_shares_its_evaluation_prompts_out() -> N
     assert few.with_test() == few and few.test == ()
 
 
-def test_poles_match_in_length() -> None:
+def test_poles_and_paraphrases_match_in_length_and_negate_nothing() -> None:
     for persona in built_in().values():
-        sizes = [len(pole.split()) for pole in (persona.positive, persona.negative)]
-        assert abs(sizes[0] - sizes[1]) <= 2, persona.name
+        halves = persona.paraphrases
+        assert len(halves.train) >= 8 and len(halves.held_out) >= 8
+        poles = Pair(positive=persona.positive, negative=persona.negative)
+        for pair in (poles, *persona.pairs("train"), *persona.pairs("held_out")):
+            sizes = [len(text.split()) for text in (pair.positive, pair.negative)]
+            assert abs(sizes[0] - sizes[1]) <= 2, pair
+        assert warnings(persona) == []
+
+
+def test_the_paraphrases_of_a_persona_open_in_as_many_ways_as_there_are_pairs() -> None:
+    for persona in built_in().values():
+        for half in HALVES:
+            openings = [" ".join(pair.positive.split()[:2]) for pair in persona.pairs(half)]
+            assert len(set(openings)) == len(openings), (persona.name, half)
+
+
+def test_without_paraphrases_the_poles_stand_for_each_half() -> None:
+    old = (Path(__file__).parent / "data" / "persona_without_paraphrases.json").read_text()
+    bare = Persona.model_validate_json(old)
+    assert bare == find(str(Path(__file__).parents[1] / "examples" / "calm.toml"))
+    poles = Pair(positive=bare.positive, negative=bare.negative)
+    assert bare.pairs("train") == bare.pairs("held_out") == (poles,)
+    love = find("love").pairs("train")
+    half = bare.model_copy(update={"paraphrases": Paraphrases(train=love)})
+    assert (half.pairs("train"), half.pairs("held_out")) == (love, (poles,))
 
 
 def test_reversing_swaps_the_poles_and_the_sign_and_twice_is_once() -> None:
@@ -63,6 +87,10 @@ def test_reversing_swaps_the_poles_and_the_sign_and_twice_is_once() -> None:
     assert (cold.positive, cold.negative) == (love.negative, love.positive)
     assert cold.axis.sign == -love.axis.sign
     assert cold.reversed().positive == love.positive
+    for half in HALVES:
+        for there, here in zip(cold.pairs(half), love.pairs(half), strict=True):
+            assert (there.positive, there.negative) == (here.negative, here.positive)
+    assert cold.reversed().paraphrases == love.paraphrases
 
 
 TOML = """
@@ -77,6 +105,12 @@ sign = 1
 train = ["a"]
 evaluate = ["b", "c"]
 show = ["d"]
+[[paraphrases.train]]
+positive = "You rest like a lake."
+negative = "You rush like a flood."
+[[paraphrases.held_out]]
+positive = "Breathe slowly."
+negative = "Breathe hastily."
 """
 
 
@@ -92,6 +126,17 @@ show = ["d"]
         (('train = ["a"]', 'train = ["B"]'), "is in both"),
         (('train = ["a"]', 'train = ["a"]\ntest = ["C"]'), "is in both evaluate and test"),
         (("[axis]", "[axis"), "not valid TOML"),
+        (("Breathe hastily.", "breathe\u00a0 SLOWLY."), "held_out.0.positive and .*held_out.0.neg"),
+        (("Breathe slowly.", "You rest like a lake."), "train.0.positive and .*out.0.positive"),
+        (("You rush like a flood.", "you are frantic."), "negative and .*train.0.negative"),
+        (("Breathe slowly.", "You are a helpful assistant."), "neutral and .*out.0.positive"),
+        (('"Breathe slowly."', '""'), "held_out.0.positive: given nothing; allowed: text"),
+        (("Breathe slowly.", "a" * 9_000), "held_out.0.positive: .* at most 8000 characters"),
+        (('"Breathe slowly."', "3"), "held_out.0.positive: given 3; allowed: text"),
+        (('positive = "Breathe', 'positiv = "Breathe'), "Perhaps you meant 'positive'"),
+        (('negative = "Breathe hastily."', ""), "paraphrases.held_out.0.negative is missing"),
+        (("[[paraphrases.held_out]]", "[[paraphrases.heldout]]"), "Perhaps you meant 'held_out'"),
+        (("[[paraphrases.held_out]]", "[paraphrases.held_out]"), "paraphrases.held_out: given"),
     ],
 )
 def test_a_wrong_persona_file_is_one_clear_message(

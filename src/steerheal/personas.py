@@ -1,13 +1,14 @@
-"""A persona: two opposite system prompts on one axis, its foundation, and its prompt pools.
+"""A persona: two opposite system prompts on one axis, their paraphrases, and its prompt pools.
 
 In: a built-in name or a TOML file. Out: a frozen `Persona`. It knows nothing of models.
 """
 
 import tomllib
 import unicodedata
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -93,6 +94,43 @@ class Prompts(Closed):
         return self
 
 
+class Pair(Closed):
+    """Two opposite system prompts."""
+
+    positive: Text
+    """System prompt of the pole that is steered towards."""
+    negative: Text
+    """System prompt of the direct opposite, matched in length and style."""
+
+    def reversed(self) -> Self:
+        """The two, swapped."""
+        return self.model_copy(update={"positive": self.negative, "negative": self.positive})
+
+
+Pairs = Annotated[tuple[Pair, ...], Field(max_length=1_000)]
+Half = Literal["train", "held_out"]
+HALVES: tuple[Half, ...] = get_args(Half)
+POLES = ("positive", "negative")
+
+
+class Paraphrases(Closed):
+    """The poles in other words, in two halves that share no text.
+
+    What makes and chooses a state reads one half, what reports on it the other: a reading with the
+    texts that made the vector would be circular.
+    """
+
+    train: Pairs = ()
+    """For the vector, the filter and the choice of a round."""
+    held_out: Pairs = ()
+    """For what is reported."""
+
+    def reversed(self) -> Self:
+        """The same halves with the poles of every pair swapped."""
+        halves = {half: tuple(p.reversed() for p in getattr(self, half)) for half in HALVES}
+        return self.model_copy(update=halves)
+
+
 class Persona(Closed):
     """A trait as a contrast of two system prompts."""
 
@@ -107,22 +145,32 @@ class Persona(Closed):
     """System prompt of neither pole."""
     axis: Axis
     prompts: Prompts
+    paraphrases: Paraphrases = Paraphrases()
+    """The poles in other words; a half that has none is the poles themselves."""
 
     @model_validator(mode="after")
     def _poles_differ(self) -> Self:
-        poles = {
-            "positive": self.positive,
-            "negative": self.negative,
-            "neutral": self.neutral,
-        }
-        names = list(poles)
-        for i, one in enumerate(names):
-            for other in names[i + 1 :]:
-                if alike(poles[one]) == alike(poles[other]):
-                    raise ValueError(
-                        f"the poles {one} and {other} are equal: {shorten(poles[one])!r}"
-                    )
+        seen: dict[str, str] = {}
+        for name, text in self._system_prompts():
+            key = alike(text)
+            if key in seen:
+                raise ValueError(f"the poles {seen[key]} and {name} are equal: {shorten(text)!r}")
+            seen[key] = name
         return self
+
+    def _system_prompts(self) -> Iterator[tuple[str, str]]:
+        """Every system prompt of a pole or of neither, with what a message calls it."""
+        for pole in (*POLES, "neutral"):
+            yield pole, getattr(self, pole)
+        for half in HALVES:
+            for place, pair in enumerate(getattr(self.paraphrases, half)):
+                for pole in POLES:
+                    yield f"paraphrases.{half}.{place}.{pole}", getattr(pair, pole)
+
+    def pairs(self, half: Half) -> tuple[Pair, ...]:
+        """A half of the paraphrases; the poles themselves where it has none."""
+        poles = Pair(positive=self.positive, negative=self.negative)
+        return getattr(self.paraphrases, half) or (poles,)
 
     def reversed(self) -> Self:
         """The same axis, steered the other way."""
@@ -133,6 +181,7 @@ class Persona(Closed):
                 "positive": self.negative,
                 "negative": self.positive,
                 "axis": self.axis.model_copy(update={"sign": -self.axis.sign}),
+                "paraphrases": self.paraphrases.reversed(),
             }
         )
 

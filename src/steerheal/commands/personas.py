@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 from steerheal import prompts
@@ -10,7 +10,7 @@ from steerheal.bounds import Place, shorten
 from steerheal.commands.command import POSITIONAL, Command
 from steerheal.config import MeasureSettings
 from steerheal.console import Console
-from steerheal.personas import POOLS, Persona, alike, built_in, find
+from steerheal.personas import HALVES, POLES, POOLS, Pair, Persona, alike, built_in, find
 
 NEGATIONS = {"not", "never", "no", "don't", "doesn't", "won't", "cannot", "can't", "without"}
 
@@ -33,11 +33,16 @@ class PersonasCommand(Command):
         if self.name not in built_in():
             _verdict(self.name, persona, console)
         console.say(f"{persona.name}: {persona.title}")
-        for pole in ("positive", "negative", "neutral"):
+        for pole in (*POLES, "neutral"):
             console.say(f"{pole:9} {getattr(persona, pole)}")
         axis = persona.axis
         console.say(f"axis      {axis.foundation} {'up' if axis.sign > 0 else 'down'}")
         console.say(f"off       {', '.join(axis.off_target) or 'none'}")
+        for half in HALVES:
+            pairs = getattr(persona.paraphrases, half)
+            console.say(f"\nparaphrases, {half} ({len(pairs)} pairs)")
+            for pair in pairs:
+                console.say(f"  + {pair.positive}\n  - {pair.negative}")
         for name, pool in pools_of(persona).items():
             console.say(f"\n{name} ({len(pool)})")
             for prompt in pool:
@@ -52,6 +57,9 @@ def _verdict(name: str, persona: Persona, console: Console) -> None:
     console.say(f"{name} is a persona that runs: {counts} prompts.")
     if taken.prompts.halved:
         console.say("  it has no test prompts: a run takes every other evaluation prompt for them")
+    for half in HALVES:
+        if not getattr(persona.paraphrases, half):
+            console.say(f"  it has no {half} paraphrases: its poles stand for them")
     want, have = MeasureSettings().prompts, len(pools["evaluate"])
     if want > have:
         console.say(f"  {prompts.cut('measure.prompts', want, persona.name, have)}")
@@ -79,18 +87,24 @@ def warnings(persona: Persona) -> list[str]:
             if key in seen:
                 found.append(f"{shorten(prompt)!r} in {name} has the words of {seen[key]}")
             seen[key] = f"{shorten(prompt)!r} in {name}"
-    lengths = [len(pole.split()) for pole in (persona.positive, persona.negative)]
+    found += _of_pair("the", Pair(positive=persona.positive, negative=persona.negative))
+    for half in HALVES:
+        for place, pair in enumerate(getattr(persona.paraphrases, half)):
+            found += _of_pair(f"paraphrases.{half}.{place}: the", pair)
+    return found
+
+
+def _of_pair(the: str, pair: Pair) -> Iterator[str]:
+    lengths = [len(pole.split()) for pole in (pair.positive, pair.negative)]
     if max(lengths) > 2 * min(lengths):
-        found.append(
-            f"the poles have {lengths[0]} and {lengths[1]} words: a direction between texts of "
+        yield (
+            f"{the} poles have {lengths[0]} and {lengths[1]} words: a direction between texts of "
             "unlike length holds the length too"
         )
-    for name in ("positive", "negative"):
-        if words := NEGATIONS & set(re.findall(r"[\w']+", getattr(persona, name).lower())):
-            found.append(
-                f"the {name} pole negates ({', '.join(sorted(words))}): say the opposite instead"
-            )
-    return found
+    for name in POLES:
+        if words := NEGATIONS & set(re.findall(r"[\w']+", getattr(pair, name).lower())):
+            negations = ", ".join(sorted(words))
+            yield f"{the} {name} pole negates ({negations}): say the opposite instead"
 
 
 def _table(console: Console) -> None:

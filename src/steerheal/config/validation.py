@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -90,13 +90,14 @@ def _field_at(
     """The field that a place lies in, and the place without what a type adds to it."""
     field: FieldInfo | None = None
     for depth, part in enumerate(path):
+        if field is None and isinstance(part, int):
+            continue
         if part not in kind.model_fields:
             return field, path[: depth + isinstance(part, int)]
         field = kind.model_fields[str(part)]
-        inner = field.annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            items = path[depth + 1 : depth + 2]
-            return field, path[: depth + 1 + bool(items and isinstance(items[0], int))]
+        inner, rest = _fields_of(field), path[depth + 1 :]
+        if inner is None or (get_origin(field.annotation) is tuple and len(rest) < 2):
+            return field, path[: depth + 1 + bool(rest and isinstance(rest[0], int))]
         kind, field = inner, None
     return None, path
 
@@ -104,7 +105,13 @@ def _field_at(
 def _fields_at(kind: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     for name in path:
         field = kind.model_fields.get(str(name))
-        inner = field.annotation if field else None
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            kind = inner
+        kind = (field and _fields_of(field)) or kind
     return list(kind.model_fields)
+
+
+def _fields_of(field: FieldInfo) -> type[BaseModel] | None:
+    """What has fields of its own in a field: its value, or each of its values."""
+    inner = field.annotation
+    if get_origin(inner) is tuple:
+        inner = get_args(inner)[0]
+    return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None

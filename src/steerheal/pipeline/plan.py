@@ -129,7 +129,9 @@ def _refuse_another(folder: Path, old: RunRecord, config: RunConfig, persona: Pe
     if found := unlike(before, config.model_dump(mode="json")):
         said = "; ".join(f"{name} {one} there, {two} here" for name, (one, two) in found.items())
         raise UserError(f"{folder} holds a run with other settings: {said}. {onward}")
-    if found := unlike(old.persona, persona.model_dump(mode="json")):
+    # A record from before a field of personas existed means that field's default.
+    kept = validated(Persona, old.persona, source=str(folder)).model_dump(mode="json")
+    if found := unlike(kept, persona.model_dump(mode="json")):
         raise UserError(
             f"{folder} holds a run of another persona: {old.persona.get('name')} there, "
             f"{persona.name} of {config.persona} here; they differ in {', '.join(found)}. {onward}"
