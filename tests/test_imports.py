@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from steerheal.cli import KINDS
+
 SOURCE = Path(__file__).parents[1] / "src" / "steerheal"
 NAMES = "__init__"
 """The public names, from wherever they are."""
@@ -110,16 +112,60 @@ HEAVY = {"torch", "transformers", "peft", "scipy", "numpy", "matplotlib", "huggi
 """What takes seconds to import together; the bare interpreter and the rest take a third of one."""
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["personas"], ["run", "lvoe"]]
-)
-def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
-    program = (
-        "import sys\nfrom steerheal.cli import main\n"
-        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
-        f"sys.exit(bool({HEAVY} & sys.modules.keys()))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, check=False
-    )
+LIGHT = [["--help"], ["personas"], ["personas", "love"], ["run", "lvoe"]] + [
+    [word, mistake] for word in KINDS for mistake in ("--help", "--no-such-option")
+]
+
+
+def test_help_personas_and_mistakes_on_the_line_import_nothing_heavy() -> None:
+    program = f"""
+import contextlib, io, sys
+from steerheal.cli import main
+for arguments in {LIGHT}:
+    said = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(said):
+        main(arguments)
+    heavy = {HEAVY} & sys.modules.keys()
+    assert not heavy, (arguments, heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()[-500:]
+
+
+def test_a_command_is_a_module_of_its_name_with_its_options_refusals_and_work() -> None:
+    bases = {"Command", "ReadCommand"}
+    found = {
+        name.removeprefix("commands."): node
+        for name, tree in modules().items()
+        for node in tree.body
+        if name.startswith("commands.")
+        and isinstance(node, ast.ClassDef)
+        and bases & {getattr(base, "id", None) for base in node.bases}
+        and node.name not in bases
+    }
+    assert found.keys() == KINDS.keys()
+    for word, node in found.items():
+        assert KINDS[word].word() == word and KINDS[word].__name__ == node.name
+        assert "do" in {item.name for item in node.body if isinstance(item, ast.FunctionDef)}, word
+
+
+LONGEST = 60
+"""Lines of a function that can still be read at once."""
+STILL_LONGER = {
+    "heal.train.heal_student",
+    "pipeline.loop.one_round",
+    "pipeline.stages.healed",
+    "pipeline.walk.harvest",
+}
+"""To be shortened; nothing is added."""
+
+
+def test_functions_are_short_enough_to_be_read_at_once() -> None:
+    longer = {
+        f"{name}.{node.name}"
+        for name, tree in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno >= LONGEST
+    }
+    assert longer <= STILL_LONGER
