@@ -51,3 +51,11 @@ def test_every_example_file_parses() -> None:
     assert find(str(ROOT / "examples" / "calm.toml")).name == "calm"
     assert resolve("quick", ROOT / "examples" / "quick.toml").heal.barrier == "kl_fwd"
     assert len(list((ROOT / "examples").rglob("*.toml"))) == 2
+
+
+def test_every_module_that_the_method_names_is_there() -> None:
+    method = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/]+\.py|[\w/]+/)`", method))
+    assert len(named) >= 20
+    for path in named:
+        assert (ROOT / "src" / "steerheal" / path).exists() or (ROOT / path).exists(), path
