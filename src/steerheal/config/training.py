@@ -91,6 +91,12 @@ class HealSettings(Settings):
     spectral: Amount = 0.0
     """Weight of the operator norm of every adapted layer's ΔW, summed over the layers, so that a
     layer pays the same however many others there are; 0 is no penalty. Goes with any barrier."""
+    anchor: Amount = 0.0
+    """λ of an anchor off the trait: mean KL(reference‖student) on the reference's own answers to
+    unrelated prompts is added to the loss; 0 is none. A barrier is on the text that is fitted, and
+    shrinks trait and damage alike; this is not. Goes with any barrier."""
+    anchor_rows: Rows = 8
+    """Unrelated answers per optimiser step."""
     rank: Rank = 16
     """Rank of the adapter."""
     alpha: PositiveAmount = 32.0

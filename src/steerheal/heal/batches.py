@@ -27,7 +27,7 @@ class Data:
     pairs: Sequence[Pair]
     reference: Sequence[Float[Tensor, "_ D"]] | None
     """The reference's final hidden states; None without a barrier."""
-    teacher: Sequence[Float[Tensor, "_ W"]] | None
+    teacher: Sequence[Float[Tensor, "_ W"]] | None = None
     """What the teacher's logits are made of; None where tokens are fitted."""
     taught_by: ChatModel | None = None
     """What the teacher's door gave; the student's own head makes its logits when not given."""

@@ -3,7 +3,8 @@
 In: the student (history folded in), training pairs, the reference's states and, to distil, the
 teacher's. Out: an `Adapter` and its `HealLog`. The step minimises
 fit + λ·relu(agg(D) − τ) + spectral·Σ‖ΔW‖₂ over all completion tokens of the step, however many
-forwards it is split into. The rows of a step are those of the seeded order.
+forwards it is split into, plus anchor·mean KL(reference‖student) over unrelated text. The rows of a
+step are those of the seeded order.
 """
 
 import math
@@ -56,6 +57,7 @@ def heal_student(
     *,
     teacher: Sequence[Float[Tensor, "_ W"]] | None = None,
     taught_by: ChatModel | None = None,
+    anchor: Data | None = None,
     round_number: int = 0,
     seed: int = 0,
     checkpoint: Checkpoint | None = None,
@@ -71,6 +73,8 @@ def heal_student(
         settings: Objective, barrier, adapter and optimiser.
         teacher: What the teacher's logits there are made of; `distill` needs it.
         taught_by: What the teacher's door gave; the student's own head when not given.
+        anchor: Unrelated text and the reference's final hidden states on it; needed where the
+            settings' anchor is above 0.
         round_number: From 0; λ in this round is λ·(1+r)^power.
         seed: Of the adapter's start, the split and the order.
         checkpoint: Where the state is saved after every epoch, and where a heal that was cut off
@@ -78,20 +82,26 @@ def heal_student(
         progress: Called after every step with it and the number of steps.
 
     Raises:
-        UserError: a barrier without a reference, or `distill` without a teacher.
+        UserError: a barrier or an anchor without a reference, or `distill` without a teacher.
     """
+    if settings.anchor and (anchor is None or anchor.reference is None):
+        raise UserError("An anchor needs unrelated text and the reference's states; give `anchor`.")
     data = _data(pairs, reference, teacher, settings)
     data = replace(data, taught_by=taught_by if data.teacher is not None else None)
     held, train, unheld = split(pairs, settings.held_out, seed)
     lam = settings.lam * (1 + round_number) ** settings.lam_power
-    tokens = [(list(prefix), list(rest)) for prefix, rest in pairs]
+    tokens, aside = (
+        [(list(prefix), list(rest)) for prefix, rest in texts]
+        for texts in (pairs, anchor.pairs if anchor is not None and settings.anchor else ())
+    )
     place = Place(
-        made_of=key_of("heal", settings, tokens, seed, round_number, chat.fingerprint),
+        made_of=key_of("heal", settings, tokens, aside, seed, round_number, chat.fingerprint),
         epochs=0, steps=(), held_out=(), used=0, read=0,
     )  # fmt: skip
     reason = ""
     with training(chat, settings, seed=seed) as model:
-        trainer = Trainer(chat, model, data, settings, lam=lam, rows=len(train), seed=seed)
+        trainer = Trainer(chat, model, data, settings, lam=lam, rows=len(train), seed=seed,
+                          anchor=anchor)  # fmt: skip
         place = trainer.resumed(checkpoint, place) if checkpoint is not None else place
         if not place.held_out:
             place = place.model_copy(update={"held_out": (trainer.held_out(held),)})

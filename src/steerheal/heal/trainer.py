@@ -34,6 +34,7 @@ class Trainer:
         lam: float,
         rows: int,
         seed: int,
+        anchor: Data | None = None,
     ) -> None:
         """Around `model`, which is `chat` with its fresh adapter.
 
@@ -45,7 +46,10 @@ class Trainer:
             lam: λ of this round.
             rows: Completions that are trained on.
             seed: Of the spectral penalty's first vectors.
+            anchor: Unrelated text with the reference's states on it; None where nothing is anchored
+                there.
         """
+        self._anchor = anchor if settings.anchor else None
         self._chat, self._data, self._settings, self._lam = chat, data, settings, lam
         named = {name: item for name, item in model.named_parameters() if item.requires_grad}
         self._loop = Optimiser(named, settings, rows)
@@ -91,6 +95,8 @@ class Trainer:
     def _not_finite(self, step: HealStep) -> str:
         """Which numbers of a step are not finite; a divergence that nothing hangs on may be."""
         numbers = {"fit": step.ce, "gradient": step.gradient}
+        if self._anchor is not None:
+            numbers["anchor"] = step.anchor
         if self._settings.barrier != "nll" and self._lam:
             numbers["divergence"] = step.divergence
         return ", ".join(name for name, value in numbers.items() if not math.isfinite(value))
@@ -125,6 +131,7 @@ class Trainer:
             pulls[0] += gradient.square().sum().item()
             pulls[1] += held.square().sum().item()
             states.backward(gradient.add_(held).to(states.dtype))
+        anchored = self._anchored(number)
         spectral = self._penalised()
         lr = self._loop.lr
         return HealStep(
@@ -138,7 +145,26 @@ class Trainer:
             tokens=count,
             pressure=math.sqrt(pulls[1] / pulls[0]) if barred and pulls[0] else math.nan,
             spectral=spectral,
+            anchor=anchored,
         )
+
+    def _anchored(self, number: int) -> float:
+        """The mean KL(reference‖student) on this step's unrelated text, λ times its gradient added.
+
+        The text is taken in turn, so that every step meets as much of it; NaN without an anchor.
+        """
+        if self._anchor is None:
+            return math.nan
+        settings, chat = self._settings, self._chat
+        count = min(settings.anchor_rows, len(self._anchor.pairs))
+        rows = [(number * count + k) % len(self._anchor.pairs) for k in range(count)]
+        (micro,) = micro_batches(chat, self._anchor, rows)
+        with torch.enable_grad():
+            states = micro.states(chat)
+        losses = position_losses(chat, states, micro.targets, micro.reference, "kl_fwd")
+        weight = settings.anchor / len(micro.targets)
+        states.backward(losses.divergence_grad.float().mul_(weight).to(states.dtype))
+        return losses.divergence.mean().item()
 
     def _penalised(self) -> float:
         """The mean operator norm, its penalty's gradient added; NaN without the penalty."""

@@ -26,6 +26,8 @@ class HealStep(Record):
     """‖∇barrier‖ / ‖∇CE‖ in the final hidden states; NaN without a barrier."""
     spectral: float = math.nan
     """Mean operator norm of the adapted layers' ΔW; NaN without its penalty."""
+    anchor: float = math.nan
+    """Mean KL(reference‖student) on the step's unrelated text, in nats; NaN without an anchor."""
 
 
 class HealLog(Record):

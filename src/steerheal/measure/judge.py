@@ -1,0 +1,113 @@
+"""A judge of coherence: another chat model, read through its logits, is asked about replies.
+
+For a prompt x and a reply y, with the judge's own chat template and weights:
+    P(yes) = p(Yes) / (p(Yes) + p(No))       at the judge's first token, mean over the wordings
+    fit    = [ln p(y | x) − ln p(y | "")] / |y|   nats per token: how much likelier the reply is
+                                                  with its prompt than without
+P(yes) is what an LLM judge says without sampling it, as in G-Eval (arXiv 2303.16634); the second is
+the pointwise mutual information of reply and prompt (Li et al. 2016, arXiv 1510.03055).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from steerheal.models.asking import asked, offered
+from steerheal.models.chat import text_ids
+from steerheal.models.model import ChatModel
+from steerheal.models.score import continuation_states, token_logprobs
+from steerheal.records import Record
+
+WORDINGS = (
+    "Somebody wrote the message below and got the reply below. The reply may have been cut off at "
+    "the end; that is fine.\n\nMessage: {prompt}\n\nReply: {reply}\n\nDoes this reply make sense "
+    "as an answer? Say Yes or No.",
+    "Read this exchange.\n\nQ: {prompt}\nA: {reply}\n\nIs A well-formed, meaningful language that "
+    "responds to Q? An unfinished last sentence does not count against it. Answer Yes or No.",
+)
+"""What the judge is asked; each holds the prompt and the reply."""
+ANSWERS = ("Yes", "No")
+COHERENT = 0.5
+"""P(yes) from which on a reply counts as coherent."""
+
+
+class Exchange(NamedTuple):
+    """What was asked and what was replied."""
+
+    prompt: str
+    reply: str
+
+
+class JudgeRow(Record):
+    """One reply as the judge sees it."""
+
+    yes: tuple[float, ...]
+    """P(yes) per wording."""
+    fit: float
+    """Nats per token that the prompt adds to the reply; NaN for an empty reply."""
+
+    @property
+    def mean(self) -> float:
+        """P(yes) over the wordings."""
+        return math.fsum(self.yes) / len(self.yes)
+
+
+@torch.no_grad()
+def judge(
+    chat: ChatModel,
+    exchanges: Sequence[Exchange],
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[JudgeRow]:
+    """A row per exchange, in the order given; an empty reply is no sense at all, P(yes) 0.
+
+    Args:
+        chat: The judge: any chat model but the one that is judged.
+        exchanges: What is judged; replies are data and never part of the judge's own turn.
+        progress: Called with the number of readings done: one per wording and exchange.
+    """
+    said = [i for i, one in enumerate(exchanges) if one.reply.strip()]
+    yes = [_yes(chat, [exchanges[i] for i in said], wording, progress) for wording in WORDINGS]
+    fits = _fits(chat, [exchanges[i] for i in said])
+    rows = [JudgeRow(yes=(0.0,) * len(WORDINGS), fit=math.nan)] * len(exchanges)
+    for place, i in enumerate(said):
+        rows[i] = JudgeRow(yes=tuple(column[place] for column in yes), fit=fits[place])
+    return rows
+
+
+def _yes(
+    chat: ChatModel,
+    exchanges: Sequence[Exchange],
+    wording: str,
+    progress: Callable[[int], None],
+) -> list[float]:
+    """P(yes) of every exchange in one wording."""
+    asked_for = [
+        offered(chat, wording.format(prompt=one.prompt, reply=one.reply), "", ANSWERS)
+        for one in exchanges
+    ]
+    # One token more stands for whatever the judge says first, which is what is asked for.
+    states = continuation_states(chat, [(one.line, [0]) for one in asked_for], progress)
+    found = []
+    for one, state in zip(asked_for, states, strict=True):
+        logs = chat.logits(state)[0].log_softmax(-1)
+        up, down = (logs[rest[0]].item() for rest in one.rests)
+        found.append(1 / (1 + math.exp(down - up)) if math.isfinite(up) else 0.0)
+    return found
+
+
+def _fits(chat: ChatModel, exchanges: Sequence[Exchange]) -> list[float]:
+    """What every prompt adds to its reply."""
+    tokens = [text_ids(chat, one.reply) for one in exchanges]
+    logs = [
+        token_logprobs(
+            chat,
+            [
+                (asked(chat, one.prompt if knows else ""), ids)
+                for one, ids in zip(exchanges, tokens, strict=True)
+            ],
+        )
+        for knows in (True, False)
+    ]
+    return [(a.sum() - b.sum()).item() / len(a) for a, b in zip(*logs, strict=True)]
