@@ -278,7 +278,7 @@ class Lab:
         return found
 
     def harvest(self, state: State, tag: str, doses: Sequence[float] = ()) -> "Pool":
-        """Texts to the training prompts, every prompt at every dose; the same seeds whoever writes."""
+        """Texts to the training prompts at every dose; the same seeds whoever writes."""
         states = [state.at_dose(dose) for dose in doses] or [state]
         draws = self.draws(self.persona.prompts.train, self.scale.pool, 3_000)
         found: list[tuple[Completion, bool]] = []

@@ -43,7 +43,8 @@ def main() -> None:
             rows = [json.loads(line) for line in stream][: options.most]
         said = [Exchange(r["completion"]["prompt"], r["completion"]["text"]) for r in rows]
         labels.write_text(json.dumps(judged(chat, said)))
-    for file in sorted(options.out.glob("*-s[0-9]*.jsonl")):
+    files = [file for file in options.out.glob("*-s[0-9]*.jsonl") if ".judged-" not in file.name]
+    for file in sorted(files):
         done_file = file.with_suffix(f".{tag}.jsonl")
         done = set()
         if done_file.exists():
