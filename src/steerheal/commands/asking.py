@@ -14,7 +14,7 @@ from steerheal.measure import vignettes
 from steerheal.personas import Persona
 from steerheal.prompts import lines
 from steerheal.records import RunRecord, Scores, StageMark
-from steerheal.store import read_run, read_scores
+from steerheal.store import RUN, read_run, read_scores
 
 if TYPE_CHECKING:
     from steerheal.models.model import ChatModel
@@ -36,7 +36,7 @@ class Asked(NamedTuple):
 
 def is_run(path: Path | None) -> bool:
     """Whether it is a run's folder."""
-    return path is not None and (path / "run.json").is_file()
+    return path is not None and (path / RUN).is_file()
 
 
 def asked(persona: Persona, like: Path | None, typed: Mapping[str, Any], *, quick: bool) -> Asked:
