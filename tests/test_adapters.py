@@ -398,7 +398,7 @@ def test_a_history_of_all_kinds_exports(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_adapter_of_any_kind_comes_back(kind: str, tmp_path: Path) -> None:
     adapter, _ = made(tiny.chat(), settings(kind))
-    adapter.save(tmp_path / "a", base="tiny")
+    adapter.save(tmp_path / "a")
     again = Adapter.load(tmp_path / "a")
     assert again.rank == adapter.rank and again.scale == pytest.approx(adapter.scale, rel=1e-15)
     assert all(torch.equal(again.pairs[n].up, adapter.pairs[n].up) for n in adapter.pairs)
@@ -450,7 +450,7 @@ def test_what_peft_wrote_folds_to_what_peft_computes(changes: Any, tmp_path: Pat
     adapter = Adapter.load(tmp_path)
     with folded(chat, [Gated(adapter)]):
         torch.testing.assert_close(logits(chat), inside, **CLOSE)
-    adapter.save(tmp_path / "again", base="tiny")
+    adapter.save(tmp_path / "again")
     plain = PeftModel.from_pretrained(tiny.net(), str(tmp_path / "again")).eval()
     with torch.no_grad():
         found = plain(input_ids=torch.tensor([ids_of(chat)])).logits
@@ -512,14 +512,14 @@ def test_variants_and_factors_that_do_not_fit_are_refused(tmp_path: Path) -> Non
     assert Adapter.load(tmp_path).rank == 3
     name = "model.layers.1.self_attn.q_proj"
     bad = Adapter({name: Pair(torch.ones(2, 32), torch.ones(32, 3))}, 1.0, 2)
-    bad.save(tmp_path / "bad", base="tiny")
+    bad.save(tmp_path / "bad")
     with pytest.raises(UserError, match="do not fit"):
         Adapter.load(tmp_path / "bad")
 
 
 def test_an_adapter_of_another_base_says_whose_it_is(tmp_path: Path) -> None:
     adapter, _ = made(tiny.chat(), settings())
-    adapter.save(tmp_path / "a", base="org/some-model-7B")
+    replace(adapter, base="org/some-model-7B").save(tmp_path / "a")
     again = Adapter.load(tmp_path / "a")
     assert "belongs to org/some-model-7B" in again.named_otherwise("tiny-llama")
     assert again.named_otherwise("/models/Some-Model-7B") == ""

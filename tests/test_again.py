@@ -154,7 +154,7 @@ def test_a_finished_record_outlives_a_resume_that_fails(
     def fails(*_: object, **__: object) -> None:
         raise UserError("it cannot be made again today")
 
-    monkeypatch.setattr("steerheal.pipeline.stages.extract", fails)
+    tiny.in_place_of(monkeypatch, "VECTOR", fails)
     said = failing(["run", "--resume", str(case.run)], capsys)
     assert "cannot be made again today" in said and "stays as it is" in said
     assert (case.run / "run.json").read_bytes() == before

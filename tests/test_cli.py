@@ -293,7 +293,7 @@ def test_ctrl_c_leaves_an_interrupted_record_and_exit_code_130(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("steerheal.pipeline.stages.extract", stop)
+    tiny.in_place_of(monkeypatch, "VECTOR", stop)
     options = [part.format(model=model).replace("--device", "--model.device") for part in OPTIONS]
     options[options.index("--measure.prompts") + 1] = "20"
     with pytest.raises(SystemExit) as ended:

@@ -1,10 +1,11 @@
 """A stage's key knows the code that makes it, and only that."""
 
-import ast
+import inspect
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,22 @@ import pytest
 
 import test_loop
 from steerheal import code
+from steerheal.config import VectorSettings
 from steerheal.disk import write_text
+from steerheal.personas import Persona
+from steerheal.pipeline.stage import Stage
 from steerheal.pipeline.stage_store import Store
+from steerheal.pipeline.stages import STAGES, VECTOR, all_of_it
 from steerheal.records import StageMark
+from steerheal.state.values import State, base
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.vector import extract
 from steerheal.store import read_run
 
+import tiny
+
 SOURCE = Path(code.__file__).parent
+EVERY = {stage.name for stage in STAGES}
 
 
 def copied(tmp_path: Path) -> Path:
@@ -32,7 +41,9 @@ def copied(tmp_path: Path) -> Path:
 def changed(root: Path) -> set[str]:
     """The stages that this copy of the package makes with other code."""
     return {
-        name for name in code.MADE_BY if code.digest_of(name, root) != code.digest_of(name, SOURCE)
+        stage.name
+        for stage in STAGES
+        if code.digest_of(stage.by, root) != code.digest_of(stage.by, SOURCE)
     }
 
 
@@ -44,14 +55,17 @@ def changed(root: Path) -> set[str]:
         ("cli.py", set()),
         ("checks/rules.py", set()),
         ("pipeline/loop.py", set()),
+        ("pipeline/round.py", set()),
         ("pipeline/walk.py", {"harvest"}),
         ("measure/sweep.py", {"sweep"}),
         ("heal/optimiser.py", {"heal"}),
         ("steer/internalise.py", {"internalise"}),
         ("measure/auto.py", {"qualify"}),
         ("steer/methods/mean_difference.py", {"vector"}),
-        ("pipeline/stages.py", set(code.MADE_BY)),
-        ("models/generate.py", set(code.MADE_BY) - {"heal", "qualify"}),
+        ("state/formulas.py", EVERY - {"qualify", "calibrate"}),
+        ("pipeline/stage.py", EVERY),
+        ("pipeline/stages.py", EVERY),
+        ("models/generate.py", EVERY - {"heal", "qualify"}),
     ],
 )
 def test_a_change_counts_where_it_computes(tmp_path: Path, file: str, stages: set[str]) -> None:
@@ -75,7 +89,7 @@ def test_comments_blank_lines_and_docstrings_do_not_count(tmp_path: Path) -> Non
 
 
 def test_the_digest_is_the_same_in_every_process() -> None:
-    program = "from steerheal import code; print(code.all_of_it())"
+    program = "from steerheal.pipeline.stages import all_of_it; print(all_of_it())"
     found = {
         subprocess.run(
             [sys.executable, "-c", program],
@@ -84,39 +98,30 @@ def test_the_digest_is_the_same_in_every_process() -> None:
         ).stdout.strip()
         for seed in ("1", "2")
     }  # fmt: skip
-    assert found == {code.all_of_it()}
+    assert found == {all_of_it()}
 
 
-def test_every_module_that_a_stage_calls_is_in_its_code() -> None:
-    tree = ast.parse((SOURCE / "pipeline" / "stages.py").read_text(encoding="utf-8"))
-    homes = {
-        alias.asname or alias.name: node.module.removeprefix("steerheal.").removeprefix("steerheal")
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("steerheal")
-        for alias in node.names
-    }
-    (stages,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Stages")
-    for node in ast.walk(stages):
-        if isinstance(node, ast.FunctionDef):
-            node.returns = None
-            for argument in [*node.args.args, *node.args.kwonlyargs]:
-                argument.annotation = None
-    seen = set()
-    for method in (node for node in stages.body if isinstance(node, ast.FunctionDef)):
-        calls = [n for n in ast.walk(method) if isinstance(n, ast.Call)]
-        keys = [n for n in calls if getattr(n.func, "id", "") == "stage_key"]
-        if not keys:
-            continue
-        (stage,) = {ast.literal_eval(call.args[0]) for call in keys}
-        seen.add(stage)
-        used = {n.id for n in ast.walk(method) if isinstance(n, ast.Name)} & homes.keys()
-        needs = {f"{homes[name]}.{name}".lstrip(".") for name in used}
-        needs |= {homes[name] for name in used if homes[name]}
-        known = {name for name in needs if (SOURCE / f"{name.replace('.', '/')}.py").is_file()}
-        within = code.modules_of(code.MADE_BY[stage], SOURCE)
-        # What `prompts` gives enters the key itself.
-        assert known - {"store", "code", "prompts"} <= set(within), stage
-    assert seen == set(code.MADE_BY)
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_a_stage_s_code_begins_with_its_function_s_own_module(stage: Stage) -> None:
+    assert stage.function.__module__ == f"steerheal.{stage.by[0]}"
+    named = inspect.signature(stage.function).parameters
+    assert stage.counts.keys() <= named.keys()
+
+
+def test_an_input_counts_by_its_own_key_and_by_what_a_stage_says_of_it() -> None:
+    chat, persona, settings = tiny.chat(), tiny.persona(), VectorSettings()
+
+    def key(student: State, persona: Persona = persona, settings: VectorSettings = settings) -> str:
+        return VECTOR.of(chat, persona, ["a"], settings, student=student).key
+
+    assert key(base()) == key(base())
+    assert key(base()) != key(base().prompted("Be brief."))
+    assert key(base()) != key(base(), settings=VectorSettings(seed=1))
+    # The vector reads the poles, and nothing else of a persona.
+    asked = tiny.prompts(test=("another prompt",))
+    assert key(base()) == key(base(), tiny.persona(prompts=asked))
+    assert key(base()) != key(base(), persona.model_copy(update={"negative": "Be rude."}))
+    assert key(base()).endswith(f"-{VECTOR.code}")
 
 
 def test_bundled_data_counts_except_what_a_key_holds_itself(tmp_path: Path) -> None:
@@ -139,13 +144,13 @@ def test_a_package_without_readable_sources_goes_by_its_version(
 
     code._made_by.cache_clear()
     monkeypatch.setattr(code, "digest_of", none)
-    one = code.made_by("vector")
+    one = VECTOR.code
     code._made_by.cache_clear()
     monkeypatch.setattr(code, "version", lambda _: "9")
-    assert code.made_by("vector") != one
+    assert VECTOR.code != one
     monkeypatch.undo()
     code._made_by.cache_clear()
-    assert code.made_by("vector") != one
+    assert VECTOR.code != one
 
 
 def test_a_stage_of_the_same_inputs_and_other_code_is_made_again_and_said_so(
@@ -175,10 +180,11 @@ def test_a_run_after_a_change_of_the_vectors_code_makes_it_and_what_differs_by_i
     settings = {"rounds": 1, "check": {"doses": ()}}
     test_loop.start(tmp_path, **settings)
     real = code.made_by
-    monkeypatch.setattr(
-        "steerheal.pipeline.stages.made_by",
-        lambda stage: "other" if stage == "vector" else real(stage),
-    )
+
+    def other(called: str) -> Callable[[tuple[str, ...]], str]:
+        return lambda by: called if by == VECTOR.by else real(by)
+
+    monkeypatch.setattr("steerheal.pipeline.stage.made_by", other("other"))
     test_loop.start(tmp_path, "again", **settings)
     marks = {mark.name: mark for mark in read_run(tmp_path / "again").stages}
     assert {name for name, mark in marks.items() if mark.made_again} == {"vector"}
@@ -187,11 +193,8 @@ def test_a_run_after_a_change_of_the_vectors_code_makes_it_and_what_differs_by_i
     def turned(*arguments: Any, **options: Any) -> SteeringVector:
         return -extract(*arguments, **options)
 
-    monkeypatch.setattr(
-        "steerheal.pipeline.stages.made_by",
-        lambda stage: "third" if stage == "vector" else real(stage),
-    )
-    monkeypatch.setattr("steerheal.pipeline.stages.extract", turned)
+    monkeypatch.setattr("steerheal.pipeline.stage.made_by", other("third"))
+    tiny.in_place_of(monkeypatch, "VECTOR", turned)
     test_loop.start(tmp_path, "turned", **settings)
     kept = {mark.name for mark in read_run(tmp_path / "turned").stages if mark.reused}
     assert kept == {"evaluate-base", "show-base", "test-base", "calibrate"}

@@ -313,7 +313,7 @@ def test_a_run_whose_doses_break_the_model_ends_as_starved_and_says_why(
     def strong(*args: Any, **more: Any) -> SteeringVector:
         return extract(*args, **more) * 1e38
 
-    monkeypatch.setattr("steerheal.pipeline.stages.extract", strong)
+    tiny.in_place_of(monkeypatch, "VECTOR", strong)
     record = start(tmp_path, dose={"start": 1000}, check={"prompts": 2, "per_foundation": 1})
     (done,) = record.rounds
     assert record.status == "finished" and done.outcome == "starved"

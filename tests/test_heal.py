@@ -382,7 +382,7 @@ def test_one_batch_holds_many_gates() -> None:
 def test_an_adapter_survives_peft_s_own_format(tmp_path: Path) -> None:
     chat = tiny.chat()
     adapter = healed(chat).adapter
-    adapter.save(tmp_path / "a", base="tiny")
+    adapter.save(tmp_path / "a")
     again = Adapter.load(tmp_path / "a")
     assert same(adapter, again) and again.scale == adapter.scale and again.rank == adapter.rank
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
@@ -392,7 +392,7 @@ def test_an_adapter_survives_peft_s_own_format(tmp_path: Path) -> None:
 
 def test_a_damaged_adapter_is_one_clear_message(tmp_path: Path) -> None:
     folder = tmp_path / "a"
-    healed(tiny.chat()).adapter.save(folder, base="tiny")
+    healed(tiny.chat()).adapter.save(folder)
     weights = folder / "adapter_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])

@@ -118,7 +118,7 @@ def test_another_reading_reads_the_base_as_well(
 def test_a_base_that_other_code_has_read_is_read_again(
     run: Path, tmp_path: Path, states: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("steerheal.commands.asking.made_by", lambda _: "other")
+    monkeypatch.setattr("steerheal.pipeline.stage.made_by", lambda _: "other")
     read(run, tmp_path / "a.json")
     assert states == ["base", "healed"]
 

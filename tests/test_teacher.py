@@ -216,13 +216,13 @@ def test_any_teacher_is_harvested_filtered_and_healed_by_the_same_stages(
     config = RunConfig.model_validate(merge(TINY, {"heal": heal}))
     store = Store(tmp_path, "run", notify=lambda _: None)
     stages = Stages(config, tiny.persona(), chat, store, Silent())
-    found, key = stages.harvest(0, teacher)
+    found = stages.harvest(0, teacher)
     assert found.outcome == "fed" and (len(found.walk) == 1 or teacher.dose)
     if not teacher.dose:
         assert {row.completion.dose for row in found.judged} == {0.0}
-    healed = stages.healed(0, base(), teacher, found, key)
+    healed = stages.healed(0, base(), teacher, found)
     assert healed.log.outcome == "trained" and math.isfinite(healed.log.steps[-1].ce)
-    other, _ = stages.harvest(0, replace(base(), system="Something else."))
+    other = stages.harvest(0, replace(base(), system="Something else."))
     assert other != found
 
 

@@ -513,8 +513,8 @@ def test_a_run_s_heal_goes_on_and_leaves_no_scratch_file(tmp_path: Path, objecti
         store = Store(folder, "run", notify=lambda _: None)
         stages = Stages(config, tiny.persona(), tiny.chat(), store, watcher)
         teacher = base().steered(stages.vector(0, base()), 1.0)
-        found, key = stages.harvest(0, teacher)
-        return stages.healed(0, base(), teacher, found, key)
+        found = stages.harvest(0, teacher)
+        return stages.healed(0, base(), teacher, found)
 
     watcher = CutOnce()
     with pytest.raises(Cut):

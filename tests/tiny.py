@@ -1,10 +1,12 @@
 """Tiny random models with a byte tokenizer, built in memory: nothing is downloaded."""
 
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
@@ -38,6 +40,7 @@ from transformers import (
 from steerheal.models.load import wrap
 from steerheal.models.model import ChatModel
 from steerheal.personas import Axis, Persona, Prompts
+from steerheal.pipeline import stages
 from steerheal.state.values import State, base
 from steerheal.state.vector import SteeringVector
 
@@ -173,3 +176,12 @@ def persona(**changes: Any) -> Persona:
         "prompts": prompts(),
     }
     return Persona(**fields | changes)
+
+
+def in_place_of(
+    monkeypatch: pytest.MonkeyPatch, stage: str, function: Callable[..., object]
+) -> None:
+    """Another function makes the stage of this name in `pipeline.stages`, under the same keys."""
+    one = getattr(stages, stage)
+    other = replace(one, function=wraps(one.function)(function))
+    monkeypatch.setattr(stages, stage, other)

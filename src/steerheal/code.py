@@ -1,77 +1,57 @@
 """What makes a stage: digests of its inputs, and of the modules that compute it, without a run.
 
-A module belongs to a stage when the stage's own modules import it, directly or through others of
+A module belongs to a stage when the modules that it names import it, directly or through others of
 this package. What a module says to a reader does not count: comments, blank lines and docstrings.
 """
 
 import ast
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from types import CodeType
+from typing import Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
 from steerheal.records import VERSION
 
 PACKAGE = "steerheal"
-STATES = ("state.formulas", "state.values")
-"""What every state is made by, whichever it is."""
-MADE_BY: dict[str, tuple[str, ...]] = {
-    "qualify": ("measure.auto", "measure.instruments"),
-    "evaluate": ("measure.evaluate", "measure.instruments", *STATES),
-    "test": ("measure.evaluate", *STATES),
-    "show": ("models.generate", *STATES),
-    "vector": ("steer.vector", *STATES),
-    "sweep": ("measure.sweep", "measure.instruments", *STATES, "steer.equal"),
-    "calibrate": ("models.generate", "filter.rules", "filter.scores"),
-    "harvest": (
-        "models.generate", "pipeline.walk", "filter.rules", "filter.scores", *STATES,
-    ),
-    "heal": ("heal.train", "heal.teacher", "models.score", *STATES),
-    "internalise": ("steer.internalise", *STATES),
-}  # fmt: skip
-"""The modules that each stage calls; `pipeline.stages` puts them together and counts for all."""
-JOINS = "pipeline.stages"
+JOINS = ("pipeline.stage", "pipeline.stages")
+"""They put the stages together, and count for every one."""
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scipy")
 """Whose arithmetic a result is; another version may round otherwise."""
 OWN_TEXTS = "personas"
 """Bundled texts that enter a stage's key by what they say."""
 
 
-def made_by(stage: str) -> str:
-    """Digest of the code, bundled data and libraries that make a stage of this name."""
-    return _made_by(stage)
+def made_by(modules: Sequence[str]) -> str:
+    """Digest of the code, bundled data and libraries behind a stage that these modules make."""
+    return _made_by(tuple(modules))
 
 
 @cache
-def _made_by(stage: str) -> str:
+def _made_by(modules: tuple[str, ...]) -> str:
     root = files(PACKAGE)
     found = [version(name) for name in LIBRARIES]
     try:
-        found += [digest_of(stage, root), _data(root.joinpath("data"))]
+        found += [digest_of(modules, root), _data(root.joinpath("data"))]
     except (OSError, SyntaxError, UnicodeDecodeError):  # installed without readable sources
         found.append(version(PACKAGE))
     return _short(found)
 
 
-def all_of_it() -> str:
-    """Digest of what makes any stage, for the record of a run."""
-    return _short([made_by(stage) for stage in MADE_BY])
-
-
-def digest_of(stage: str, root: Traversable) -> str:
-    """Digest of the modules that make a stage, in the package at `root`.
+def digest_of(modules: Sequence[str], root: Traversable) -> str:
+    """Digest of these modules and of all that they import, in the package at `root`.
 
     Raises:
         OSError: a source cannot be read.
     """
-    names = modules_of(MADE_BY[stage], root)
-    return _short([f"{name} {_module(root, name)[0]}" for name in (*names, JOINS)])
+    names = modules_of(modules, root)
+    return _short([f"{name} {_module(root, name)[0]}" for name in (*names, *JOINS)])
 
 
 def modules_of(entries: Sequence[str], root: Traversable) -> tuple[str, ...]:
@@ -155,11 +135,28 @@ def _short(parts: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
+@runtime_checkable
+class Keyed(Protocol):
+    """What says itself what it is."""
+
+    @property
+    def key(self) -> str:
+        """Digest of everything that makes it."""
+        ...
+
+
 def key_of(*inputs: object) -> str:
-    """Digest of a stage's inputs: settings, records and keys of earlier stages."""
-    plain = [
-        item.model_dump(mode="json") if isinstance(item, BaseModel) else item for item in inputs
-    ]
-    plain += [VERSION]
+    """Digest of inputs: records and settings by what they hold, others by their own keys."""
+    plain = [*map(_plain, inputs), VERSION]
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.key if isinstance(value, Keyed) else value

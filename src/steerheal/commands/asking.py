@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from steerheal.code import made_by
 from steerheal.config import PRESETS, MeasureSettings, RunConfig, SamplingSettings, validated
 from steerheal.errors import UserError
 from steerheal.measure import vignettes
@@ -89,12 +88,19 @@ def _word(value: object) -> str:
 
 
 def kept_base(
-    folder: Path, record: RunRecord, chat: "ChatModel", ask: Asked, persona: Persona
+    folder: Path,
+    record: RunRecord,
+    chat: "ChatModel",
+    ask: Asked,
+    persona: Persona,
+    *,
+    code: str,
 ) -> Scores | None:
     """A run's own readings of its base, cut to what is asked; None where they do not hold it.
 
     They hold it if everything but the numbers in `FEWER` is the same, the vignettes and their
     wording are the package's own, and code, libraries and precision are those of the run.
+    `code` is the digest of what reads here.
     """
     config = validated(RunConfig, record.config, source=str(folder))
     own, want = config.measure, ask.measure
@@ -107,7 +113,7 @@ def kept_base(
         and (config.sampling, config.seed) == (ask.sampling, ask.seed)
         and not want.protocol
         and want.vignettes in vignettes.BUNDLED
-        and any(_made_by_this(mark) for mark in record.stages)
+        and any(_made_by(code, mark) for mark in record.stages)
         and record.environment.get("dtype") == str(chat.net.dtype).removeprefix("torch.")
         and record.environment.get("device") == str(chat.device)
     ):
@@ -115,9 +121,9 @@ def kept_base(
     return _cut(base, want, persona)
 
 
-def _made_by_this(mark: StageMark) -> bool:
+def _made_by(code: str, mark: StageMark) -> bool:
     """Whether a stage is the base's readings, made by this very code and these libraries."""
-    return mark.name == "evaluate-base" and mark.key.endswith(f"-{made_by('evaluate')}")
+    return mark.name == "evaluate-base" and mark.key.endswith(f"-{code}")
 
 
 def _same_but_fewer(own: MeasureSettings, want: MeasureSettings, instrument: str) -> bool:

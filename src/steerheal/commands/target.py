@@ -16,6 +16,7 @@ from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
 from steerheal.pipeline.history import student_of
+from steerheal.pipeline.stages import EVALUATE
 from steerheal.records import Evaluation, Scores
 from steerheal.state.adapter import Adapter
 from steerheal.state.fold import Gated, refuse_unfit
@@ -41,7 +42,7 @@ def of_run(
     """A run's student after a round, as `student_of` finds it, at a gate."""
     record = read_run(folder)
     chat, student, last = student_of(record, folder, number, gate, console)
-    base = kept_base(folder, record, chat, ask, persona)
+    base = kept_base(folder, record, chat, ask, persona, code=EVALUATE.code)
     if base is not None:
         measure = ask.measure.model_copy(update={"instrument": base.instrument})
         ask = ask._replace(measure=measure)

@@ -40,7 +40,7 @@ def export_peft(
     adapter = concatenated(history)
     expected = _gated_logits(chat, history, probes)
     with whole_folder(out) as work, quiet():
-        adapter.save(work, base=chat.name, trained_on=chat.origin)
+        adapter.trained_by(chat).save(work)
         with untouched(chat, list(adapter.pairs)), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT's own use of older names
             PeftModel.from_pretrained(chat.net, str(work)).eval()

@@ -1,14 +1,15 @@
 """`--instrument auto`: forced_choice if the base can answer it, else likelihood; and says why."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-from steerheal.config import MeasureSettings
+from steerheal.config import Instrument, MeasureSettings
 from steerheal.errors import UserError
 from steerheal.measure import instruments, vignettes
 from steerheal.measure.qualify import Qualification, choose, qualify, refused
 from steerheal.models.model import ChatModel
 from steerheal.personas import Axis
-from steerheal.records import Scores
+from steerheal.records import Record, Scores
 
 PER_FOUNDATION, THINK = 3, 16
 """Size of the trial: enough to see an answer mass near 0 and an accuracy at chance."""
@@ -18,6 +19,13 @@ class Resolved(NamedTuple):
     """The settings with an instrument that reads, and what was tried on the way."""
 
     settings: MeasureSettings
+    tried: tuple[Qualification, ...]
+
+
+class Tried(Record):
+    """Which instrument was chosen, and what was tried."""
+
+    instrument: Instrument
     tried: tuple[Qualification, ...]
 
 
@@ -31,15 +39,26 @@ def resolve(chat: ChatModel, settings: MeasureSettings, axis: Axis) -> Resolved:
     """
     if settings.instrument != "auto":
         return Resolved(settings, ())
+    found = tried(chat, settings, axis)
+    return Resolved(settings.model_copy(update={"instrument": found.instrument}), found.tried)
+
+
+def tried(
+    chat: ChatModel,
+    settings: MeasureSettings,
+    axis: Axis,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Tried:
+    """The first instrument that is fit, or the best of those that are not; as in `resolve`."""
     per = min(PER_FOUNDATION, settings.per_foundation or PER_FOUNDATION)
     trial = settings.model_copy(update={"per_foundation": per, "think": min(THINK, settings.think)})
-    tried: list[Qualification] = []
+    found: list[Qualification] = []
     for name in ("forced_choice", "likelihood"):
-        tried.append(_try(chat, trial.model_copy(update={"instrument": name}), axis))
-        if tried[-1].fit:
+        found.append(_try(chat, trial.model_copy(update={"instrument": name}), axis))
+        if found[-1].fit:
             break
-    best = choose(tried)
-    return Resolved(settings.model_copy(update={"instrument": best.instrument}), tuple(tried))
+    progress(1)
+    return Tried(instrument=choose(found).instrument, tried=tuple(found))
 
 
 def _try(chat: ChatModel, trial: MeasureSettings, axis: Axis) -> Qualification:

@@ -41,6 +41,11 @@ class ChatModel:
     """Which weights these are, where the name does not say so; else empty."""
 
     @property
+    def key(self) -> str:
+        """What stands for it among a stage's inputs."""
+        return self.fingerprint
+
+    @property
     def decoder(self) -> nn.Module:
         """The text decoder: token ids in, last hidden state (after the final norm) out."""
         return self.net.get_decoder()

@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 import torch
 
-from steerheal.code import all_of_it, key_of
+from steerheal.code import key_of
 from steerheal.config import HealSettings, RunConfig
 from steerheal.heal.reach import unreached
 from steerheal.measure import instruments
@@ -14,6 +14,7 @@ from steerheal.models.chat import prompt_notes
 from steerheal.models.model import ChatModel
 from steerheal.models.size import Size
 from steerheal.personas import Persona
+from steerheal.pipeline.stages import all_of_it
 
 PACKAGES = ("steerheal", "torch", "transformers", "peft", "safetensors", "numpy", "scipy")
 

@@ -4,7 +4,7 @@ y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ, whatever the adapter was while it trained.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self, cast
@@ -15,6 +15,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor
 
+from steerheal.models.model import ChatModel
 from steerheal.models.wide import wide
 from steerheal.state.factors import DOWN, PREFIX, UP, Pair, read_factors
 
@@ -33,10 +34,12 @@ class Adapter:
     scale: float
     rank: int
     base: str = ""
-    """Name of the model that it was trained on, where its file says so."""
+    """Name of the model that it was trained on, where that is known."""
+    trained_on: str = ""
+    """The weights in words, where they are not those of that name."""
 
     @cached_property
-    def digest(self) -> str:
+    def key(self) -> str:
         """Digest of the factors and their scale, whatever they were read from."""
         found = hashlib.sha256(f"{self.scale!r} {self.rank}".encode())
         for name, pair in sorted(self.pairs.items()):
@@ -44,6 +47,10 @@ class Adapter:
             for factor in (pair.down, pair.up):
                 found.update(factor.float().contiguous().cpu().numpy().tobytes())
         return found.hexdigest()[:20]
+
+    def trained_by(self, chat: ChatModel) -> Self:
+        """The adapter with the name of the model whose weights it was trained on."""
+        return replace(self, base=chat.name, trained_on=chat.origin)
 
     def delta(self, name: str) -> Float[Tensor, "O I"]:
         """s·B·A in float32: what the adapter adds to the layer's weight at gate 1."""
@@ -71,14 +78,13 @@ class Adapter:
             "fit, but it means something only on the weights that it was trained on."
         )
 
-    def save(self, folder: Path, *, base: str, trained_on: str = "") -> None:
+    def save(self, folder: Path) -> None:
         """Writes adapter_config.json and adapter_model.safetensors, as PEFT does.
+
+        What it was trained on goes into a README.md, where the base's name does not say it.
 
         Args:
             folder: Where to; made when absent.
-            base: Name of the base model, for whoever loads it.
-            trained_on: The weights in words, where they are not those of that name; they go into
-                a README.md.
         """
         folder.mkdir(parents=True, exist_ok=True)
         config = LoraConfig(
@@ -89,7 +95,7 @@ class Adapter:
             bias="none",
             task_type="CAUSAL_LM",
             inference_mode=True,
-            base_model_name_or_path=base,
+            base_model_name_or_path=self.base,
         )
         tensors = {}
         for name, pair in self.pairs.items():
@@ -97,8 +103,8 @@ class Adapter:
             tensors[PREFIX + name + UP] = pair.up.contiguous()
         save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
         config.save_pretrained(str(folder))
-        if trained_on:
-            text = README.format(base=base, trained_on=trained_on)
+        if self.trained_on:
+            text = README.format(base=self.base, trained_on=self.trained_on)
             (folder / "README.md").write_text(text, encoding="utf-8")
 
     @classmethod

@@ -29,8 +29,8 @@ class Part:
     @property
     def made_of(self) -> list[object]:
         """Everything that makes it, in plain values."""
-        adapters = [[item.adapter.digest, item.gate] for item in self.history]
-        vectors = [[vector.digest, dose] for vector, dose in self.vectors]
+        adapters = [[item.adapter.key, item.gate] for item in self.history]
+        vectors = [[vector.key, dose] for vector, dose in self.vectors]
         return [adapters, vectors, self.system, self.acts_from]
 
     def scaled(self, dose: float, whole: float) -> Self:

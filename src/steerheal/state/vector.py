@@ -36,7 +36,7 @@ class SteeringVector:
     """Which model it is for, where a file from elsewhere says so."""
 
     @cached_property
-    def digest(self) -> str:
+    def key(self) -> str:
         """Digest of the directions, their blocks, and what the vector does."""
         found = hashlib.sha256(self.kind.encode())
         for layer, vector in sorted(self.layers.items()):

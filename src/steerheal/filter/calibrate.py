@@ -1,0 +1,40 @@
+"""The filter's limits on this model: set on what the unsteered base writes."""
+
+from collections.abc import Callable
+
+from steerheal.config import FilterSettings, SamplingSettings
+from steerheal.filter.rules import calibrated
+from steerheal.filter.scores import seen_by
+from steerheal.models.generate import Draw, generate
+from steerheal.models.model import ChatModel
+from steerheal.personas import Persona
+from steerheal.records import Calibration
+
+
+def calibrate(
+    chat: ChatModel,
+    persona: Persona,
+    sampling: SamplingSettings,
+    settings: FilterSettings,
+    *,
+    seed: int,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Calibration:
+    """The limits that the settings' shares of the base's own text give.
+
+    Args:
+        chat: The base.
+        persona: Its training prompts are answered; its poles are compared with.
+        sampling: How the base writes.
+        settings: The shares, and the number of texts.
+        seed: Of the texts.
+        progress: Called with the number of texts written.
+    """
+    asked = persona.prompts.train
+    draws = [
+        Draw(asked[i % len(asked)], seed=seed * 1_000_003 + i)
+        for i in range(settings.calibration_texts)
+    ]
+    said = generate(chat, draws, sampling, progress=progress)
+    seen = seen_by(chat, said, persona, logodds=settings.trait > 0)
+    return calibrated(said, seen, persona, settings)

@@ -1,0 +1,81 @@
+"""A round's heal: from kept text and its teacher to an adapter that is alive, or why it is none."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from steerheal.config import HealSettings
+from steerheal.heal.checkpoint import Checkpoint
+from steerheal.heal.teacher import Taught, taught
+from steerheal.heal.train import Healed, heal_student, training_pairs
+from steerheal.models.model import ChatModel
+from steerheal.models.score import Pair, continuation_states
+from steerheal.records import Completion, HealStep
+from steerheal.state.fold import assert_alive
+from steerheal.state.values import State, base
+
+
+def heal(
+    chat: ChatModel,
+    student: State,
+    teacher: State,
+    kept: Sequence[Completion],
+    settings: HealSettings,
+    *,
+    number: int,
+    seed: int,
+    checkpoint: Checkpoint | None = None,
+    progress: Callable[[HealStep, int], None] = lambda _step, _of: None,
+) -> Healed:
+    """The adapter and how it was trained.
+
+    Args:
+        chat: The model, in no state.
+        student: What the adapter is trained on top of.
+        teacher: Who wrote the text, at any dose.
+        kept: The text.
+        settings: Objective, barrier, adapter and optimiser.
+        number: The round's, from 0.
+        seed: Of the adapter's start, the split and the order.
+        checkpoint: Where a heal that is cut off is gone on with.
+        progress: Called after every step with it and the number of steps.
+    """
+    pairs = training_pairs(chat, kept)
+    origin = student if settings.reference == "prev" else base()
+    reference, lesson = None, Taught([], chat)
+    if settings.barrier != "nll":
+        with origin.entered(chat) as reader:
+            reference = continuation_states(reader, pairs)
+    if settings.objective == "distill":
+        lesson = taught(chat, teacher, kept)
+    with student.entered(chat):
+        healed = heal_student(
+            chat,
+            pairs,
+            reference,
+            settings,
+            teacher=lesson.states or None,
+            taught_by=lesson.reader,
+            round_number=number,
+            seed=seed,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+        healed = healed._replace(adapter=healed.adapter.trained_by(chat))
+        return _if_finite(chat, healed, pairs[0], settings.lr)
+
+
+def _if_finite(chat: ChatModel, healed: Healed, pair: Pair, lr: float) -> Healed:
+    """The heal, rejected if its adapter breaks the model.
+
+    Without held-out completions only this shows what the last update did.
+    """
+    if healed.log.outcome != "trained":
+        return healed
+    prefix, rest = pair
+    if math.isfinite(assert_alive(chat, healed.adapter, [*prefix, *rest]).change):
+        return healed
+    reason = (
+        f"training diverged: the logits at gate 1 are not finite; learning rate {lr:g} is too high"
+    )
+    log = healed.log.model_copy(update={"outcome": "rejected", "reason": reason})
+    return Healed(healed.adapter, log)

@@ -1,0 +1,230 @@
+"""One round: vector, sweep, harvest, steered reading, heal, fold, reading.
+
+It ends early where its text starves, its heal is rejected, or the user asked to see no more than a
+check. What the checks see is noted as soon as it is there, and kept in the record.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+from steerheal.checks import filtering, healing, moves, steering
+from steerheal.measure import summary
+from steerheal.measure.compare import compare
+from steerheal.measure.qualify import Qualification
+from steerheal.pipeline.ends import Until
+from steerheal.pipeline.stages import Stages
+from steerheal.records import (
+    Comparison,
+    Finding,
+    Harvest,
+    Reading,
+    RoundRecord,
+    Scores,
+    Summary,
+    Sweep,
+)
+from steerheal.state.values import State
+from steerheal.state.vector import SteeringVector
+
+UNREAD = Reading.unknown("the steered state was not read (read_steered is off)")
+Teach = Callable[[State, SteeringVector], State]
+"""The student and the round's vector to the state that writes what is trained on."""
+
+
+class Listener(Protocol):
+    """Who hears of finished rounds."""
+
+    def note(self, text: str) -> None:
+        """Something the user must know."""
+        ...
+
+    def round_done(self, record: RoundRecord) -> None:
+        """A round has ended."""
+        ...
+
+
+class Position(NamedTuple):
+    """Where the loop stands: the student, its readings, and the first round's vector."""
+
+    student: State
+    scores: Scores
+    first: SteeringVector | None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What every round is held against, who hears of it, and where the user wants to end."""
+
+    scores: Scores
+    """The base's."""
+    base: Summary
+    sees: Qualification
+    listener: Listener
+    until: Until | None
+    teach: Teach
+
+    def saw(self, record: RoundRecord, finding: Finding) -> RoundRecord:
+        """The record with a finding, which is noted."""
+        self.listener.note(f"{finding.check} · {finding.outcome}: {finding.words}")
+        return record.model_copy(update={"findings": (*record.findings, finding)})
+
+    def ends(self, check: Until) -> bool:
+        """Whether the user asked to end here."""
+        return self.until == check
+
+
+def one_round(
+    stages: Stages, number: int, place: Position, frame: Frame
+) -> tuple[RoundRecord, Position]:
+    """A round's record, and where the next one starts."""
+    student = place.student
+    vector = stages.vector(number, student)
+    place = place._replace(first=place.first or vector)
+    sweep = stages.swept(number, student, vector, frame.scores)
+    this = Round(stages, frame, place, sweep)
+    record = this.begun(number, vector)
+    if sweep is not None and frame.ends("check1"):
+        return record, place
+    teacher = frame.teach(student, vector)
+    found = stages.harvest(number, teacher)
+    record, steered = this.steered(record, teacher, found)
+    if sweep is None and frame.ends("check1"):
+        return record, place
+    record = this.filtered(record, found)
+    if record.outcome == "starved" or frame.ends("check2"):
+        return record, place
+    result = stages.healed(number, student, teacher, found)
+    record = record.model_copy(update={"heal": result.log})
+    if result.log.outcome == "rejected":
+        return this.rejected(record), place
+    after = student.folded(result.adapter, stages.config.gate)
+    shift = stages.internalised(number, student, after, vector)
+    record, scores = this.healed(record, after, steered)
+    return record.model_copy(update={"internalised": shift}), Position(after, scores, place.first)
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round's readings: each method gives the record as it has grown."""
+
+    stages: Stages
+    frame: Frame
+    place: Position
+    """Where it starts."""
+    sweep: Sweep | None
+    """Doses read before the first harvest."""
+
+    @cached_property
+    def start(self) -> Summary:
+        """The student at the round's start against the base."""
+        return self._summary(self.place.scores)
+
+    def begun(self, number: int, vector: SteeringVector) -> RoundRecord:
+        """The vector, and check 1 where doses were read."""
+        assert self.place.first is not None, "a round begins with a vector"
+        record = RoundRecord(
+            round=number,
+            multiplier=math.nan,
+            walk=(),
+            kept=0,
+            drawn=0,
+            reasons={},
+            outcome="stopped",
+            vector_norms=vector.norms(),
+            direction_cosine=vector.cosine(self.place.first),
+            sweep=self.sweep,
+            gate=self.stages.config.gate,
+        )
+        return record if self.sweep is None else self._steering(record, self.sweep)
+
+    def steered(
+        self, record: RoundRecord, teacher: State, found: Harvest
+    ) -> tuple[RoundRecord, Scores | None]:
+        """The walk, and the teacher at the dose that it came to, shown and read where asked for.
+
+        Without a sweep that one reading is what check 1 sees.
+        """
+        stages, frame, number = self.stages, self.frame, record.round
+        dose = found.multiplier * max(stages.config.dose.sweep)
+        state = teacher.at_dose(dose) if teacher.dose else teacher
+        record = record.model_copy(
+            update={
+                "multiplier": found.multiplier,
+                "walk": found.walk,
+                "kept": len(found.kept()),
+                "drawn": len(found.judged),
+                "reasons": found.reasons(),
+            }
+        )
+        stages.shown(number, "steered", state)
+        if not (stages.config.read_steered or (self.sweep is None and frame.ends("check1"))):
+            return record, None
+        scores = stages.evaluated(number, "steered", state, before=self.place.student)
+        read, compared = self._summary(scores), self._compared(scores, frame.scores)
+        record = record.model_copy(update={"steered": read, "comparisons": (compared,)})
+        if self.sweep is None:
+            record = self._steering(record, moves.sweep_of(read, frame.base, dose))
+        return record, scores
+
+    def filtered(self, record: RoundRecord, found: Harvest) -> RoundRecord:
+        """Check 2, and whether there is enough to train on."""
+        seen = filtering.evidence(found, self.frame.scores, self.sweep)
+        record = self.frame.saw(record, filtering.CHECK.seen(seen))
+        starved = {"outcome": "starved"} if found.outcome == "starved" else {}
+        return record.model_copy(update=starved)
+
+    def rejected(self, record: RoundRecord) -> RoundRecord:
+        """Check 3 of a heal that is not folded."""
+        return self._healing(record).model_copy(update={"outcome": "rejected"})
+
+    def healed(
+        self, record: RoundRecord, after: State, steered: Scores | None
+    ) -> tuple[RoundRecord, Scores]:
+        """The healed readings and check 3, and those readings' rows.
+
+        Args:
+            record: The round up to its heal.
+            after: The healed student.
+            steered: The steered state's rows; None where they were not read.
+        """
+        stages, base, before = self.stages, self.frame.scores, self.place.scores
+        scores = stages.evaluated(record.round, "healed", after, before=self.place.student)
+        stages.shown(record.round, "healed", after)
+        others, retain, recovered = [base], UNREAD, UNREAD
+        if steered is not None:
+            others.append(steered)
+            retain = summary.retain(scores, steered, before)
+            recovered = summary.recovered(scores, steered, before)
+        compared = [self._compared(scores, other) for other in others]
+        record = record.model_copy(
+            update={
+                "outcome": "folded",
+                "healed": self._summary(scores),
+                "comparisons": (*record.comparisons, *compared),
+                "retain": retain,
+                "recovered": recovered,
+                "kl_round": summary.kl_to_previous(scores),
+            }
+        )
+        persona = stages.persona
+        said = (healing.narration(scores, persona), healing.narration(base, persona))
+        return self._healing(record, narration=said), scores
+
+    def _summary(self, scores: Scores) -> Summary:
+        return summary.summarise(scores, self.frame.scores, self.stages.persona.axis)
+
+    def _compared(self, scores: Scores, other: Scores) -> Comparison:
+        return compare(scores, other, self.stages.persona.axis, base=self.frame.scores)
+
+    def _steering(self, record: RoundRecord, sweep: Sweep) -> RoundRecord:
+        axis = self.stages.persona.axis
+        seen = steering.evidence(sweep, self.frame.sees, axis, self.start)
+        return self.frame.saw(record, steering.CHECK.seen(seen))
+
+    def _healing(self, record: RoundRecord, **more: tuple[float, float]) -> RoundRecord:
+        config, axis = self.stages.config, self.stages.persona.axis
+        seen = healing.evidence(record, self.start, config.heal, axis, base=self.frame.base, **more)
+        return self.frame.saw(record, healing.CHECK.seen(seen))
