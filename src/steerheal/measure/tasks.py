@@ -59,7 +59,8 @@ def _says(task: Task, answer: str) -> bool:
 
 def _only(task: Task, answer: str) -> bool:
     """`text` and nothing else."""
-    return alike(_bare(_bare(answer).removesuffix("."))) == alike(task.arguments["text"])
+    bare = re.sub(r"[.!]$", "", _bare(answer))
+    return alike(_bare(bare)) == alike(task.arguments["text"])
 
 
 def _exactly(task: Task, answer: str) -> bool:
@@ -69,15 +70,16 @@ def _exactly(task: Task, answer: str) -> bool:
 
 def _literal(task: Task, answer: str) -> bool:
     """`text` somewhere, in its case."""
-    return _at(task.arguments["text"], answer) is not None
+    return _holds(answer, task.arguments["text"])
 
 
 def _order(task: Task, answer: str) -> bool:
-    """`items` in this order; what is said last counts, so that the list may be repeated first."""
-    found = alike(answer)
-    places = [_at(alike(item), found, last=True) for item in task.arguments["items"]]
-    whole = [place for place in places if place is not None]
-    return len(whole) == len(places) and whole == sorted(whole)
+    """`items`, each once and in this order; the list as it was given may stand before."""
+    items = [alike(item) for item in task.arguments["items"]]
+    plain = alike(re.sub(r"(?m)^\s*\d+[.)]\s+", "", answer))
+    either = "|".join(map(re.escape, sorted(items, key=len, reverse=True)))
+    said = re.findall(rf"(?<!\w)(?:{either})(?!\w)", plain)
+    return said[-len(items) :] == items and len(said) in (len(items), 2 * len(items))
 
 
 def _pick(task: Task, answer: str) -> bool:
@@ -142,15 +144,14 @@ def _bare(answer: str) -> str:
     return " ".join(answer.split()).strip(" \"'`*\u201c\u201d\u2018\u2019")
 
 
-def _at(text: str, answer: str, *, last: bool = False) -> int | None:
-    """Where the text first (or last) stands as whole words; None: nowhere."""
-    found = [m.start() for m in re.finditer(rf"(?<!\w){re.escape(text)}(?!\w)", answer)]
-    return (found[-1] if last else found[0]) if found else None
+def _holds(answer: str, text: str) -> bool:
+    """Whether the text stands in the answer as whole words."""
+    return re.search(rf"(?<!\w){re.escape(text)}(?!\w)", answer) is not None
 
 
 def _named(texts: Iterable[str], answer: str) -> list[str]:
     """Those of the texts that the answer says."""
-    return [text for text in texts if _at(alike(text), alike(answer)) is not None]
+    return [text for text in texts if _holds(alike(answer), alike(text))]
 
 
 def _figures(text: str) -> list[float]:
@@ -165,11 +166,15 @@ ONES = [
     "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
 ]  # fmt: skip
 TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-NUMERALS = {word: n for n, word in enumerate(ONES)} | {
-    f"{ten}{f'-{ONES[one]}' if one else ''}": 10 * n + one
-    for n, ten in enumerate(TENS, start=2)
-    for one in range(10)
-}
+NUMERALS = (
+    {word: n for n, word in enumerate(ONES)}
+    | {
+        f"{ten}{f'-{ONES[one]}' if one else ''}": 10 * n + one
+        for n, ten in enumerate(TENS, start=2)
+        for one in range(10)
+    }
+    | {"twice": 2}
+)
 """The numbers in words below a hundred."""
 
 
