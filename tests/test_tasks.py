@@ -1,6 +1,7 @@
 """Verifiable tasks: what each check takes and refuses; fixed texts are fresh."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -167,3 +168,14 @@ def test_no_fixed_text_is_another_one_or_a_prompt_of_a_persona() -> None:
             fixed += [getattr(pair, pole) for pair in persona.pairs(half) for pole in POLES]
     seen = Counter(alike(text) for text in fixed)
     assert [text for text, times in seen.items() if times > 1] == []
+
+
+def test_what_is_trained_on_is_not_nearly_what_is_read() -> None:
+    def words(text: str) -> set[str]:
+        return set(re.findall(r"\w+", alike(text)))
+
+    read = [*prompts.control_held_out(), *(item.prompt for item in TASKS)]
+    for one in prompts.control_train():
+        for other in read:
+            shared, either = words(one) & words(other), words(one) | words(other)
+            assert len(shared) <= len(either) / 2, (one, other)
