@@ -6,9 +6,12 @@ from typing import Any
 
 from steerheal import store
 from steerheal.config import RunConfig
+from steerheal.measure.readings.table import heads
 from steerheal.records import (
     FOUNDATIONS,
+    UNREAD,
     Completion,
+    DosePoint,
     Harvest,
     HealLog,
     HealStep,
@@ -43,20 +46,75 @@ def summary(
         state=state,
         nats={name: -2.0 + 0.1 * place + gain for place, name in enumerate(FOUNDATIONS)},
         delta_nats={name: reading(gain * (1 + place)) for place, name in enumerate(FOUNDATIONS)},
-        top1=0.6,
-        persona_logodds=reading(trait),
-        delta_logodds=reading(gain),
-        p_ans_any=reading(mass, 0.01),
-        delta_p_ans_any=reading(mass - 0.98, 0.01),
+        values={
+            "top1": Reading(value=0.6),
+            "persona_logodds": reading(trait),
+            "canary_mass": reading(mass, 0.01),
+            "canary_perplexity": Reading(value=1.4 + broken),
+            "answers_perplexity": Reading(value=7.0 + 9 * broken),
+            "answers_distinct": Reading(value=0.9 - 0.3 * broken),
+            "answers_repetition": Reading(value=0.02 + 0.2 * broken),
+            "answers_kl": reading(kl),
+            "not_wrong": UNREAD,
+            "prose_perplexity": UNREAD,
+        },
+        changes={
+            "persona_logodds": reading(gain),
+            "canary_mass": reading(mass - 0.98, 0.01),
+            "coh_cost": reading(0.1),
+        },
+        heads=heads(),
         coherence=mass / 0.98,
-        ppx_json=1.4 + broken,
-        perplexity=7.0 + 9 * broken,
-        distinct_2=0.9 - 0.3 * broken,
-        repetition=0.02 + 0.2 * broken,
-        kl_to_base=reading(kl),
-        coh_cost=reading(0.1),
         surgical=True,
     )
+
+
+def dose_point(
+    dose: float,
+    *,
+    nats: dict[str, Reading],
+    coherence: float,
+    control: bool = False,
+    n: int = 56,
+    **parts: Reading | float,
+) -> DosePoint:
+    """A dose with these changes of foundations, and other readings by the part they play."""
+    read = Summary(
+        state="steered", nats={}, delta_nats=nats, coherence=coherence, surgical=None,
+        **readings(**parts),
+    )  # fmt: skip
+    return DosePoint(dose=dose, control=control, summary=read, n=n)
+
+
+PLACES = {
+    "trait": ("values", "trait"),
+    "gain": ("changes", "trait"),
+    "mass": ("values", "coherence"),
+    "mass_change": ("changes", "coherence"),
+    "perplexity": ("values", "fluency"),
+    "perplexity_change": ("changes", "fluency"),
+    "kl": ("values", "distance"),
+    "cost": ("changes", "cost"),
+}
+
+
+def readings(**parts: Reading | float) -> dict[str, Any]:
+    """Values and changes of a record of readings, by the part that each plays."""
+    found: dict[str, Any] = {"values": {}, "changes": {}, "heads": heads()}
+    for name, item in parts.items():
+        place, part = PLACES[name]
+        found[place][heads()[part]] = item if isinstance(item, Reading) else Reading(value=item)
+    return found
+
+
+def put(read: Any, **changes: Any) -> Any:
+    """A record of readings with some of them replaced, by the part that each plays."""
+    parts = {name: item for name, item in changes.items() if name in PLACES}
+    update = {name: item for name, item in changes.items() if name not in PLACES}
+    found = readings(**parts)
+    for place in ("values", "changes"):
+        update[place] = getattr(read, place) | found[place]
+    return read.model_copy(update=update)
 
 
 def heal_log(number: int) -> HealLog:

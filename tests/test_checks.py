@@ -70,10 +70,10 @@ def point(dose: float, **changes: Any) -> DosePoint:
         "delta_nats": {
             "authority": reading(0, 0.1), "care": reading(0, 0.1), "fairness": reading(0, 0.1)
         },
-        "delta_logodds": reading(0), "coherence": 1.0, "perplexity": 7.0, "kl": 0.1 * dose, "n": 56,
+        "gain": reading(0), "coherence": 1.0, "perplexity": 7.0, "kl": 0.1 * dose,
     }  # fmt: skip
-    nats = values["delta_nats"] | changes.pop("nats", {})
-    return DosePoint(**{"dose": dose, **values, **changes, "delta_nats": nats})
+    nats = values.pop("delta_nats") | changes.pop("nats", {})
+    return reports.dose_point(dose, nats=nats, **values | changes)
 
 
 DOWN = {"authority": reading(-0.4, 0.1)}
@@ -86,13 +86,8 @@ BLIND = SEES.model_copy(update={"fit": False, "reasons": ("top-1 0.15 is not abo
 
 def base_summary() -> Summary:
     zero = reports.summary("base", 0.01, 0.98, kl=0.0)
-    return zero.model_copy(
-        update={
-            "delta_nats": {name: reading(0, 0) for name in zero.delta_nats},
-            "delta_logodds": reading(0, 0),
-            "perplexity": 7.0,
-        }
-    )
+    nats = {name: reading(0, 0) for name in zero.delta_nats}
+    return reports.put(zero, delta_nats=nats, gain=reading(0, 0), perplexity=7.0)
 
 
 def check1(
@@ -111,7 +106,7 @@ def idle(random: np.random.Generator, doses: int, n: int) -> steering.Steering:
         after = 1 / (1 + np.exp(-act - random.normal(0, 0.4, 2 * n)))
         nats = stats.log_ratio(np.stack([after, before], axis=1))
         odds = stats.mean(random.normal(0, 0.1, n) - zero)
-        points.append(point(dose + 1, nats={"authority": nats}, delta_logodds=odds))
+        points.append(point(dose + 1, nats={"authority": nats}, gain=odds))
     return check1(*points)
 
 
@@ -123,7 +118,7 @@ def test_with_no_effect_at_any_dose_steering_works_in_one_run_of_twenty(doses: i
 
 
 def test_a_dose_that_moves_alone_may_not_move_among_four() -> None:
-    just = point(1, delta_logodds=reading(0.032))
+    just = point(1, gain=reading(0.032))
     assert steering.CHECK.seen(check1(just)).outcome == "works"
     four = check1(point(0.25), point(0.5), point(0.75), just)
     assert steering.CHECK.seen(four).outcome == "lost in noise"
@@ -132,12 +127,12 @@ def test_a_dose_that_moves_alone_may_not_move_among_four() -> None:
 
 def unread() -> DosePoint:
     lost = Reading.unknown("not read")
-    return point(1, nats=dict.fromkeys(("authority", "care", "fairness"), lost), delta_logodds=lost)
+    return point(1, nats=dict.fromkeys(("authority", "care", "fairness"), lost), gain=lost)
 
 
 STEERING: dict[str, Callable[[], steering.Steering]] = {
     "works": lambda: check1(
-        point(0.5), point(1, nats=DOWN, delta_logodds=reading(0.1), coherence=0.97, perplexity=10)
+        point(0.5), point(1, nats=DOWN, gain=reading(0.1), coherence=0.97, perplexity=10)
     ),
     "too weak": lambda: check1(point(0.5), point(1)),
     "too strong": lambda: check1(point(0.5, coherence=0.6), point(1, coherence=0.1)),
@@ -146,7 +141,7 @@ STEERING: dict[str, Callable[[], steering.Steering]] = {
     ),
     "wrong sign": lambda: check1(
         point(0.5),
-        point(1, nats={"authority": reading(0.23, 0.1)}, delta_logodds=reading(0.1)),
+        point(1, nats={"authority": reading(0.23, 0.1)}, gain=reading(0.1)),
     ),
     "instrument cannot see it": lambda: check1(unread(), sees=BLIND),
     "lost in noise": lambda: check1(point(0.5), point(1, coherence=0.97, perplexity=10)),
@@ -154,7 +149,7 @@ STEERING: dict[str, Callable[[], steering.Steering]] = {
 
 
 def test_works_on_the_personas_own_axis_alone_says_that_the_foundation_did_not_move() -> None:
-    found = steering.CHECK.seen(check1(point(1, delta_logodds=reading(0.1))))
+    found = steering.CHECK.seen(check1(point(1, gain=reading(0.1))))
     assert found.outcome == "works"
     assert "authority 0 [−0.1, 0.1] nats (not moved)" in found.words
     assert "no random vector was read at equal KL" in found.words
@@ -165,7 +160,7 @@ def test_a_foundation_that_moves_backwards_is_never_hidden_behind_the_log_odds()
     assert found.outcome == "wrong sign" and found.tone == "bad"
     assert "authority (less was meant)" in found.words
     # Two doses: the 98.75 % point of t with 31 degrees of freedom over the 97.5 % one is 1.153.
-    assert "authority +0.23 [0.115, 0.345] nats, persona_logodds +0.1 [0.0654" in found.words
+    assert "authority +0.23 [0.115, 0.345] nats, persona log-odds +0.1 [0.0654" in found.words
 
 
 def test_a_reversed_axis_reads_the_same_move_the_other_way() -> None:
@@ -176,9 +171,9 @@ def test_a_reversed_axis_reads_the_same_move_the_other_way() -> None:
 
 
 def test_log_odds_that_fall_are_a_wrong_sign_too() -> None:
-    found = steering.CHECK.seen(check1(point(1, nats=DOWN, delta_logodds=reading(-0.1))))
+    found = steering.CHECK.seen(check1(point(1, nats=DOWN, gain=reading(-0.1))))
     assert found.outcome == "wrong sign"
-    assert "persona_logodds (more was meant)" in found.words
+    assert "persona log-odds (more was meant)" in found.words
 
 
 def test_one_reading_that_moves_both_ways_is_ambiguous() -> None:
@@ -191,10 +186,10 @@ def test_one_reading_that_moves_both_ways_is_ambiguous() -> None:
 
 
 def test_a_random_vector_that_moves_as_much_makes_it_imprecise() -> None:
-    steered = point(1, nats=DOWN, delta_logodds=reading(0.1), kl=0.3)
+    steered = point(1, nats=DOWN, gain=reading(0.1), kl=0.3)
     for logodds, outcome in ((0.11, "imprecise"), (0.05, "works")):
         random = point(
-            1, control=True, nats={"authority": reading(0.4, 0.1)}, delta_logodds=reading(logodds)
+            1, control=True, nats={"authority": reading(0.4, 0.1)}, gain=reading(logodds)
         )
         found = steering.CHECK.seen(check1(steered, random))
         assert found.outcome == outcome
@@ -202,12 +197,12 @@ def test_a_random_vector_that_moves_as_much_makes_it_imprecise() -> None:
 
 
 def test_a_lower_dose_without_its_own_random_vector_does_not_escape_it() -> None:
-    random = point(1, control=True, delta_logodds=reading(0.2), kl=2.0)
-    doses = [point(0.1, delta_logodds=reading(0.1)), point(1, delta_logodds=reading(0.1))]
+    random = point(1, control=True, gain=reading(0.2), kl=2.0)
+    doses = [point(0.1, gain=reading(0.1)), point(1, gain=reading(0.1))]
     assert steering.CHECK.seen(check1(*doses, random)).outcome == "imprecise"
     far = random.model_copy(update={"dose": 3.0})
     assert steering.CHECK.seen(check1(*doses, far)).outcome == "works"
-    near = far.model_copy(update={"kl": 0.099 * steering.EQUAL_KL})
+    near = point(3, control=True, gain=reading(0.2), kl=0.099 * steering.EQUAL_KL)
     assert steering.CHECK.seen(check1(*doses, near)).outcome == "imprecise"
 
 
@@ -222,8 +217,8 @@ def test_an_instrument_that_cannot_see_is_judged_first() -> None:
 
 def test_later_rounds_are_read_from_their_own_start() -> None:
     start = base_summary()
-    start = start.model_copy(update={"delta_logodds": reading(0.1)})
-    evidence = check1(point(1, delta_logodds=reading(0.1)), start=start)
+    start = reports.put(start, gain=reading(0.1))
+    evidence = check1(point(1, gain=reading(0.1)), start=start)
     assert evidence.doses[0].trait[moves.LOGODDS].value == 0
     assert "works" not in holding("check 1", evidence)
 
@@ -237,8 +232,8 @@ def test_one_steered_reading_is_a_sweep_of_one_dose() -> None:
     steered = reports.summary("steered", 0.11, 0.97)
     sweep = moves.sweep_of(steered, base_summary(), 0.75)
     (only,) = sweep.points
-    assert (only.dose, only.n, only.kl, sweep.base_perplexity) == (0.75, 32, 0.1, 7.0)
-    assert only.delta_logodds == steered.delta_logodds
+    assert (only.dose, only.n, only.summary.kl.value, sweep.base_perplexity) == (0.75, 32, 0.1, 7.0)
+    assert only.summary == steered
 
 
 # ── check 2 ─────────────────────────────────────────────────────────────────────────────────────
@@ -329,7 +324,7 @@ FILTERING: dict[str, Callable[[], filtering.Filtering]] = {
 
 
 def test_without_a_kl_the_sweep_says_which_dose_teaches_nothing() -> None:
-    sweep = Sweep(points=(point(2.0, delta_logodds=reading(0.1)),), base_perplexity=7.0)
+    sweep = Sweep(points=(point(2.0, gain=reading(0.1)),), base_perplexity=7.0)
     low = drawn((0.9, 0.4), kl=NAN)
     assert filtering.CHECK.seen(check2(low)).outcome == "separates"
     assert filtering.CHECK.seen(check2(low, sweep)).outcome == "keeps base"
@@ -398,13 +393,12 @@ def check3(
     log: HealLog | None = None,
 ) -> healing.Healing:
     healed = reports.summary("healed", 0.08, 0.98)
-    healed = healed.model_copy(
-        update={
-            "coherence": coherence,
-            "perplexity": 8.0,
-            "delta_p_ans_any": mass or reading(0, 0.01),
-            "delta_nats": healed.delta_nats | {"authority": target or reading(-0.3, 0.1)},
-        }
+    healed = reports.put(
+        healed,
+        coherence=coherence,
+        perplexity=8.0,
+        mass_change=mass or reading(0, 0.01),
+        delta_nats=healed.delta_nats | {"authority": target or reading(-0.3, 0.1)},
     )
     record = reports.folded(0).model_copy(
         update={
@@ -611,9 +605,7 @@ def test_growth_past_the_published_line_is_what_healing_should_buy() -> None:
 def test_a_student_farther_from_the_base_than_its_rounds_add_up_to_has_spent_the_larger() -> None:
     far = healed_round(1, 0.2, kl_cumulative=0.8)
     assert far.healed is not None
-    direct = far.healed.model_copy(
-        update={"kl_to_base": Reading(value=1.9, low=1.8, high=2.0, n=9)}
-    )
+    direct = reports.put(far.healed, kl=Reading(value=1.9, low=1.8, high=2.0, n=9))
     found = course.CHECK.seen(
         loop_of(healed_round(0, 0.2), far.model_copy(update={"healed": direct}))
     )
@@ -736,7 +728,7 @@ NEIGHBOURS: list[tuple[str, str, Callable[[], Any]]] = [
     ("check 1", "works", lambda: check1(point(1, nats=DOWN, coherence=0.949))),
     ("check 1", "too weak", lambda: check1(point(1, coherence=0.989))),
     ("check 1", "too weak", lambda: check1(point(1, perplexity=7.8))),
-    ("check 1", "too weak", lambda: check1(point(1, delta_logodds=reading(0.02)))),
+    ("check 1", "too weak", lambda: check1(point(1, gain=reading(0.02)))),
     ("check 1", "too strong", lambda: check1(point(0.5, coherence=0.951), point(1, coherence=0.1))),
     ("check 1", "imprecise", lambda: check1(point(1, nats=DOWN | {"care": reading(0.39, 0.1)}))),
     ("check 1", "wrong sign", lambda: check1(point(1, nats={"authority": reading(0.4, 0.41)}))),

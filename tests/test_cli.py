@@ -125,8 +125,13 @@ def test_a_run_that_names_no_best_round_says_which_one_is_taken(
 
 
 def test_sample_export_report_and_evaluate_work_on_a_run(
-    runs: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: Path,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     run = str(runs / "one")
     main(["sample", run, "--prompt", "hello [bold]you[/bold]", "--tokens", "4", "--gate", "0.5"])
     said = capsys.readouterr().out
@@ -176,13 +181,13 @@ def test_seeds_are_read_together_and_unlike_runs_are_refused(
     said = capsys.readouterr().out
     values = [
         next(
-            item.delta_logodds.value
+            item.gain.value
             for item in read_run(folder).rounds[0].comparisons
             if (item.b, item.a) == ("healed", "base")
         )
         for folder in (one, two)
     ]
-    assert "healed − base · 2 seeds" in said and "delta_logodds" in said
+    assert "healed − base · 2 seeds" in said and "Δ persona log-odds" in said
     assert f"{sum(values) / 2:.3f} [" in said
     assert "loyalty" not in said
     main(["seeds", str(one), str(two), "--all"])

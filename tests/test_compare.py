@@ -6,12 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from reports import put
 from steerheal.errors import UserError
 from steerheal.measure import compare as compare_module
 from steerheal.measure.compare import Comparison, across_seeds, combined, compare
-from steerheal.measure.selectivity import clr, gated_selectivity, intent_of, si_flips
+from steerheal.measure.readings.axis import clr, gated_selectivity, intent_of, si_flips
 from steerheal.measure.stats import log_of_means
-from steerheal.measure.summary import summarise, top1
+from steerheal.measure.summary import summarise
 from steerheal.personas import Axis
 from steerheal.records import (
     FOUNDATIONS,
@@ -224,7 +225,7 @@ def test_a_state_against_itself_has_not_moved_in_any_reading() -> None:
         for name, reading in found.readings().items():
             if name == "coh_cost":
                 assert "has not moved" in reading.reason
-            elif name in ("delta_top1", "si_flips"):
+            elif name in ("top1", "si_flips"):
                 # That no vignette flipped does not say that none would.
                 assert reading.value == 0 and reading.low == -reading.high < 0
             else:
@@ -236,27 +237,28 @@ def test_a_moved_state_reads_what_was_put_into_it() -> None:
     assert (found.b, found.a, found.n) == ("healed", "base", 28)
     assert found.delta_clr["authority"].value == pytest.approx(-1.2, abs=0.05)
     assert found.delta_clr["care"].value == pytest.approx(0.2, abs=0.05)
-    assert found.delta_logodds.value == pytest.approx(0.3, abs=0.05)
-    assert found.delta_p_ans_any.value == pytest.approx(-0.10)
-    assert found.delta_perplexity.value == pytest.approx(math.log(12 / 9))
-    assert found.coh_cost.value == pytest.approx(0.10 / found.delta_logodds.value)
+    assert found.gain.value == pytest.approx(0.3, abs=0.05)
+    assert found.mass_change.value == pytest.approx(-0.10)
+    assert found.change("fluency").value == pytest.approx(math.log(12 / 9))
+    assert found.cost.value == pytest.approx(0.10 / found.gain.value)
     assert found.surgical is True
-    assert {"delta_nats.authority", "delta_clr.authority", "delta_logodds"} <= set(found.moved)
+    assert {"delta_nats.authority", "delta_clr.authority", "persona_logodds"} <= set(found.moved)
     # on ≈ 1.2, off ≈ .2, coh = .85/.95.
-    assert found.gated_selectivity.value == pytest.approx(1.18 * (0.85 / 0.95) ** 2, abs=0.05)
+    gated = found.changes["gated_selectivity"].value
+    assert gated == pytest.approx(1.18 * (0.85 / 0.95) ** 2, abs=0.05)
     was, now = (
         [np.argmax(row.score) == AUTHORITY for row in scores.vignettes] for scores in (BASE, MOVED)
     )
-    assert found.si_flips.value == pytest.approx(np.mean(was) - np.mean(now))
+    assert found.changes["si_flips"].value == pytest.approx(np.mean(was) - np.mean(now))
     social = [np.mean([row.p[6] for row in scores.vignettes]) for scores in (MOVED, BASE)]
-    assert found.delta_social.value == pytest.approx(social[0] - social[1])
+    assert found.changes["not_wrong"].value == pytest.approx(social[0] - social[1])
 
 
 def test_swapping_the_states_negates_every_change() -> None:
     there = compare(MOVED, BASE, AXIS, base=BASE).readings()
     back = compare(BASE, MOVED, AXIS, base=BASE).readings()
     for name, one in there.items():
-        if name.startswith("delta_") or name == "si_flips":
+        if name not in ("coh_cost", "gated_selectivity"):
             other = back[name]
             assert (one.value, one.low, one.high) == pytest.approx(
                 (-other.value, -other.high, -other.low)
@@ -286,11 +288,13 @@ def test_a_comparison_agrees_with_the_summary_of_the_same_states() -> None:
     found, told = compare(steered, base, AXIS), summarise(steered, base, AXIS)
     for name in FOUNDATIONS:
         assert found.delta_nats[name].value == pytest.approx(told.delta_nats[name].value)
-    assert found.delta_logodds.value == pytest.approx(told.delta_logodds.value)
-    assert found.delta_p_ans_any.value == pytest.approx(told.delta_p_ans_any.value)
-    assert found.coh_cost.value == pytest.approx(told.coh_cost.value)
+    assert found.gain.value == pytest.approx(told.gain.value)
+    assert found.mass_change.value == pytest.approx(told.mass_change.value)
+    assert found.cost.value == pytest.approx(told.cost.value)
     assert found.surgical == told.surgical
-    assert found.delta_top1.value == pytest.approx(told.top1 - top1(base, base))
+    assert found.changes["top1"].value == pytest.approx(
+        told.values["top1"].value - summarise(base, base, AXIS).values["top1"].value
+    )
 
 
 def test_coherence_is_the_base_s_answer_mass_where_the_instrument_has_answers() -> None:
@@ -306,10 +310,10 @@ def test_coherence_is_the_base_s_answer_mass_where_the_instrument_has_answers() 
             "vignettes": tuple(row.model_copy(update={"p_ans_any": 0.9}) for row in BASE.vignettes)
         }
     )
-    chosen = compare(half, full, AXIS).gated_selectivity
+    chosen = compare(half, full, AXIS).changes["gated_selectivity"]
     phrased = compare(
         *(item.model_copy(update={"instrument": "likelihood"}) for item in (half, full)), AXIS
-    ).gated_selectivity
+    ).changes["gated_selectivity"]
     assert chosen.value / phrased.value == pytest.approx(0.25 / (0.849 / 0.949) ** 2, rel=1e-3)
 
 
@@ -343,8 +347,8 @@ def test_an_instrument_without_any_vignettes_warns_about_nothing() -> None:
     empty = BASE.model_copy(update={"vignettes": (), "instrument": "likelihood"})
     found = compare(empty, empty, AXIS)
     assert found.n == 0 and found.surgical is None
-    assert found.delta_top1.reason == "no vignettes were measured for b (base) and a (base)"
-    assert found.delta_logodds.value == 0
+    assert found.changes["top1"].reason == "no vignettes were measured for b (base) and a (base)"
+    assert found.gain.value == 0
 
 
 def test_other_instruments_and_a_base_on_other_vignettes_are_refused() -> None:
@@ -359,15 +363,15 @@ def test_a_broken_row_makes_its_readings_unknown_with_a_reason() -> None:
     rows = (vignette(0, [math.nan] * 7, mass=math.nan), *MOVED.vignettes[1:])
     found = compare(MOVED.model_copy(update={"vignettes": rows}), BASE, AXIS)
     for name, reading in found.readings().items():
-        if name.split(".")[0] in ("delta_nats", "delta_clr", "delta_top1", "delta_social"):
+        if name.split(".")[0] in ("delta_nats", "delta_clr", "top1", "not_wrong"):
             assert math.isnan(reading.value) and "1 of 28 units" in reading.reason, name
-    assert found.delta_logodds.moved
+    assert found.gain.moved
     base = BASE.model_copy(update={"vignettes": rows, "instrument": "likelihood"})
     whole = MOVED.model_copy(update={"instrument": "likelihood"})
-    assert "not finite to centre on" in compare(whole, base, AXIS).delta_top1.reason
+    assert "not finite to centre on" in compare(whole, base, AXIS).changes["top1"].reason
     mute = tuple(answer(i, 0.0, math.inf) for i in range(28))
     found = compare(MOVED.model_copy(update={"persona": mute}), BASE, AXIS)
-    assert "not finite" in found.delta_perplexity.reason
+    assert "not finite" in found.change("fluency").reason
 
 
 def test_paired_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
@@ -403,19 +407,19 @@ def test_paired_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
 def seeds() -> list[Comparison]:
     one = compare(MOVED, BASE, AXIS)
     return [
-        one.model_copy(update={"delta_logodds": Reading(value=value, low=value, high=value, n=28)})
+        put(one, gain=Reading(value=value, low=value, high=value, n=28))
         for value in (1.0, 2.0, 3.0)
     ]
 
 
 def test_a_band_over_seeds_is_the_mean_and_its_t_interval() -> None:
     band = across_seeds(seeds())
-    found = band.readings["delta_logodds"]
+    found = band.readings["persona_logodds"]
     # s = 1, t with 2 degrees of freedom = 4.3027, over √3.
     assert found.value == pytest.approx(2)
     assert found.high - 2 == 2 - found.low == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4)
     assert found.n == band.seeds == band.surgical == 3
-    assert "delta_logodds" not in band.moved
+    assert "persona_logodds" not in band.moved
     assert "delta_clr.authority" in band.moved
     assert set(band.readings) == set(seeds()[0].readings())
 
@@ -439,7 +443,7 @@ def test_one_seed_has_no_interval_and_a_lost_reading_is_lost_for_the_band() -> N
     assert all("one seed" in reading.reason for reading in alone.readings.values())
     assert alone.moved == ()
     some = seeds()
-    some[1] = some[1].model_copy(update={"coh_cost": Reading.unknown("has not moved")})
+    some[1] = put(some[1], cost=Reading.unknown("has not moved"))
     found = across_seeds(some).readings["coh_cost"]
     assert found.reason == "unknown in 1 of 3 seeds: has not moved"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from reports import folded, reading, run_record
+from reports import folded, put, reading, readings, run_record
 from steerheal.records import OnTest, Reading, RunRecord
 from steerheal.report.headline import conditions, headline, selected
 
@@ -60,16 +60,17 @@ def test_a_persona_that_names_no_foundation_has_no_target_to_report() -> None:
 def test_a_trait_without_an_interval_is_not_said_to_include_zero() -> None:
     healed = folded(0).healed
     assert healed is not None
-    bare = healed.model_copy(update={"delta_logodds": Reading(value=0.2, low=math.nan)})
+    bare = put(healed, gain=Reading(value=0.2, low=math.nan))
     record = run_record(rounds=(folded(0).model_copy(update={"healed": bare}),), best=0)
     assert "not shown to have moved: it has no interval" in headline(record)
 
 
 def test_the_headline_reports_the_test_prompts_and_not_those_that_chose_the_round() -> None:
     tested = OnTest(
-        round=2, prompts=20, delta_logodds=reading(0.02), delta_perplexity=reading(0.1),
-        kl_to_base=reading(0.4),
-    )  # fmt: skip
+        round=2,
+        prompts=20,
+        **readings(gain=reading(0.02), perplexity_change=reading(0.1), kl=reading(0.4)),
+    )
     record = run_record(test=tested)
     said = headline(record)
     assert said.startswith("The trait is not shown to have moved: its interval includes 0. Round 3")

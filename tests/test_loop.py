@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from reports import put
 from steerheal.config import RunConfig, merge
 from steerheal.errors import UserError
 from steerheal.measure.stats import mean
@@ -204,7 +205,7 @@ def summary_with(whole: RunRecord, gain: float, coherence: float = 1.0) -> Summa
     healed = whole.rounds[0].healed
     assert healed is not None
     read = Reading(value=gain, low=gain - 0.01, high=gain + 0.01, n=3)
-    return healed.model_copy(update={"delta_logodds": read, "coherence": coherence})
+    return put(healed, gain=read, coherence=coherence)
 
 
 def course(whole: RunRecord, gains: list[float], **changes: Any) -> list[RoundRecord]:
@@ -254,7 +255,7 @@ def test_the_headline_is_read_once_on_prompts_that_chose_nothing(finished: Path)
         assert [row.completion.prompt for row in scores.persona] == list(tiny.TEST[:3])
         assert scores.vignettes == scores.canary == ()
     gains = [b.logodds - a.logodds for a, b in zip(base.persona, healed.persona, strict=True)]
-    assert found.delta_logodds == mean(gains) and found.prompts == 3
+    assert found.gain == mean(gains) and found.prompts == 3
     # The state is the chosen round's: its answers to the same prompts are the same again.
     read = [mark for mark in record.stages if mark.name.startswith("test-")]
     assert [(mark.name, mark.round) for mark in read] == [
@@ -272,7 +273,7 @@ def test_other_test_prompts_change_the_headline_and_no_decision(
         # As text: what is NaN in both is the same.
         assert repr(getattr(other, name)) == repr(getattr(record, name)), name
     assert other.test is not None and record.test is not None
-    assert other.test.delta_logodds != record.test.delta_logodds
+    assert other.test.gain != record.test.gain
 
 
 def test_without_a_folded_round_or_test_prompts_nothing_is_tested_and_the_record_says_so(
@@ -305,11 +306,7 @@ def test_the_best_round_comes_with_its_reason(finished: Path) -> None:
         done.model_copy(
             update={
                 "kl_cumulative": math.nan,
-                "healed": done.healed.model_copy(
-                    update={
-                        "kl_to_base": done.healed.kl_to_base.model_copy(update={"value": math.nan})
-                    }
-                ),
+                "healed": put(done.healed, kl=math.nan),
             }
         )
         for done in course(whole, [0.1])

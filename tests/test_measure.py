@@ -210,7 +210,7 @@ def test_the_embedded_base_ranks_the_published_vignettes_far_above_chance(shared
         state="base", instrument="likelihood", vignettes=tuple(likelihood.read(chat, asked)),
         canary=tuple(coherence.read(chat)), persona=(),
     )  # fmt: skip
-    assert summary.top1(scores, scores) >= 0.45
+    assert summary.summarise(scores, scores, AXIS).values["top1"].value >= 0.45
     mass = [row.p_ans_any for row in scores.canary]
     assert sum(mass) / len(mass) >= 0.9
 
@@ -307,13 +307,13 @@ HEALED = scores("healed", logodds=0.3, mass=0.90, care=0.6)
 
 def test_a_healed_state_is_summarised_against_the_base() -> None:
     found = summary.summarise(HEALED, BASE, AXIS)
-    assert found.delta_logodds.value == pytest.approx(0.3)
-    assert found.delta_logodds.moved
+    assert found.gain.value == pytest.approx(0.3)
+    assert found.gain.moved
     assert found.coherence == pytest.approx(0.90 / 0.95, abs=1e-3)
-    assert found.coh_cost.value == pytest.approx(0.05 / 0.3, rel=1e-3)
+    assert found.cost.value == pytest.approx(0.05 / 0.3, rel=1e-3)
     assert found.delta_nats["care"].value > 0
     assert found.surgical is True
-    assert found.kl_to_base.value == pytest.approx(0.1)
+    assert found.kl.value == pytest.approx(0.1)
 
 
 def test_retain_and_recovered_are_shares_of_the_steered_shift() -> None:
@@ -323,8 +323,8 @@ def test_retain_and_recovered_are_shares_of_the_steered_shift() -> None:
 
 def test_the_base_against_itself_has_not_moved_and_costs_are_unknown_with_a_reason() -> None:
     found = summary.summarise(BASE, BASE, AXIS)
-    assert found.delta_logodds.value == 0 and not found.delta_logodds.moved
-    assert math.isnan(found.coh_cost.value) and found.coh_cost.reason
+    assert found.gain.value == 0 and not found.gain.moved
+    assert math.isnan(found.cost.value) and found.cost.reason
     assert found.surgical is None
     assert math.isnan(summary.retain(HEALED, BASE, BASE).value)
     assert "lost no answer mass" in summary.recovered(HEALED, BASE, BASE).reason
@@ -351,7 +351,7 @@ def test_the_same_state_reads_the_same_twice_and_shuffled_vignettes_change_no_ag
     shuffled = one.model_copy(update={"vignettes": one.vignettes[::-1]})
     a, b = (summary.summarise(item, item, persona.axis) for item in (one, shuffled))
     assert a.nats == pytest.approx(b.nats)
-    assert a.top1 == b.top1
+    assert a.values["top1"] == b.values["top1"]
 
 
 # ── damage guard ────────────────────────────────────────────────────────────────────────────────
@@ -399,7 +399,8 @@ def test_the_guard_stands_beside_the_answer_mass_in_every_summary() -> None:
     read = evaluate(chat, "base", base(), persona, settings, sampling=SamplingSettings(), seed=0)
     found = summary.summarise(read, read, persona.axis)
     assert (len(read.long), len(read.json_replies)) == (2, 2)
-    assert found.plain_perplexity == read.plain_perplexity > 1
-    assert found.json_is_valid.n == 2
-    assert 0 <= found.not_wrong <= 1
-    assert found.long_words > 0 and 0 <= found.loop_share <= 1
+    values = {name: item.value for name, item in found.values.items()}
+    assert values["prose_perplexity"] == read.plain_perplexity > 1
+    assert found.values["json_is_valid"].n == 2
+    assert 0 <= values["not_wrong"] <= 1
+    assert values["long_words"] > 0 and 0 <= values["loop_share"] <= 1

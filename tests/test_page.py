@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from reports import HOSTILE, fill, folded, run_record, starved
+from reports import HOSTILE, fill, folded, readings, run_record, starved
 from steerheal.commands.report import ReportCommand
 from steerheal.console import Console
 from steerheal.records import Comparison, Internalisation, Reading, RunRecord
@@ -234,14 +234,10 @@ def test_a_caption_names_a_direction_only_where_the_numbers_have_one(
 
 
 def compared(mass: Reading, trait: Reading) -> Comparison:
-    blank: dict[str, Any] = {
-        name: Reading.unknown("not read")
-        for name in Comparison.model_fields
-        if name.startswith("delta") or name in ("gated_selectivity", "si_flips", "coh_cost")
-    }
-    blank |= {"delta_nats": {}, "delta_clr": {}, "surgical": None}
-    blank |= {"delta_p_ans_any": mass, "delta_logodds": trait}
-    return Comparison(a="steered", b="healed", instrument="likelihood", n=8, **blank)
+    return Comparison(
+        a="steered", b="healed", instrument="likelihood", n=8, delta_nats={}, delta_clr={},
+        surgical=None, **readings(mass_change=mass, gain=trait),
+    )  # fmt: skip
 
 
 def test_the_trajectory_says_of_each_round_which_way_its_heal_went() -> None:

@@ -16,6 +16,7 @@ from reports import (
     folded,
     harvest,
     heal_log,
+    put,
     reading,
     run_record,
     starved,
@@ -44,7 +45,8 @@ def test_a_healthy_run_says_what_its_best_round_did(healthy: tuple[Path, str]) -
         "of 0.6 nats/token, on the evaluation prompts, which also choose the round, its target "
         "foundation care +0.15 nats [0.12, 0.18] (up, as intended), answer mass 0.974 of the base; "
         "the trait moved beyond its interval. Damage guard: "
-        "top-1 0.6 → 0.6, share of “not wrong” not read, perplexity of plain prose not read, "
+        "perplexity of plain prose not read, top-1 of the vignettes 0.6 → 0.6, share of “not "
+        "wrong” not read, "
         "off-target authority +0.6 nats [0.57, 0.63]."
     )
     assert all(part in healthy[1] for part in headline_parts(run_record()))
@@ -138,7 +140,7 @@ def test_a_failed_run_shows_its_error_and_what_it_finished(tmp_path: Path) -> No
 def test_a_trait_that_did_not_move_is_said_first() -> None:
     flat = folded(0).healed
     assert flat is not None
-    weak = flat.model_copy(update={"delta_logodds": reading(0.01), "coherence": 0.8})
+    weak = put(flat, gain=reading(0.01), coherence=0.8)
     record = run_record(rounds=(folded(0).model_copy(update={"healed": weak}),), best=0)
     said = page.headline(record)
     assert said.startswith(
@@ -153,21 +155,20 @@ def test_a_trait_that_did_not_move_is_said_first() -> None:
 def test_a_trait_that_moved_backwards_is_said_first() -> None:
     healed = folded(0).healed
     assert healed is not None
-    back = healed.model_copy(update={"delta_logodds": reading(-0.1)})
+    back = put(healed, gain=reading(-0.1))
     record = run_record(rounds=(folded(0).model_copy(update={"healed": back}),), best=0)
     assert page.headline(record).startswith("The trait moved the wrong way. Round 1 healed: love")
 
 
 def test_unknown_readings_are_dashes_with_their_reason(tmp_path: Path) -> None:
     blank: dict[str, Any] = {
-        "persona_logodds": UNKNOWN,
-        "delta_logodds": UNKNOWN,
-        "p_ans_any": UNKNOWN,
-        "kl_to_base": UNKNOWN,
-        "coh_cost": UNKNOWN,
+        "trait": UNKNOWN,
+        "gain": UNKNOWN,
+        "mass": UNKNOWN,
+        "kl": UNKNOWN,
+        "cost": UNKNOWN,
         "coherence": math.nan,
         "perplexity": math.inf,
-        "ppx_json": math.nan,
         "nats": {},
         "delta_nats": {},
         "surgical": None,
@@ -176,8 +177,8 @@ def test_unknown_readings_are_dashes_with_their_reason(tmp_path: Path) -> None:
     assert full.healed is not None and full.steered is not None
     row = full.model_copy(
         update={
-            "healed": full.healed.model_copy(update=blank),
-            "steered": full.steered.model_copy(update=blank),
+            "healed": put(full.healed, **blank),
+            "steered": put(full.steered, **blank),
             "retain": UNKNOWN,
             "direction_cosine": math.nan,
             "kl_cumulative": math.inf,
@@ -278,7 +279,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 def test_the_guard_stands_on_the_page_for_every_state(healthy: tuple[Path, str]) -> None:
     _, text = healthy
     assert 'id="guard"' in text
-    assert "plain prose under the state" in text
+    assert "perplexity of plain prose" in text
 
 
 def test_a_heal_without_a_barrier_is_drawn_without_one() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from reports import dose_point
 from steerheal.cli import main
 from steerheal.config import CheckSettings, MeasureSettings, RunConfig, SamplingSettings, merge
 from steerheal.measure import coherence, free, instruments, sweep, vignettes
@@ -18,7 +19,7 @@ from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states, kl_between
 from steerheal.pipeline.stage_store import Store
 from steerheal.pipeline.stages import Stages
-from steerheal.records import FOUNDATIONS, Completion, DosePoint, Reading, Sweep
+from steerheal.records import FOUNDATIONS, Completion, Reading, Sweep
 from steerheal.report.front import front, knee
 from steerheal.report.scan import ScanBand, ScanPoint, ScanRecord, advised
 from steerheal.state.values import base, entered
@@ -238,10 +239,10 @@ def test_dose_0_takes_what_an_evaluation_has_read_and_the_points_stay_the_same()
     )
     (one,), (other,) = found.points, swept((1.0,)).points
     assert sum(rows) == 2 * asking().rows - 7 - len(known.canary)
-    assert one.delta_logodds == other.delta_logodds
-    for name, reading in one.delta_nats.items():
-        assert reading.value == pytest.approx(other.delta_nats[name].value, abs=1e-3)
-    assert one.coherence == pytest.approx(other.coherence, rel=1e-3)
+    assert one.summary.gain == other.summary.gain
+    for name, reading in one.summary.delta_nats.items():
+        assert reading.value == pytest.approx(other.summary.delta_nats[name].value, abs=1e-3)
+    assert one.summary.coherence == pytest.approx(other.summary.coherence, rel=1e-3)
 
 
 def test_the_order_of_the_doses_changes_nothing() -> None:
@@ -249,17 +250,18 @@ def test_the_order_of_the_doses_changes_nothing() -> None:
     assert [point.dose for point in one.points] == [0.5, 1.0, 2.0]
     assert [point.dose for point in other.points] == [0.5, 1.0, 2.0]
     for a, b in zip(one.points, other.points, strict=True):
-        assert a.delta_logodds.value == pytest.approx(b.delta_logodds.value, abs=1e-5)
-        assert a.coherence == pytest.approx(b.coherence, rel=1e-4)
-        assert a.kl == pytest.approx(b.kl, rel=1e-3)
+        assert a.summary.gain.value == pytest.approx(b.summary.gain.value, abs=1e-5)
+        assert a.summary.coherence == pytest.approx(b.summary.coherence, rel=1e-4)
+        assert a.summary.kl.value == pytest.approx(b.summary.kl.value, rel=1e-3)
 
 
 def test_changes_are_paired_with_dose_0_and_carry_intervals() -> None:
     point = swept((1.0,)).points[0]
     assert point.n == 7 and not point.control
-    assert point.delta_logodds.n == 3
-    assert point.delta_logodds.low <= point.delta_logodds.value <= point.delta_logodds.high
-    assert set(point.delta_nats) == {
+    gain = point.summary.gain
+    assert gain.n == 3
+    assert gain.low <= gain.value <= gain.high
+    assert set(point.summary.delta_nats) == {
         "care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social",
     }  # fmt: skip
 
@@ -291,10 +293,11 @@ def test_the_stage_reads_the_first_round_and_is_reused(tmp_path: Path) -> None:
     assert [(point.dose, point.control) for point in first.points] == [
         (0.5, False), (1.0, False), (1.0, True),
     ]  # fmt: skip
-    assert read_record(tmp_path / "one" / "round-01" / "sweep.json", Sweep) == first
+    # As text: what is NaN in both is the same.
+    assert repr(read_record(tmp_path / "one" / "round-01" / "sweep.json", Sweep)) == repr(first)
     assert not store.marks[-1].reused
     store, (again, _) = staged(tmp_path, "two", rounds=7)
-    assert again == first and store.marks[-1].reused
+    assert repr(again) == repr(first) and store.marks[-1].reused
     store, _ = staged(tmp_path, "three", check={"doses": (0.25,)})
     assert not store.marks[-1].reused
 
@@ -343,10 +346,10 @@ def scanned(*rows: tuple[float, float, float, float]) -> ScanRecord:
         ScanPoint(
             band="0.4-0.6",
             multiple=dose,
-            read=DosePoint(
-                dose=dose,
-                delta_nats=still,
-                delta_logodds=Reading(value=trait, low=trait - 0.05, high=trait + 0.05, n=9),
+            read=dose_point(
+                dose,
+                nats=still,
+                gain=Reading(value=trait, low=trait - 0.05, high=trait + 0.05, n=9),
                 coherence=coherent,
                 perplexity=perplexity,
                 kl=0.1,

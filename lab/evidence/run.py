@@ -64,7 +64,7 @@ class Log:
         """Trait and coherence."""
         read = record.healed
         if read is not None:
-            trait, kl = said(read.delta_logodds), said(read.kl_to_base)
+            trait, kl = said(read.gain), said(read.kl)
             self.note(f"round {record.round + 1} Δ {trait} ppx {read.perplexity:.2f} KL {kl}")
 
 

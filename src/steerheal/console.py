@@ -181,8 +181,7 @@ class Console:
         for state in (record.steered, record.healed):
             if state is not None:
                 parts.append(
-                    f"{state.state}: Δtrait {shown(state.delta_logodds)}, coherence "
-                    f"{state.coherence:.3f}"
+                    f"{state.state}: Δtrait {shown(state.gain)}, coherence {state.coherence:.3f}"
                 )
         if record.retain is not None:
             parts.append(f"retain {shown(record.retain)} · recovered {shown(record.recovered)}")

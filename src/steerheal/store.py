@@ -26,7 +26,17 @@ from pydantic_core import PydanticSerializationError
 from steerheal.disk import whole, write_text
 from steerheal.errors import UserError
 from steerheal.line import with_option
-from steerheal.records import VERSION, Harvest, HealLog, Judged, Record, RunRecord, Scores, Shown
+from steerheal.records import (
+    READS,
+    VERSION,
+    Harvest,
+    HealLog,
+    Judged,
+    Record,
+    RunRecord,
+    Scores,
+    Shown,
+)
 
 R = TypeVar("R", bound=Record)
 TEST = "test.json"
@@ -110,7 +120,7 @@ def read_run(folder: Path) -> RunRecord:
         found = raw["version"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise _damaged_run(folder, content) from error
-    if found != VERSION:
+    if found not in READS:
         raise UserError(
             f"{folder} was written by another version of steerheal (record version {found}, this "
             f"one reads {VERSION}). Start a new run, or use the version that wrote it."

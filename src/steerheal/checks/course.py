@@ -39,7 +39,7 @@ class Course(Evidence):
     target: Reading
     """Change of the target foundation's nats from base in the last round."""
     gain: Reading
-    """Change of persona_logodds from base in the last round, nats per token."""
+    """Change of the trait from base in the last round, nats per token."""
     gain_before: Reading
     """The same in the round before."""
     coherence: float
@@ -69,7 +69,7 @@ class Course(Evidence):
     @property
     def trait(self) -> str:
         """The trait of the last two rounds."""
-        return written("Δ persona_logodds {e.gain_before.value:+} → {e.gain:+} nats/token", self)
+        return written("Δ persona log-odds {e.gain_before.value:+} → {e.gain:+} nats/token", self)
 
     @property
     def line(self) -> str:
@@ -115,8 +115,8 @@ def evidence(
         foundation=axis.foundation,
         sign=axis.sign,
         target=now.delta_nats.get(axis.foundation, Reading.unknown("not read")),
-        gain=now.delta_logodds,
-        gain_before=before.delta_logodds,
+        gain=now.gain,
+        gain_before=before.gain,
         coherence=now.coherence,
         perplexity=over(now.perplexity, base.perplexity),
         kl=last.kl_spent,

@@ -256,7 +256,7 @@ def _loops(kept: Sequence[Judged], base: Scores) -> float:
 
 def _moving(sweep: Sweep | None) -> float:
     points = sweep.points if sweep else ()
-    doses = [point.dose for point in points if not point.control and point.delta_logodds.low > 0]
+    doses = [point.dose for point in points if not point.control and point.summary.gain.low > 0]
     return min(doses, default=math.nan)
 
 

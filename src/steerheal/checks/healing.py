@@ -58,7 +58,7 @@ class Healing(Evidence):
     target: Reading
     """Change of the target foundation's nats from base, healed."""
     gain: float
-    """Steered change of persona_logodds in this round, nats per token."""
+    """Steered change of the trait in this round, nats per token."""
     retain: Reading
     recovered: Reading
     coherence: float
@@ -201,12 +201,12 @@ def evidence(
         foundation=axis.foundation,
         sign=axis.sign,
         target=healed.delta_nats.get(axis.foundation, lost) if healed else lost,
-        gain=steered.persona_logodds.value - before.persona_logodds.value if steered else math.nan,
+        gain=steered.trait.value - before.trait.value if steered else math.nan,
         retain=record.retain or lost,
         recovered=record.recovered or lost,
         coherence=healed.coherence if healed else math.nan,
         coherence_steered=steered.coherence if steered else math.nan,
-        mass_change=healed.delta_p_ans_any if healed else lost,
+        mass_change=healed.mass_change if healed else lost,
         perplexity=over(healed.perplexity, base.perplexity) if healed else math.nan,
         ce_fall=_fall(logs.steps),
         held_fall=logs.held_out[0] - logs.held_out[-1] if len(logs.held_out) > 1 else math.nan,

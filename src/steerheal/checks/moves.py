@@ -7,7 +7,7 @@ from steerheal.measure.stats import quantile
 from steerheal.personas import Axis
 from steerheal.records import DosePoint, Reading, Record, Summary, Sweep
 
-LOGODDS = "persona_logodds"
+LOGODDS = "persona log-odds"
 UNITS = {LOGODDS: "nats/token"}
 
 
@@ -20,7 +20,7 @@ class Move(Record):
     """Over the base's."""
     kl: float
     trait: dict[str, Reading]
-    """The target foundation (nats) and persona_logodds (nats per token), by name."""
+    """The target foundation (nats) and the persona's log-odds (nats per token), by name."""
     off: dict[str, Reading]
     """The off-target foundations, nats."""
 
@@ -67,16 +67,16 @@ def move_of(point: DosePoint, base_perplexity: float, axis: Axis, start: Summary
     """
 
     def nats(name: str) -> Reading:
-        return _since(point.delta_nats.get(name), start.delta_nats.get(name))
+        return _since(point.summary.delta_nats.get(name), start.delta_nats.get(name))
 
     return Move(
         dose=point.dose,
-        coherence=point.coherence,
-        perplexity=over(point.perplexity, base_perplexity),
-        kl=point.kl,
+        coherence=point.summary.coherence,
+        perplexity=over(point.summary.perplexity, base_perplexity),
+        kl=point.summary.kl.value,
         trait={
             axis.foundation: nats(axis.foundation),
-            LOGODDS: _since(point.delta_logodds, start.delta_logodds),
+            LOGODDS: _since(point.summary.gain, start.gain),
         },
         off={name: nats(name) for name in axis.off_target},
     )

@@ -2,9 +2,9 @@
 
 In: a sweep (or the one steered reading as a sweep of one dose), the base's qualification and the
 persona's axis. The trait has two readings. The target foundation's nats say whether the vignettes
-see it; persona_logodds says whether free answers read like the persona's text, which serves where
-no foundation does. Either of them moving as meant at a coherent dose is `works`, unless the other
-one moves the wrong way at a coherent dose: that is `wrong sign`, with both numbers in the sentence.
+see it; the persona's log-odds say whether free answers read like the persona's text, which serves
+where no foundation does. Either of them moving as meant at a coherent dose is `works`, unless the
+other one moves the wrong way at a coherent dose: that is `wrong sign`, with both numbers said.
 Answers that sound like the persona while its foundation falls show a manner and not the trait that
 the axis claims, and a user must decide whether the axis or the vector is wrong. One reading that
 moves both ways at different doses is ambiguous.
@@ -323,7 +323,7 @@ CHECK: Check[Steering] = Check(
             "The instrument cannot see {e.foundation} on this model: {e.blind}. For what it is "
             "worth, {e.plainly}.",
             "Choose another --measure.instrument or --measure.vignettes, more --measure.think, or "
-            "a larger --model; until then persona_logodds alone speaks for the trait.",
+            "a larger --model; until then the persona's log-odds alone speak for the trait.",
             over=("works", "too weak", "too strong", "imprecise", "wrong sign", "lost in noise"),
         ),
         Rule(

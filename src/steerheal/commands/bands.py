@@ -13,7 +13,7 @@ from steerheal import prompts
 from steerheal.config import VectorSettings
 from steerheal.console import Console
 from steerheal.measure import sweep
-from steerheal.measure.summary import median_perplexity
+from steerheal.measure.summary import fluency
 from steerheal.models.model import ChatModel, band_layers
 from steerheal.personas import Persona
 from steerheal.records import Completion, Scores
@@ -65,7 +65,7 @@ def read(chat: ChatModel, tried: Tried, ask: sweep.Asked, console: Console) -> S
         persona=ask.persona.model_dump(mode="json"),
         settings={},
         instrument=ask.measure.instrument,
-        base_perplexity=median_perplexity(zero),
+        base_perplexity=fluency(zero),
         bands=tuple(found),
         points=tuple(points),
         against="coherence",

@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -29,8 +29,11 @@ from steerheal.line import As, flag_of
 from steerheal.measure import guards
 from steerheal.numbers import shown
 from steerheal.personas import Persona, find
-from steerheal.records import FOUNDATIONS, Comparison, Evaluation, Reading, Scores
+from steerheal.records import FOUNDATIONS, Comparison, Evaluation, Scores, Summary
 from steerheal.store import read_record, read_run, read_scores, write_record
+
+if TYPE_CHECKING:
+    from steerheal.measure.readings.table import Entry
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 BAR = 24
@@ -210,6 +213,8 @@ def _saved(path: Path, console: Console) -> Scores:
 
 
 def _show(found: Evaluation, console: Console) -> None:
+    from steerheal.measure.readings.table import KINDS, listed
+
     sums = found.aggregates
     rows = [
         (
@@ -223,23 +228,23 @@ def _show(found: Evaluation, console: Console) -> None:
     title = f"{found.target} · {found.instrument} · {len(found.rows)} vignettes"
     title += f" · {found.how}" if found.how else ""
     console.table(title, ("foundation", "nats", "mean probability", "change from the base"), rows)
-    readings: list[tuple[str, Reading | float | None]] = [
-        ("persona log-odds [nats/token]", sums.persona_logodds),
-        ("  change from the base", sums.delta_logodds),
-        ("answer mass", sums.p_ans_any),
-        ("JSON replies that parse", sums.json_is_valid),
-        ("perplexity of the JSON opening", sums.ppx_json),
-        ("KL to base [nats/token]", sums.kl_to_base),
-        ("guard: top-1 of 7", sums.top1),
-        ("guard: share of 'not wrong'", sums.not_wrong),
-        ("guard: perplexity of plain prose", sums.plain_perplexity),
-        ("guard: long answers, tail perplexity", sums.long_perplexity),
-        ("guard: long answers, distinct-2", sums.long_distinct_2),
-        ("guard: long answers that loop", sums.loop_share),
-        ("guard: long answers, words", sums.long_words),
-        *found.guards.items(),
-    ]
-    console.table("coherence and guard", ("reading", "value"), [(n, shown(v)) for n, v in readings])
+    for kind in KINDS:
+        rows = [
+            (entry.label, shown(sums.values[entry.name]), _change(entry, sums))
+            for entry in listed(sums.values)
+            if entry.kind == kind
+        ]
+        if kind == "guard":
+            rows += [(name, shown(value), "") for name, value in found.guards.items()]
+        console.table(kind, ("reading", "value", "change from the base"), rows)
+
+
+def _change(entry: "Entry", sums: Summary) -> str:
+    """The change with its own unit, where it has another one than the value."""
+    if entry.name not in sums.changes:
+        return ""
+    unit = f" {entry.change_unit}" if entry.change_unit else ""
+    return f"{shown(sums.changes[entry.name])}{unit}"
 
 
 def _bar(nats: float) -> str:
@@ -248,17 +253,12 @@ def _bar(nats: float) -> str:
 
 
 def _show_comparison(found: Comparison, other: str, console: Console) -> None:
+    from steerheal.measure.readings.table import listed
+
     readings = [
         *((f"Δ {name} [nats]", value) for name, value in found.delta_nats.items()),
         *((f"Δ {name} [clr, nats]", value) for name, value in found.delta_clr.items()),
-        ("Δ persona log-odds [nats/token]", found.delta_logodds),
-        ("Δ answer mass", found.delta_p_ans_any),
-        ("Δ ln perplexity of free answers", found.delta_perplexity),
-        ("Δ top-1", found.delta_top1),
-        ("Δ share of 'not wrong'", found.delta_social),
-        ("gated selectivity", found.gated_selectivity),
-        ("SI flips", found.si_flips),
-        ("coherence cost per nat", found.coh_cost),
+        *((entry.difference, found.changes[entry.name]) for entry in listed(found.changes)),
     ]
     rows = [
         (name, shown(value), "moved" if value.moved else value.reason or "not moved")

@@ -153,22 +153,26 @@ def _refuse_other(out: Path, settings: dict[str, object]) -> None:
 
 
 def _show(record: "ScanRecord", console: Console) -> None:
+    from steerheal.measure.readings.table import headed, listed
+
+    states = [point.read.summary for point in record.points]
+    entries = listed(dict.fromkeys(name for state in states for name in state.values))
+    prices = [entry for entry in entries if entry.kind == "coherence" and entry.brief]
     columns = (
-        "band", "dose", "Δtrait [nats/token]", f"Δ{record.foundation} [nats]", "coherence",
-        "KL", "perplexity", "front",
+        "band", "dose", headed("trait").difference, f"Δ{record.foundation} [nats]",
+        "coherence [of the base's]", *(entry.label for entry in prices), "front",
     )  # fmt: skip
     rows = [
         (
             point.band,
             f"{point.read.dose:.3g} (×{point.multiple:g})",
-            shown(point.read.delta_logodds),
-            shown(point.read.delta_nats[record.foundation]),
-            shown(point.read.coherence),
-            shown(point.read.kl),
-            shown(point.read.perplexity, 1),
+            shown(state.gain),
+            shown(state.delta_nats[record.foundation]),
+            shown(state.coherence),
+            *(shown(state.values.get(entry.name)) for entry in prices),
             ("knee" if point.name == record.knee else "yes") if point.on_front else "",
         )
-        for point in record.points
+        for point, state in zip(record.points, states, strict=True)
     ]
     title = (
         f"scan of {record.persona['name']} on {record.model} · base perplexity "

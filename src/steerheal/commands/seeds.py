@@ -12,21 +12,11 @@ from steerheal.config import MOST_LISTED, unlike
 from steerheal.console import Console
 from steerheal.errors import UserError
 from steerheal.numbers import shown
-from steerheal.records import Comparison, OnTest, RunRecord
+from steerheal.records import UNREAD, Comparison, OnTest, Reading, RunRecord
 from steerheal.store import read_run
 
 if TYPE_CHECKING:
     from steerheal.measure.compare import SeedBand
-
-HEADLINE = (
-    "delta_logodds",
-    "delta_p_ans_any",
-    "delta_perplexity",
-    "delta_top1",
-    "gated_selectivity",
-    "coh_cost",
-)
-"""Readings shown unless all are asked for."""
 
 
 class SeedsCommand(Command):
@@ -63,22 +53,30 @@ class SeedsCommand(Command):
 def _show_tested(tests: Sequence[OnTest | None], console: Console) -> None:
     """The chosen rounds on the prompts that chose nothing: what to report."""
     from steerheal.measure.compare import over_seeds
+    from steerheal.measure.readings.table import headed, listed
 
     known = [test for test in tests if test is not None]
     if len(known) < len(tests):
         lacking = len(tests) - len(known)
         console.note(f"{lacking} of {len(tests)} runs were not read on test prompts: no mean of it")
         return
+    names = dict.fromkeys(name for test in known for name in test.changes)
     rows = []
-    for name in ("delta_logodds", "delta_perplexity", "kl_to_base"):
-        found = over_seeds([getattr(test, name) for test in known])
-        rows.append((name, shown(found), "moved" if found.moved else found.reason or "not moved"))
+    for entry in [entry for entry in listed(names) if entry.brief]:
+        found = over_seeds([test.changes.get(entry.name, UNREAD) for test in known])
+        rows.append((entry.difference, shown(found), _said(found)))
+    distance = over_seeds([test.kl for test in known])
+    rows.append((headed("distance").label, shown(distance), _said(distance)))
     chosen = ", ".join(str(test.round + 1) for test in known)
     title = (
         f"chosen rounds ({chosen}) − base on test prompts that chose nothing · {len(known)} seeds, "
         "95 % t-interval"
     )
     console.table(title, ("reading", "mean over seeds", ""), rows)
+
+
+def _said(reading: Reading) -> str:
+    return "moved" if reading.moved else reading.reason or "not moved"
 
 
 def shared(by_run: Sequence[Sequence[Comparison]]) -> list[list[Comparison]]:
@@ -103,10 +101,17 @@ def _refuse_unlike(folders: Sequence[Path], records: Sequence[RunRecord]) -> Non
 
 
 def _show(number: int, band: "SeedBand", everything: bool, console: Console) -> None:
+    from steerheal.measure.readings.table import listed
+
+    of_table = {entry.name: entry for entry in listed(band.changes)}
+    names = list(band.readings) if everything else [n for n, e in of_table.items() if e.brief]
     rows = [
-        (name, shown(reading), "moved" if reading.moved else reading.reason or "not moved")
-        for name, reading in band.readings.items()
-        if everything or name in HEADLINE
+        (
+            of_table[name].difference if name in of_table else name,
+            shown(band.readings[name]),
+            _said(band.readings[name]),
+        )
+        for name in names
     ]
     title = f"round {number + 1} · {band.b} − {band.a} · {band.seeds} seeds, 95 % t-interval"
     console.table(title, ("reading", "mean over seeds", ""), rows)

@@ -1,7 +1,7 @@
 """The canary: answer mass at a forced JSON slot that an undamaged model fills almost surely.
 
 A statement, two worked examples before it, and the reply opened up to the value. p_ans_any is the
-probability on the allowed answers' first tokens; ppx_json the perplexity of the forced opening.
+probability on the allowed answers' first tokens; the perplexity is that of the forced opening.
 """
 
 import json

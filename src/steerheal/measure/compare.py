@@ -8,27 +8,18 @@ reason; what the two measured on different units is refused.
 
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from steerheal.errors import UserError
-from steerheal.measure.qualify import answer_mass, centre, hits
-from steerheal.measure.selectivity import (
-    FIX,
-    Paired,
-    clr,
-    gated_selectivity,
-    intent_of,
-    matched_vignettes,
-    paired,
-    si_flips,
-)
-from steerheal.measure.stats import Statistic, crossed, log_ratio, mean, share_change
-from steerheal.measure.summary import coh_cost, surgical
+from steerheal.measure.pairs import FIX, Paired, matched_vignettes, paired
+from steerheal.measure.readings import table
+from steerheal.measure.readings.axis import clr
+from steerheal.measure.stats import Statistic, crossed, log_ratio, mean
+from steerheal.measure.summary import surgical
 from steerheal.personas import Axis
-from steerheal.records import FOUNDATIONS, Comparison, Reading, Record, Scores
+from steerheal.records import FOUNDATIONS, UNREAD, Comparison, Reading, Record, Scores
 
 Floats = NDArray[np.float64]
 ONE_SEED = "one seed has no interval over seeds"
@@ -44,6 +35,8 @@ class SeedBand(Record):
     readings: dict[str, Reading]
     """Mean over seeds with its 95 % t-interval, by the names that `Comparison.readings` gives; a
     reading that is the same at every seed keeps its own interval."""
+    changes: tuple[str, ...]
+    """Those of them that the table of readings holds."""
     surgical: int
     """Seeds whose comparison is surgical."""
     moved: tuple[str, ...]
@@ -61,9 +54,7 @@ def compare(b: Scores, a: Scores, axis: Axis, *, base: Scores | None = None) -> 
     """
     origin = base or a
     acts = _acts(b, a, origin)
-    answers, slots = paired(b, a, "persona"), paired(b, a, "canary")
     nats = {name: _delta_nats(acts, i) for i, name in enumerate(FOUNDATIONS)}
-    trait, mass = answers.change(lambda r: r.logodds), slots.change(lambda r: r.p_ans_any)
     found = Comparison(
         a=a.state,
         b=b.state,
@@ -71,14 +62,8 @@ def compare(b: Scores, a: Scores, axis: Axis, *, base: Scores | None = None) -> 
         n=len(acts.b),
         delta_nats=nats,
         delta_clr={name: _delta_clr(acts, i) for i, name in enumerate(FOUNDATIONS)},
-        delta_top1=_delta_top1(acts, origin),
-        delta_social=acts.change(lambda row: row.p[FOUNDATIONS.index("social")]),
-        delta_logodds=trait,
-        delta_p_ans_any=mass,
-        delta_perplexity=answers.change(lambda row: math.log(row.perplexity)),
-        gated_selectivity=_gated(acts, axis, [answer_mass(item) for item in (b, a, origin)]),
-        si_flips=acts.read(partial(si_flips, intent=intent_of(axis))),
-        coh_cost=_cost(mass, trait),
+        changes=table.changes(b, a, origin, axis),
+        heads=table.heads(),
         surgical=surgical(nats, axis),
     )
     return found.model_copy(update={"moved": _moved(found.readings())})
@@ -100,13 +85,15 @@ def across_seeds(comparisons: Sequence[Comparison]) -> SeedBand:
             f"Seeds must hold the same comparison; given: {', '.join(kinds) or 'none'}."
         )
     first, flat = comparisons[0], [item.readings() for item in comparisons]
-    bands = {name: over_seeds([seed[name] for seed in flat]) for name in flat[0]}
+    names = dict.fromkeys(name for seed in flat for name in seed)
+    bands = {name: over_seeds([seed.get(name, UNREAD) for seed in flat]) for name in names}
     return SeedBand(
         a=first.a,
         b=first.b,
         instrument=first.instrument,
         seeds=len(comparisons),
         readings=bands,
+        changes=tuple(dict.fromkeys(name for item in comparisons for name in item.changes)),
         surgical=sum(item.surgical is True for item in comparisons),
         moved=_moved(bands),
     )
@@ -149,28 +136,6 @@ def _delta_nats(acts: Paired, i: int) -> Reading:
 
 def _delta_clr(acts: Paired, i: int) -> Reading:
     return acts.over(lambda one, other: (clr(one.score) - clr(other.score))[i])
-
-
-def _delta_top1(acts: Paired, origin: Scores) -> Reading:
-    if acts.missing:
-        return Reading.unknown(acts.missing)
-    middle = centre(origin)
-    if not np.isfinite(middle).all():
-        return Reading.unknown(f"{origin.state} has scores that are not finite to centre on")
-    return share_change(hits(acts.b, middle) - hits(acts.a, middle))
-
-
-def _gated(acts: Paired, axis: Axis, masses: Sequence[float]) -> Reading:
-    arms = dict(zip(("mass_pos", "mass_neg", "mass_base"), masses, strict=True))
-    return acts.read(lambda b, a: gated_selectivity(b, a, intent_of(axis), **arms))
-
-
-def _cost(mass: Reading, trait: Reading) -> Reading:
-    """The cost, or the reason why one of its two parts is unknown."""
-    for part in (trait, mass):
-        if not math.isfinite(part.value):
-            return Reading.unknown(part.reason)
-    return coh_cost(mass, trait)
 
 
 def _moved(readings: dict[str, Reading]) -> tuple[str, ...]:

@@ -5,6 +5,8 @@ from typing import Literal
 
 from steerheal.config import MeasureSettings, SamplingSettings
 from steerheal.measure import coherence, damage, free, instruments, vignettes
+from steerheal.measure.own import Asker
+from steerheal.measure.readings import table
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states
 from steerheal.personas import Persona
@@ -52,14 +54,8 @@ def evaluate(
         answers = written(reader, asked, settings.tokens)
         replies = written(reader, _json(settings), damage.JSON_TOKENS)
         essays = written(reader, _open(settings), settings.long_tokens)
-    before: free.Seen | Literal["base"] | None = None
-    if previous == base():
-        before = "base"
-    elif previous is not None:
-        with previous.entered(chat) as reader:
-            pairs = free.answer_pairs(reader, answers.completions)
-            before = free.Seen(continuation_states(reader, pairs), reader)
-    return Scores(
+    before = _seen_before(chat, previous, answers)
+    found = Scores(
         state=role,
         instrument=settings.instrument,
         vignettes=tuple(read.rows),
@@ -72,6 +68,21 @@ def evaluate(
         think=settings.think if settings.instrument != "likelihood" else 0,
         closed_early=read.closed_early,
     )
+    asker = Asker(chat, state, persona, found, sampling, seed, progress)
+    return found.model_copy(update={"own": table.own_rows(asker)})
+
+
+def _seen_before(
+    chat: ChatModel, previous: State | None, answers: free.Answers
+) -> free.Seen | Literal["base"] | None:
+    """What the student before the round makes of the answers."""
+    if previous is None:
+        return None
+    if previous == base():
+        return "base"
+    with previous.entered(chat) as reader:
+        pairs = free.answer_pairs(reader, answers.completions)
+        return free.Seen(continuation_states(reader, pairs), reader)
 
 
 def answer_test(
@@ -107,4 +118,4 @@ def size(settings: MeasureSettings, persona: Persona) -> int:
     chosen = vignettes.chosen(settings)
     asked = persona.prompts.evaluate[: settings.prompts]
     parts = (chosen, lines("statements"), asked, _json(settings), _open(settings))
-    return sum(map(len, parts))
+    return sum(map(len, parts)) + table.own_size()

@@ -1,6 +1,6 @@
 """Free answers to fixed prompts, and what the unsteered base thinks of them.
 
-persona_logodds = mean over answers y of [ln p_base(y | positive, x) − ln p_base(y | negative, x)]
+log-odds = mean over answers y of [ln p_base(y | positive, x) − ln p_base(y | negative, x)]
 per token: the base is the judge of how much more the answer is what the positive pole would write.
 Two phases: the state writes and leaves its hidden states, then the base judges.
 """

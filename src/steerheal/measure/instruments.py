@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from steerheal.config import MeasureSettings
 from steerheal.measure import forced_choice, likelihood, moralmaps, protocol
+from steerheal.measure.readings import table
 from steerheal.measure.vignettes import Vignette, chosen
 from steerheal.models.model import ChatModel
 from steerheal.records import VignetteRow
@@ -20,9 +21,13 @@ class Read(NamedTuple):
 
 
 def texts(settings: MeasureSettings) -> list[str]:
-    """All that a reading takes from files: what they say counts, not what they are called."""
+    """All that an evaluation takes from files, and what makes the rows that readings bring.
+
+    What files say counts, not what they are called.
+    """
     wording = Path(settings.protocol).read_text(encoding="utf-8") if settings.protocol else ""
-    return [wording, *(vignette.model_dump_json() for vignette in chosen(settings))]
+    rows = (vignette.model_dump_json() for vignette in chosen(settings))
+    return [wording, *rows, *table.revisions()]
 
 
 def read(

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from steerheal.config import CheckSettings, MeasureSettings, SamplingSettings
 from steerheal.measure import coherence, free, instruments, summary, vignettes
+from steerheal.measure.own import Asker
+from steerheal.measure.readings import table
 from steerheal.measure.vignettes import Vignette
 from steerheal.models.model import ChatModel
 from steerheal.personas import Axis, Persona
@@ -95,17 +97,18 @@ def read(
     found = []
     for k, dose in enumerate(doses):
         rows, canary = _taken(known, ask) if known is not None and not dose else next(new)
-        found.append(
-            Scores(
-                state="steered" if dose else "base",
-                instrument=ask.measure.instrument,
-                vignettes=tuple(rows.rows),
-                canary=tuple(canary),
-                persona=tuple(judged[k * size : (k + 1) * size]),
-                think=ask.measure.think if ask.measure.instrument != "likelihood" else 0,
-                closed_early=rows.closed_early,
-            )
+        scores = Scores(
+            state="steered" if dose else "base",
+            instrument=ask.measure.instrument,
+            vignettes=tuple(rows.rows),
+            canary=tuple(canary),
+            persona=tuple(judged[k * size : (k + 1) * size]),
+            think=ask.measure.think if ask.measure.instrument != "likelihood" else 0,
+            closed_early=rows.closed_early,
         )
+        asker = Asker(chat, state.at_dose(dose), ask.persona, scores, ask.sampling, ask.seed)
+        own = table.own_rows(asker, swept=True)
+        found.append(scores.model_copy(update={"own": own}))
     return found
 
 
@@ -166,7 +169,7 @@ def sweep(
         points.append(point(random, zero, axis, dose=dose, control=True))
     return Sweep(
         points=tuple(points),
-        base_perplexity=summary.median_perplexity(zero),
+        base_perplexity=summary.fluency(zero),
     )
 
 

@@ -53,7 +53,7 @@ def stop_reason(rounds: Sequence[RoundRecord], config: RunConfig) -> str:
 
 def _gain(read: Summary) -> float:
     """A state's trait gain; below every other where it is unknown."""
-    value = read.delta_logodds.value
+    value = read.gain.value
     return -math.inf if math.isnan(value) else value
 
 
@@ -77,7 +77,7 @@ def best_round(
     if not fit:
         return None, f"none of {len(folded)} folded rounds is {limits}"
     done, read = max(fit, key=lambda item: _gain(item[1]))
-    gain = read.delta_logodds
+    gain = read.gain
     if not gain.value > 0:
         return None, f"no round {limits} raised the trait; at best {gain.value:+.3f}"
     low, dear = len(folded) - len(above), len(above) - len(fit)

@@ -117,4 +117,4 @@ def test(stages: Stages, folded: Mapping[int, State], best: int | None) -> dict[
     student = folded[number]
     base = stages.tested(BASE, "base", Plain())
     healed = stages.tested(number, "healed", student)
-    return {"test": summary.tested(healed, base, number), "test_reason": ""}
+    return {"test": summary.tested(healed, base, number, stages.persona.axis), "test_reason": ""}

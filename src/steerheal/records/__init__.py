@@ -7,14 +7,19 @@ carry the reason.
 from steerheal.records.base import (
     BREAKDOWN,
     FOUNDATIONS,
+    READS,
     VERSION,
     Reading,
     Record,
 )
 from steerheal.records.readings import (
+    UNREAD,
     Comparison,
     DosePoint,
     Evaluation,
+    OnTest,
+    Part,
+    Readings,
     Summary,
     Sweep,
 )
@@ -24,12 +29,12 @@ from steerheal.records.rows import (
     JsonRow,
     PersonaRow,
     Scores,
+    UnitRow,
     VignetteRow,
 )
 from steerheal.records.run import (
     Finding,
     Internalisation,
-    OnTest,
     RoundRecord,
     RunRecord,
     Shown,
@@ -52,6 +57,8 @@ from steerheal.records.training import (
 __all__ = [
     "BREAKDOWN",
     "FOUNDATIONS",
+    "READS",
+    "UNREAD",
     "VERSION",
     "Calibration",
     "CanaryRow",
@@ -68,8 +75,10 @@ __all__ = [
     "JsonRow",
     "Judged",
     "OnTest",
+    "Part",
     "PersonaRow",
     "Reading",
+    "Readings",
     "Record",
     "RoundRecord",
     "RunRecord",
@@ -79,6 +88,7 @@ __all__ = [
     "Summary",
     "Sweep",
     "Thought",
+    "UnitRow",
     "Verdict",
     "VignetteRow",
     "WalkStep",

@@ -5,7 +5,9 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
-VERSION = 2
+VERSION = 3
+READS = (2, 3)
+"""Versions of records that are read; a run of an older one goes on as one of this."""
 FOUNDATIONS = ("care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social")
 """Canonical order of every seven-vector; `social` is odd but not morally wrong."""
 BREAKDOWN = 1.7

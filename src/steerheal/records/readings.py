@@ -1,13 +1,84 @@
-"""Aggregates of rows: one state against the base, two states, the doses of a sweep."""
+"""Aggregates of rows: one state against the base, two states, the doses of a sweep.
 
-import math
-from typing import Any, Self
+Every reading is an entry of the table of readings (`measure.readings`) and stands here by its name.
+What a run decides by is named by the part that it plays: one reading is the trait, one coherence.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
 
 from steerheal.records.base import VERSION, Reading, Record
+from steerheal.records.old import nested
 from steerheal.records.rows import Scores, VignetteRow
 
+Part = Literal["", "trait", "coherence", "fluency", "distance", "cost"]
+"""What a reading is to a run: the trait that it steers, the coherence that it must keep, how fluent
+free answers are, how far they are from the base, and what the trait costs in coherence."""
+UNREAD = Reading.unknown("not read")
 
-class Summary(Record):
+
+class Readings(Record):
+    """Readings of the table, by name."""
+
+    values: dict[str, Reading] = {}
+    """What was read."""
+    changes: dict[str, Reading] = {}
+    """Paired differences from the state that it is held against, the base unless said."""
+    heads: dict[str, str] = {}
+    """Which reading plays which part."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_records(cls, data: object) -> object:
+        return nested(data)
+
+    def value(self, part: Part) -> Reading:
+        """What the reading of this part reads."""
+        return self.values.get(self.heads.get(part, ""), UNREAD)
+
+    def change(self, part: Part) -> Reading:
+        """How the reading of this part changed."""
+        return self.changes.get(self.heads.get(part, ""), UNREAD)
+
+    @property
+    def trait(self) -> Reading:
+        """The trait."""
+        return self.value("trait")
+
+    @property
+    def gain(self) -> Reading:
+        """Change of the trait."""
+        return self.change("trait")
+
+    @property
+    def mass(self) -> Reading:
+        """What coherence is read by, in its own unit."""
+        return self.value("coherence")
+
+    @property
+    def mass_change(self) -> Reading:
+        """Its change."""
+        return self.change("coherence")
+
+    @property
+    def perplexity(self) -> float:
+        """Of the free answers under the base."""
+        return self.value("fluency").value
+
+    @property
+    def kl(self) -> Reading:
+        """KL(state‖base) per token on the state's own free answers, nats."""
+        return self.value("distance")
+
+    @property
+    def cost(self) -> Reading:
+        """Coherence lost per unit of the trait."""
+        return self.change("cost")
+
+
+class Summary(Readings):
     """One evaluated state against the base, on the same vignettes and prompts."""
 
     state: str
@@ -15,37 +86,8 @@ class Summary(Record):
     """ln of the mean probability on each foundation."""
     delta_nats: dict[str, Reading]
     """Change of `nats` from the base."""
-    top1: float
-    """Share of vignettes whose foundation is ranked first, after centring on the base's means."""
-    persona_logodds: Reading
-    delta_logodds: Reading
-    p_ans_any: Reading
-    delta_p_ans_any: Reading
     coherence: float
-    """Answer mass over the base's."""
-    ppx_json: float
-    """Perplexity of the forced JSON prefill."""
-    perplexity: float
-    """Median perplexity of the free answers under the base."""
-    distinct_2: float
-    repetition: float
-    kl_to_base: Reading
-    """KL(state‖base) per token on the state's own free answers."""
-    coh_cost: Reading
-    """|Δ answer mass| per nat of |Δ persona_logodds|."""
-    json_is_valid: Reading = Reading.unknown("not read")
-    """Share of free replies to a request for JSON that parse."""
-    not_wrong: float = math.nan
-    """Mean probability on "odd but not wrong": generic damage raises it."""
-    plain_perplexity: float = math.nan
-    """Perplexity of the bundled plain prose under the state."""
-    long_perplexity: float = math.nan
-    """Median tail perplexity of long answers under the base."""
-    long_distinct_2: float = math.nan
-    loop_share: float = math.nan
-    """Share of long answers that loop."""
-    long_words: float = math.nan
-    """Mean length of long answers, in words."""
+    """What coherence is read by, over the base's."""
     surgical: bool | None
     """The target foundation moved as intended and more than every off-target; None: not moved."""
 
@@ -77,7 +119,7 @@ class Evaluation(Record):
         return self.others.model_copy(update={"vignettes": self.rows})
 
 
-class Comparison(Record):
+class Comparison(Readings):
     """State b minus state a on the same units; every reading has its paired interval."""
 
     a: str
@@ -90,37 +132,17 @@ class Comparison(Record):
     delta_clr: dict[str, Reading]
     """Change of the mean centred log-ratio per foundation, nats: a second look at the same move
     that no single vignette dominates."""
-    delta_top1: Reading
-    """Change of the share of vignettes ranked right."""
-    delta_social: Reading
-    """Change of the mean probability of "not wrong", which most damage raises."""
-    delta_logodds: Reading
-    """Change of persona_logodds, nats per token."""
-    delta_p_ans_any: Reading
-    """Change of the canary's answer mass."""
-    delta_perplexity: Reading
-    """Change of the mean ln perplexity of the free answers under the base, nats per token."""
-    gated_selectivity: Reading
-    """Move on the axis less a share of that off it, times squared coherence; nats."""
-    si_flips: Reading
-    """Net share of vignettes whose first-ranked foundation flips as intended."""
-    coh_cost: Reading
-    """|Δ answer mass| per nat of |Δ persona_logodds|."""
     surgical: bool | None
     """The target moved as intended and more than every off-target; None: not moved."""
     moved: tuple[str, ...] = ()
     """Readings whose interval excludes 0, by the names that `readings` gives them."""
 
     def readings(self) -> dict[str, Reading]:
-        """Every reading by name; a foundation's are named like `delta_nats.care`."""
+        """Every change by name; a foundation's are named like `delta_nats.care`."""
         found: dict[str, Reading] = {}
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            if isinstance(value, Reading):
-                found[name] = value
-            elif isinstance(value, dict):
-                found.update({f"{name}.{key}": reading for key, reading in value.items()})
-        return found
+        for name in ("delta_nats", "delta_clr"):
+            found |= {f"{name}.{key}": item for key, item in getattr(self, name).items()}
+        return found | self.changes
 
 
 class DosePoint(Record):
@@ -129,32 +151,25 @@ class DosePoint(Record):
     dose: float
     control: bool = False
     """True: a random vector at equal KL instead of the persona's."""
-    delta_nats: dict[str, Reading]
-    """Change of ln mean p per foundation."""
-    delta_logodds: Reading
-    """Change of persona_logodds, nats per token."""
-    coherence: float
-    """Answer mass over the base's."""
-    perplexity: float
-    """Median perplexity of the free answers under the base."""
-    kl: float
-    """Mean KL(steered‖base) per token on the state's own free answers, nats."""
+    summary: Summary
     n: int
     """Vignettes behind the foundations."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_records(cls, data: object) -> object:
+        """A point that held a part of its summary flat."""
+        if not isinstance(data, Mapping) or "summary" in data:
+            return data
+        own = {name: item for name, item in data.items() if name in cls.model_fields}
+        held = {name: item for name, item in data.items() if name not in cls.model_fields}
+        return own | {"summary": {"state": "steered", "nats": {}, "surgical": None} | held}
 
     @classmethod
     def of(cls, read: Summary, dose: float, *, control: bool = False) -> Self:
         """A dose's summary as a point."""
-        return cls(
-            dose=dose,
-            control=control,
-            delta_nats=read.delta_nats,
-            delta_logodds=read.delta_logodds,
-            coherence=read.coherence,
-            perplexity=read.perplexity,
-            kl=read.kl_to_base.value,
-            n=max((reading.n for reading in read.delta_nats.values()), default=0),
-        )
+        n = max((reading.n for reading in read.delta_nats.values()), default=0)
+        return cls(dose=dose, control=control, summary=read, n=n)
 
 
 class Sweep(Record):
@@ -162,4 +177,11 @@ class Sweep(Record):
 
     points: tuple[DosePoint, ...]
     base_perplexity: float
-    """Median perplexity of the base's own free answers."""
+    """Of the base's own free answers."""
+
+
+class OnTest(Readings):
+    """A round against the base on the test prompts, which were read once and chose nothing."""
+
+    round: int
+    prompts: int

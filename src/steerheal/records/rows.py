@@ -71,6 +71,19 @@ class JsonRow(Record):
     """Whether the first object or list in it parses."""
 
 
+class UnitRow(Record):
+    """One unit of a reading that brings its own rows: an answer, a text, a task."""
+
+    id: str
+    """What pairs it between states, such as its prompt."""
+    value: float
+    """What the reading reads of it."""
+    parts: dict[str, float] = {}
+    """Other numbers of it, by name."""
+    completion: Completion | None = None
+    """The answer behind it, where the state wrote one."""
+
+
 class Scores(Record):
     """Everything one evaluation read; every aggregate is a function of these rows."""
 
@@ -90,3 +103,5 @@ class Scores(Record):
     """Thinking budget of forced_choice, in tokens."""
     closed_early: int = 0
     """Rows whose thinking wanted to end before its budget."""
+    own: dict[str, tuple[UnitRow, ...]] = {}
+    """Rows of readings that bring their own, by the reading's name."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from steerheal.records.base import VERSION, Reading, Record
-from steerheal.records.readings import Comparison, Summary, Sweep
+from steerheal.records.readings import Comparison, OnTest, Summary, Sweep
 from steerheal.records.text import Completion, WalkStep
 from steerheal.records.training import HealLog
 
@@ -77,9 +77,9 @@ class RoundRecord(Record):
     steered: Summary | None = None
     healed: Summary | None = None
     retain: Reading | None = None
-    """Healed over steered change of persona_logodds, both from this round's student."""
+    """Healed over steered change of the trait, both from this round's student."""
     recovered: Reading | None = None
-    """Answer mass bought back: (healed − steered) / (base − steered)."""
+    """Coherence bought back: (healed − steered) / (base − steered)."""
     heal: HealLog | None = None
     comparisons: tuple[Comparison, ...] = ()
     """Steered and healed against the base, and healed against steered, paired."""
@@ -102,7 +102,7 @@ class RoundRecord(Record):
         The larger of the two: divergences do not add up, and a student can be farther from the base
         than its steps are from each other. NaN where neither is known.
         """
-        direct = self.healed.kl_to_base.value if self.healed else math.nan
+        direct = self.healed.kl.value if self.healed else math.nan
         return max(
             (value for value in (self.kl_cumulative, direct) if not math.isnan(value)),
             default=math.nan,
@@ -119,19 +119,6 @@ class StageMark(Record):
     reused: bool = False
     made_again: str = ""
     """Why it was made although one of the same inputs was on disk."""
-
-
-class OnTest(Record):
-    """A round against the base on the test prompts, which were read once and chose nothing."""
-
-    round: int
-    prompts: int
-    delta_logodds: Reading
-    """Change of persona_logodds, nats per token."""
-    delta_perplexity: Reading
-    """Change of the mean ln perplexity of the free answers under the base, nats per token."""
-    kl_to_base: Reading
-    """KL(state‖base) per token on the state's own answers."""
 
 
 class RunRecord(Record):
@@ -160,6 +147,12 @@ class RunRecord(Record):
     """Why there is no reading on them."""
     stages: tuple[StageMark, ...] = ()
     error: str = ""
+
+    @field_validator("version")
+    @classmethod
+    def _as_of_this_version(cls, _: int) -> int:
+        """What is read of an older version is held, and written again, as one of this."""
+        return VERSION
 
     @field_validator("config")
     @classmethod

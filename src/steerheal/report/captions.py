@@ -37,14 +37,14 @@ def trajectory(record: RunRecord) -> str:
 
 def _mass_way(row: RoundRecord) -> str:
     assert row.steered and row.healed
-    paired = [item.delta_p_ans_any for item in row.comparisons if _heal(item.a, item.b)]
+    paired = [item.mass_change for item in row.comparisons if _heal(item.a, item.b)]
     return direction(row.steered.coherence, row.healed.coherence, *paired)
 
 
 def _trait_way(row: RoundRecord) -> str:
     assert row.steered and row.healed
-    before, after = row.steered.persona_logodds.value, row.healed.persona_logodds.value
-    paired = [item.delta_logodds for item in row.comparisons if _heal(item.a, item.b)]
+    before, after = row.steered.trait.value, row.healed.trait.value
+    paired = [item.gain for item in row.comparisons if _heal(item.a, item.b)]
     return direction(before, after, *paired)
 
 
@@ -132,7 +132,7 @@ def trait(record: RunRecord) -> str:
     if row is None or row.healed is None:
         return "No healed state was evaluated."
     name = axis.foundation(record)
-    moves = [f"log-odds of the poles {_moved(row.healed.delta_logodds, 'nats/token')}"]
+    moves = [f"log-odds of the poles {_moved(row.healed.gain, 'nats/token')}"]
     if name:
         aim = {1: "; up is intended", -1: "; down is intended", 0: ""}[axis.sign(record)]
         moves.append(f"{name.capitalize()} {_moved(row.healed.delta_nats.get(name))}{aim}")
@@ -168,7 +168,7 @@ def _healing(row: RoundRecord) -> str:
 def budget(record: RunRecord) -> str:
     """How much KL the last round left spent, by the sum and directly."""
     row = record.rounds[-1]
-    direct = row.healed.kl_to_base.value if row.healed else math.nan
+    direct = row.healed.kl.value if row.healed else math.nan
     values: Iterable[tuple[str, float]] = (
         ("summed over the rounds", row.kl_cumulative),
         ("directly to the base", direct),

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from steerheal.records import BREAKDOWN, HealLog, Reading, RunRecord, Summary
+from steerheal.measure.readings.table import Entry, listed
+from steerheal.records import BREAKDOWN, UNREAD, HealLog, Reading, RunRecord, Summary
 from steerheal.report import axis
 from steerheal.report.captions import plane
 from steerheal.report.draw import (
@@ -31,9 +32,24 @@ from steerheal.report.front import front
 from steerheal.report.theme import LIGHT
 from steerheal.report.words import number_setting
 
+ACROSS = 3
+"""Panels beside each other."""
+WAYS = {-1: " ↑", 0: "", 1: " ↓"}
+"""Where undamaged text lies, by which way damage moves a reading."""
+
 
 def _value(read: Callable[[Summary], float]) -> Callable[[Summary], Reading]:
     return lambda summary: Reading(value=read(summary))
+
+
+def _table(name: str) -> Callable[[Summary], Reading]:
+    return lambda summary: summary.values.get(name, UNREAD)
+
+
+def coherence_entries(record: RunRecord) -> list[Entry]:
+    """The readings of coherence that any state of the run has."""
+    names = dict.fromkeys(name for row in states(record) for name in row.summary.values)
+    return [entry for entry in listed(names) if entry.kind == "coherence"]
 
 
 def _nats(foundation: str) -> Callable[[Summary], Reading]:
@@ -50,7 +66,7 @@ def trajectory(record: RunRecord) -> Figure:
             axes,
             record,
             _value(lambda summary: summary.coherence),
-            lambda summary: summary.persona_logodds,
+            lambda summary: summary.trait,
             whiskers=True,
         )
         axes.set_xlabel("coherence: answer mass over the base's (share)")
@@ -65,36 +81,31 @@ def trajectory(record: RunRecord) -> Figure:
 
 
 def _draw_front(axes: Axes, record: RunRecord) -> None:
-    pairs = [(row.summary.coherence, row.summary.persona_logodds.value) for row in states(record)]
+    pairs = [(row.summary.coherence, row.summary.trait.value) for row in states(record)]
     best = [pairs[i] for i in front(pairs)]
     xs, ys = [x for x, _ in best], [y for _, y in best]
     axes.plot(xs, ys, drawstyle="steps-pre", color=BLUE, lw=1, zorder=1)
 
 
 def coherence(record: RunRecord) -> Figure:
-    """The coherence instruments over rounds, one panel each, each on its own scale."""
-    panels: tuple[tuple[str, str, Callable[[Summary], Reading]], ...] = (
-        ("answer mass", "share", lambda summary: summary.p_ans_any),
-        ("JSON prefill", "perplexity", _value(lambda row: row.ppx_json)),
-        ("free answers", "perplexity", _value(lambda row: row.perplexity)),
-        ("distinct bigrams", "share", _value(lambda row: row.distinct_2)),
-        ("repeated trigrams", "share", _value(lambda row: row.repetition)),
-        ("KL to the base", "nats/token", lambda row: row.kl_to_base),
-    )
+    """The readings of coherence over rounds, one panel each, each on its own scale."""
+    panels = coherence_entries(record)
+    rows = max(1, math.ceil(len(panels) / ACROSS))
     with styled():
-        figure, axes = sheet(4.9, 2, 3)
-        for panel, (title, unit, read) in zip(axes, panels, strict=True):
-            drawn = course(panel, record, read)
-            panel.set_title(title)
-            panel.set_ylabel(unit)
-            if unit == "perplexity" and drawn and max(drawn) > 50 * min(drawn):
+        figure, axes = sheet(0.4 + 2.25 * rows, rows, ACROSS)
+        for panel in axes[len(panels) :]:
+            panel.set_axis_off()
+        for panel, entry in zip(axes, panels, strict=False):
+            drawn = course(panel, record, _table(entry.name))
+            panel.set_title(entry.title.removeprefix(f"{entry.unit} of ") + WAYS[entry.damage])
+            panel.set_ylabel(entry.unit)
+            if entry.unit == "perplexity" and drawn and max(drawn) > 50 * min(drawn):
                 panel.set_yscale("log")
             elif drawn and min(drawn) >= 0:
                 panel.set_ylim(bottom=max(panel.get_ylim()[0], -0.04 * panel.get_ylim()[1]))
-        if record.base:
-            floor = number_setting(record, "coherence_floor") * record.base.p_ans_any.value
-            level(axes[0], floor)
-        for panel in axes[3:]:
+            if record.base and entry.name == record.base.heads.get("coherence"):
+                level(panel, number_setting(record, "coherence_floor") * record.base.mass.value)
+        for panel in axes[-ACROSS:]:
             panel.set_xlabel("round")
         legend(figure, ("coherence floor", line(":", INK)))
     return figure
@@ -123,9 +134,9 @@ def trait(record: RunRecord) -> Figure:
 
     with styled():
         figure, (left, right) = sheet(3.5, 1, 2)
-        course(left, record, lambda summary: summary.persona_logodds)
+        course(left, record, lambda summary: summary.trait)
         if record.base:
-            level(left, record.base.persona_logodds.value)
+            level(left, record.base.trait.value)
         left.set_title("log-odds of the poles")
         left.set_ylabel("nats/token")
         if name:
@@ -206,7 +217,7 @@ def _draw_heal(panels: list[Axes], log: HealLog, start: int) -> None:
 def budget(record: RunRecord) -> Figure:
     """KL spent, round by round, against where steering without healing breaks down."""
     summed = [(0, 0.0)] + [(row.round + 1, row.kl_cumulative) for row in record.rounds]
-    direct = [(row.round + 1, row.healed.kl_to_base.value) for row in record.rounds if row.healed]
+    direct = [(row.round + 1, row.healed.kl.value) for row in record.rounds if row.healed]
     with styled():
         figure, (axes,) = sheet(3.6)
         level(axes, BREAKDOWN)

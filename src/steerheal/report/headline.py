@@ -5,16 +5,11 @@ The page and the command line print the same sentences; whatever did not hold co
 
 import math
 
+from steerheal.measure.readings.table import Entry, listed
 from steerheal.numbers import number
-from steerheal.records import Reading, Record, RoundRecord, RunRecord, Summary
+from steerheal.records import UNREAD, Reading, Record, RoundRecord, RunRecord, Summary
 from steerheal.report import axis
 from steerheal.report.words import change, chosen, number_setting, one_line, persona_name, tested
-
-GUARDS = (
-    ("top-1", "top1"),
-    ("share of “not wrong”", "not_wrong"),
-    ("perplexity of plain prose", "plain_perplexity"),
-)
 
 
 class Condition(Record):
@@ -48,16 +43,18 @@ def guarded(record: RunRecord, row: RoundRecord) -> str:
     """What answer mass cannot see, base against healed, and the off-target foundations."""
     if record.base is None or row.healed is None:
         return ""
-    parts = [_guard(record.base, row.healed, title, name) for title, name in GUARDS]
+    names = dict.fromkeys([*record.base.values, *row.healed.values])
+    entries = [entry for entry in listed(names) if entry.kind == "guard" and entry.brief]
+    parts = [_guard(record.base, row.healed, entry) for entry in entries]
     parts += axis.off_target_moves(record, row.healed)
     return f"Damage guard: {', '.join(parts)}."
 
 
-def _guard(base: Summary, healed: Summary, title: str, name: str) -> str:
-    before, after = getattr(base, name), getattr(healed, name)
+def _guard(base: Summary, healed: Summary, entry: Entry) -> str:
+    before, after = (state.values.get(entry.name, UNREAD).value for state in (base, healed))
     if math.isnan(before) and math.isnan(after):
-        return f"{title} not read"
-    return f"{title} {number(before)} → {number(after)}"
+        return f"{entry.title} not read"
+    return f"{entry.title} {number(before)} → {number(after)}"
 
 
 def selected(record: RunRecord) -> str:
@@ -74,7 +71,7 @@ def selected(record: RunRecord) -> str:
         return said
     return (
         f"{said} On {record.test.prompts} test prompts that chose nothing it reads "
-        f"{change(record.test.delta_logodds)}."
+        f"{change(record.test.gain)}."
     )
 
 
@@ -124,7 +121,7 @@ def stuck(record: RunRecord, row: RoundRecord) -> str:
 def _faults(record: RunRecord, row: RoundRecord) -> str:
     assert row.healed is not None
     faults, floor = [], number_setting(record, "coherence_floor")
-    delta = (tested(record, row) or row.healed).delta_logodds
+    delta = (tested(record, row) or row.healed).gain
     if math.isnan(delta.value):
         faults.append(f"the trait could not be read ({one_line(delta.reason) or 'no reason'})")
     elif delta.high < 0:
@@ -136,7 +133,7 @@ def _faults(record: RunRecord, row: RoundRecord) -> str:
     if axis.backwards(record, row.healed):
         faults.append(f"{axis.foundation(record)} moved against what the persona intends")
     if math.isnan(row.healed.coherence):
-        reason = one_line(row.healed.p_ans_any.reason) or "no reason"
+        reason = one_line(row.healed.mass.reason) or "no reason"
         faults.append(f"coherence could not be read ({reason})")
     elif row.healed.coherence < floor:
         faults.append(f"coherence fell below {number(floor)} of the base")
@@ -149,13 +146,13 @@ def _result(record: RunRecord, row: RoundRecord) -> str:
     assert healed is not None
     read = tested(record, row) or healed
     parts = [
-        f"{persona_name(record)} {change(read.delta_logodds)} over the base without any hook at a "
-        f"KL of {number(read.kl_to_base.value)} nats/token, {_pool(record, row)}",
+        f"{persona_name(record)} {change(read.gain)} over the base without any hook at a "
+        f"KL of {number(read.kl.value)} nats/token, {_pool(record, row)}",
         axis.move(record, healed),
         f"answer mass {number(healed.coherence)} of the base",
     ]
     said = ", ".join(part for part in parts if part)
-    tail = "; the trait moved beyond its interval" if read.delta_logodds.low > 0 else ""
+    tail = "; the trait moved beyond its interval" if read.gain.low > 0 else ""
     return f"Round {row.round + 1} healed: {said}{tail}."
 
 
@@ -182,7 +179,7 @@ def conditions(record: RunRecord, shown_differs: tuple[int, int] | None) -> list
         return [Condition(text=text, holds=None, numbers=nothing) for text in texts]
     where = f"round {row.round + 1} healed, {_pool(record, row)}"
     return [
-        _trait_rose(texts[0], (tested(record, row) or row.healed).delta_logodds, where),
+        _trait_rose(texts[0], (tested(record, row) or row.healed).gain, where),
         _coherent(texts[1], record, row, floor),
         _text_differs(texts[2], shown_differs),
     ]
@@ -198,13 +195,13 @@ def _trait_rose(text: str, delta: Reading, where: str) -> Condition:
 
 def _coherent(text: str, record: RunRecord, row: RoundRecord, floor: float) -> Condition:
     assert row.healed is not None
-    share, mass = row.healed.coherence, row.healed.p_ans_any
+    share, mass = row.healed.coherence, row.healed.mass
     if math.isnan(share) or math.isnan(floor):
         why = one_line(mass.reason) or "no reason was recorded"
         return Condition(text=text, holds=None, numbers=f"could not be read: {why}")
     numbers = f"{number(share)} of the base"
     if record.base is not None:
-        numbers += f" ({number(mass.value)} against {number(record.base.p_ans_any.value)})"
+        numbers += f" ({number(mass.value)} against {number(record.base.mass.value)})"
     return Condition(text=text, holds=share >= floor, numbers=numbers)
 
 

@@ -13,8 +13,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from steerheal import disk, store
+from steerheal.measure.readings.table import listed
 from steerheal.numbers import interval, number
-from steerheal.records import HealLog, RoundRecord, RunRecord
+from steerheal.records import HealLog, OnTest, RoundRecord, RunRecord
 from steerheal.report import axis, draw, guard, samples, table, theme
 from steerheal.report.files import attempt, lacking
 from steerheal.report.headline import (
@@ -27,7 +28,7 @@ from steerheal.report.headline import (
 )
 from steerheal.report.plates import PLATES, Plate
 from steerheal.report.samples import shown_differs
-from steerheal.report.words import change, chosen, one_line, persona_name, setting, visible
+from steerheal.report.words import chosen, one_line, persona_name, setting, visible
 
 __all__ = ["Condition", "conditions", "headline", "lacking", "shown_differs", "write_report"]
 
@@ -175,11 +176,27 @@ def _tested(record: RunRecord) -> str:
     if found is None:
         return f"none: {record.test_reason}"
     return (
-        f"{found.prompts}, read once, by the base and by round {found.round + 1}: log-odds of the "
-        f"poles {change(found.delta_logodds)}, ln perplexity "
-        f"{number(found.delta_perplexity.value, signed=True)} {interval(found.delta_perplexity)}, "
-        f"KL to the base {number(found.kl_to_base.value)} {interval(found.kl_to_base)}"
+        f"{found.prompts}, read once, by the base and by round {found.round + 1}: "
+        f"{', '.join(_on_test(found))}"
     )
+
+
+def _on_test(found: OnTest) -> list[str]:
+    """What changed on the test prompts, and how far from the base it is."""
+    brief = [entry for entry in listed(found.changes) if entry.brief]
+    said = [
+        (f"change of {entry.title}", entry.difference_unit, found.changes[entry.name], True)
+        for entry in brief
+    ]
+    said += [
+        (entry.title, entry.unit, found.values[entry.name], False)
+        for entry in listed(found.values)
+        if entry.name == found.heads.get("distance")
+    ]
+    return [
+        f"{title} {number(item.value, signed=signed)} {unit} {interval(item)}".rstrip()
+        for title, unit, item, signed in said
+    ]
 
 
 def _poles(record: RunRecord) -> list[tuple[str, str]]:

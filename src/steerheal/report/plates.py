@@ -57,8 +57,8 @@ PLATES = (
         "coherence",
         "Coherence, round by round",
         captions.coherence,
-        "One panel per instrument, each on its own scale. Higher is more coherent for answer mass "
-        "and distinct bigrams; lower is for the two perplexities, repetition and KL.",
+        "One panel per reading, each on its own scale. The arrow in its title is where coherent "
+        "text lies.",
         figures.coherence,
         no_state,
     ),

@@ -87,9 +87,8 @@ def price(point: ScanPoint, against: str, base_perplexity: float) -> float:
 
     More than the base's is no gain, so that both end at 1.
     """
-    value = (
-        point.read.coherence if against == "coherence" else base_perplexity / point.read.perplexity
-    )
+    read = point.read.summary
+    value = read.coherence if against == "coherence" else base_perplexity / read.perplexity
     # In this order NaN stays NaN.
     return min(value, 1.0)
 
@@ -100,13 +99,13 @@ def advised(record: ScanRecord) -> ScanRecord:
     Only points whose trait moved as meant and that stay above the floors are advised; the front is
     over all of them, so that the figure shows what the floors leave out.
     """
-    whole = [p.read.coherence for p in record.points if p.read.coherence >= FLOOR]
+    whole = [p.read.summary.coherence for p in record.points if p.read.summary.coherence >= FLOOR]
     flat = bool(whole) and min(whole) > 1 - FLAT
     against: Literal["coherence", "fluency"] = "fluency" if flat else "coherence"
 
     def spot(point: ScanPoint) -> tuple[float, float]:
         across = price(point, against, record.base_perplexity)
-        return across, point.read.delta_logodds.value
+        return across, point.read.summary.gain.value
 
     best = set(front([spot(point) for point in record.points]))
     points = [
@@ -127,7 +126,7 @@ def advised(record: ScanRecord) -> ScanRecord:
 
 def _fit(point: ScanPoint, base_perplexity: float) -> bool:
     fluent = price(point, "fluency", base_perplexity) >= LEAST_FLUENCY
-    return point.read.delta_logodds.low > 0 and point.read.coherence >= FLOOR and fluent
+    return point.read.summary.gain.low > 0 and point.read.summary.coherence >= FLOOR and fluent
 
 
 def _advice(record: ScanRecord, point: ScanPoint | None, *, flat: bool) -> str:
@@ -153,9 +152,9 @@ def _advice(record: ScanRecord, point: ScanPoint | None, *, flat: bool) -> str:
 
 
 def figure(record: ScanRecord) -> Figure:
-    """persona_logodds and the target foundation against coherence (or fluency), band by band."""
+    """The trait and the target foundation against coherence (or fluency), band by band."""
     panels = (
-        ("trait: log-odds of the poles", "change (nats/token)", lambda p: p.delta_logodds),
+        ("trait: log-odds of the poles", "change (nats/token)", lambda p: p.gain),
         (
             record.foundation.capitalize(),
             "change (nats)",
@@ -190,7 +189,7 @@ def _draw(axes: Axes, record: ScanRecord, names: list[str], read: Any) -> None:
     for i, name in enumerate(names):
         colour, shape = _style(i)
         spots: list[tuple[float, Reading, ScanPoint]] = [
-            (price(point, record.against, record.base_perplexity), read(point.read), point)
+            (price(point, record.against, record.base_perplexity), read(point.read.summary), point)
             for point in record.points
             if point.band == name
         ]
@@ -214,7 +213,7 @@ def _draw(axes: Axes, record: ScanRecord, names: list[str], read: Any) -> None:
 def _join(axes: Axes, record: ScanRecord) -> None:
     """The front's steps through its points."""
     spots = sorted(
-        (price(point, record.against, record.base_perplexity), point.read.delta_logodds.value)
+        (price(point, record.against, record.base_perplexity), point.read.summary.gain.value)
         for point in record.points
         if point.on_front
     )

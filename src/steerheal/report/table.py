@@ -66,8 +66,8 @@ def _of(state: str, read: Callable[[Summary], Cell]) -> Callable[[RoundRecord], 
 
 
 def trait_cell(summary: Summary) -> Cell:
-    """persona_logodds over its change from the base."""
-    value, delta = summary.persona_logodds, summary.delta_logodds
+    """The trait over its change from the base."""
+    value, delta = summary.trait, summary.gain
     if summary.state == "base" or math.isnan(delta.value):
         return reading(value)
     return reading(value)._replace(
@@ -76,9 +76,9 @@ def trait_cell(summary: Summary) -> Cell:
 
 
 def coherence_cell(summary: Summary) -> Cell:
-    """Answer mass over the base's, over the answer mass itself."""
-    why = one_line(summary.p_ans_any.reason) or "the base has no answer mass to compare with"
-    mass = number(summary.p_ans_any.value)
+    """What coherence is read by, over the base's, over its own value."""
+    why = one_line(summary.mass.reason) or "the base has no answer mass to compare with"
+    mass = number(summary.mass.value)
     return plain(summary.coherence, why)._replace(under=f"mass {mass}")
 
 
@@ -138,7 +138,7 @@ COURSE = (
     Column(
         "steered trait",
         "nats/token",
-        "persona_logodds with the hook on, over its change from the base",
+        "the trait with the hook on, over its change from the base",
         _of("steered", trait_cell),
     ),
     Column(
@@ -173,10 +173,10 @@ PRICE = (
         lambda row: _healed_reading(row, row.recovered),
     ),
     Column(
-        "coh_cost",
+        "cost",
         "share/nat",
         "answer mass lost per nat/token of trait, healed against base; lower is better",
-        _of("healed", lambda summary: reading(summary.coh_cost)),
+        _of("healed", lambda summary: reading(summary.cost)),
     ),
     Column(
         "surgical",

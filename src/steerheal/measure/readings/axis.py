@@ -12,28 +12,20 @@ Source: moral-maps, github.com/wassname/moral-maps, as of July 2026.
 """
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from steerheal.errors import UserError, unknown
-from steerheal.measure.stats import Statistic, jackknife, mean, share_change
+from steerheal.errors import unknown
+from steerheal.measure.pairs import matched_vignettes
+from steerheal.measure.qualify import answer_mass
+from steerheal.measure.readings.table import Entry, Pair
+from steerheal.measure.stats import Statistic, jackknife, share_change
 from steerheal.personas import Axis
-from steerheal.records import FOUNDATIONS, Reading, Scores, VignetteRow
+from steerheal.records import FOUNDATIONS, Reading, VignetteRow
 
 Floats = NDArray[np.float64]
-Row = TypeVar("Row")
-
-UNITS: dict[str, tuple[str, Callable[[Any], Hashable]]] = {
-    "vignettes": ("vignettes", lambda row: (row.id, row.condition)),
-    "persona": ("prompts", lambda row: row.completion.prompt),
-    "canary": ("canary statements", lambda row: row.id),
-}
-"""What the rows in each field of `Scores` are about, and what pairs them."""
-FIX = "Measure both states with the same persona and --measure settings."
 
 
 def clr(score: ArrayLike) -> Floats:
@@ -95,92 +87,6 @@ def si_flips(
     return share_change(flips)
 
 
-def matched_vignettes(
-    pos_rows: Sequence[VignetteRow], neg_rows: Sequence[VignetteRow]
-) -> list[tuple[VignetteRow, VignetteRow]]:
-    """Both arms' rows of every vignette and condition, in the order of the first arm.
-
-    Raises:
-        UserError: no rows, a vignette twice under a condition, or vignettes that only one arm has.
-    """
-    return matched(pos_rows, neg_rows, "vignettes")
-
-
-def matched(pos_rows: Sequence[Row], neg_rows: Sequence[Row], field: str) -> list[tuple[Row, Row]]:
-    """Both arms' rows of every unit in a field of `Scores`, in the order of the first arm.
-
-    Raises:
-        UserError: no rows, a key twice in one arm, or keys that only one arm has.
-    """
-    what, key = UNITS[field]
-    pos, neg = _by_key(pos_rows, key, what), _by_key(neg_rows, key, what)
-    if not pos and not neg:
-        raise UserError(f"Neither state has {what} to compare. {FIX}")
-    if pos.keys() != neg.keys():
-        raise UserError(
-            f"The two states were measured on different {what}: {len(pos.keys() & neg.keys())} "
-            f"match, of {len(pos)} and {len(neg)}. {FIX}"
-        )
-    return [(row, neg[name]) for name, row in pos.items()]
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Rows of b and a on the same units, or the reason why there are none."""
-
-    b: list[Any]
-    a: list[Any]
-    missing: str
-
-    def read(self, measure: Callable[[list[Any], list[Any]], Reading]) -> Reading:
-        """What `measure` makes of b's rows and a's."""
-        return Reading.unknown(self.missing) if self.missing else measure(self.b, self.a)
-
-    def over(
-        self, pair: Callable[[Any, Any], Any], found: Callable[[ArrayLike], Reading] = mean
-    ) -> Reading:
-        """The mean, or another reading, of what `pair` makes of a unit's two rows."""
-        return self.read(lambda b, a: found([pair(*rows) for rows in zip(b, a, strict=True)]))
-
-    def change(self, value: Callable[[Any], float]) -> Reading:
-        """Mean of b's value minus a's."""
-        return self.over(lambda one, other: value(one) - value(other))
-
-
-def in_order(scores: Scores) -> Scores:
-    """The same rows in the order of their keys, so that two states pair row by row."""
-    rows = {
-        field: tuple(sorted(getattr(scores, field), key=lambda row, key=key: str(key(row))))
-        for field, (_, key) in UNITS.items()
-    }
-    return scores.model_copy(update=rows)
-
-
-def paired(b: Scores, a: Scores, field: str) -> Paired:
-    """What b and a measured in a field of `Scores`, in the order of the keys that pair it.
-
-    Raises:
-        UserError: a key twice in one state, or keys that only one state has.
-    """
-    what, _ = UNITS[field]
-    sides = {"b": b, "a": a}
-    lacking = [f"{name} ({side.state})" for name, side in sides.items() if not getattr(side, field)]
-    if lacking:
-        return Paired([], [], f"no {what} were measured for {' and '.join(lacking)}")
-    pairs = matched(getattr(in_order(b), field), getattr(a, field), field)
-    return Paired([one for one, _ in pairs], [other for _, other in pairs], "")
-
-
-def _by_key(rows: Sequence[Row], key: Callable[[Row], Hashable], what: str) -> dict[Hashable, Row]:
-    found: dict[Hashable, Row] = {}
-    for row in rows:
-        name = key(row)
-        if name in found:
-            raise UserError(f"A state holds {name!r} twice among its {what}. Measure each once.")
-        found[name] = row
-    return found
-
-
 def _selectivity(signs: Floats, off_weight: float) -> Statistic:
     """on − λ·off of changes in clr, [R, n, 7] to [R]; |·| is of each sample's mean."""
     on, off = signs != 0, signs == 0
@@ -207,3 +113,38 @@ def _first(row: VignetteRow, weights: Floats) -> float:
     """Weight of the foundation that ranks first; NaN for a row that could not be read."""
     score = np.array(row.score)
     return float(weights[score.argmax()]) if np.isfinite(score).all() else math.nan
+
+
+def _gated(pair: Pair) -> Reading:
+    masses = [answer_mass(state) for state in (pair.b, pair.a, pair.origin)]
+    arms = dict(zip(("mass_pos", "mass_neg", "mass_base"), masses, strict=True))
+    return pair.units("vignettes").read(
+        lambda b, a: gated_selectivity(b, a, intent_of(pair.axis), **arms)
+    )
+
+
+def _flips(pair: Pair) -> Reading:
+    return pair.units("vignettes").read(lambda b, a: si_flips(b, a, intent_of(pair.axis)))
+
+
+ENTRIES = (
+    Entry(
+        name="gated_selectivity",
+        title="gated selectivity",
+        kind="trait",
+        needs=("vignettes",),
+        change=_gated,
+        change_unit="nats",
+        brief=True,
+        meaning="move on the axis less a share of that off it, times squared coherence",
+    ),
+    Entry(
+        name="si_flips",
+        title="SI flips",
+        kind="trait",
+        needs=("vignettes",),
+        change=_flips,
+        change_unit="share",
+        meaning="net share of vignettes whose first-ranked foundation flips as intended",
+    ),
+)
