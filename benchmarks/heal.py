@@ -29,7 +29,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 from steerheal.config import HealSettings, ModelSettings, SamplingSettings
 from steerheal.heal.adapter import target_names, training
-from steerheal.heal.barrier import aggregated
 from steerheal.heal.train import heal_student, training_pairs
 from steerheal.models.ends import Ends
 from steerheal.models.generate import Draw, generate
@@ -38,9 +37,10 @@ from steerheal.models.load import load
 from steerheal.models.model import ChatModel, band_layers
 from steerheal.models.score import Pair, continuation_states, kl
 from steerheal.personas import find
+from steerheal.tables import AGGREGATES
 
 SETTINGS = HealSettings(barrier="kl_rev", epochs=1, held_out=0.0, tau=0.0)
-UNBARRED = HealSettings(barrier="nll", epochs=1, held_out=0.0)
+UNBARRED = HealSettings(barrier="none", epochs=1, held_out=0.0)
 IGNORED = -100
 WIDE, COMPLETIONS, LENGTH, LIMIT = 262_144, 48, 512, 2 << 30
 
@@ -69,7 +69,7 @@ def plain(chat: ChatModel, pairs: list[Pair]) -> None:
             with torch.enable_grad():
                 log_p = chat.net(input_ids=ids).logits[0].float().log_softmax(-1)[here]
                 ce = -log_p.gather(1, targets[:, None]).mean()
-                barrier = aggregated(SETTINGS.aggregate, kl(log_p, log_q))
+                barrier = AGGREGATES.find(SETTINGS.aggregate)(kl(log_p, log_q))
                 ((ce + SETTINGS.lam * barrier) / SETTINGS.rows).backward()
             if number % SETTINGS.rows == 0 or number == len(pairs):
                 nn.utils.clip_grad_norm_(free, SETTINGS.clip)
@@ -231,9 +231,9 @@ def speed(settings: ModelSettings, steps: int, tokens: int) -> None:
     )
     said("heal with kl_rev, reference included", mine)
     said("plain loop with kl_rev, one row a time", loop)
-    said("heal with nll", without)
-    said("transformers' Trainer, nll", trainer)
-    print(f"ratios: {loop / mine:.2f} with kl_rev, {trainer / without:.2f} with nll")
+    said("heal without a barrier", without)
+    said("transformers' Trainer, no barrier", trainer)
+    print(f"ratios: {loop / mine:.2f} with kl_rev, {trainer / without:.2f} without")
     print(f"share of the bound, kl_rev's own products: {bound / mine:.2f}")
 
 

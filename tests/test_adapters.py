@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from steerheal.config import HealSettings, RunConfig, validated
+from steerheal.config import HealSettings, validated
 from steerheal.errors import UserError
 from steerheal.heal.adapter import target_names, trained, training, untouched
 from steerheal.heal.export import export_merged, export_peft
@@ -206,14 +206,6 @@ def test_pissa_on_a_folded_history_leaves_both_as_they_were() -> None:
         torch.testing.assert_close(logits(chat), inside, **CLOSE)
 
 
-def test_dora_is_refused_with_the_reason_before_anything_is_trained() -> None:
-    with pytest.raises(UserError, match=r"adapter: dora cannot be folded.*full rank.*Use lora"):
-        validated(RunConfig, {"heal": {"adapter": "dora"}}, source="test")
-    slipped = settings().model_copy(update={"adapter": "dora"})
-    with pytest.raises(UserError, match="full rank"), training(tiny.chat(), slipped, seed=0):
-        pass
-
-
 def test_pissa_refuses_what_would_eat_the_weights() -> None:
     with pytest.raises(UserError, match="weight_decay"):
         validated(HealSettings, {"adapter": "pissa", "weight_decay": 0.1}, source="test")
@@ -297,7 +289,7 @@ def test_every_kind_learns_and_its_adapter_is_alive(kind: str) -> None:
     chat = tiny.chat()
     words = ("warm tea", "a blanket", "sit with me", "stay a bit")
     pairs = [(prompt_ids(chat, f"say {word}"), text_ids(chat, word)) for word in words]
-    chosen = settings(kind, barrier="nll", epochs=8, rows=4, lr=5e-3, held_out=0.0)
+    chosen = settings(kind, barrier="none", epochs=8, rows=4, lr=5e-3, held_out=0.0)
     before = state(chat)
     done = heal_student(chat, pairs, continuation_states(chat, pairs), chosen)
     assert same(state(chat), before)

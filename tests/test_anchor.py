@@ -16,7 +16,7 @@ from test_train import assert_equal, factors, healed, pairs_of, settings
 
 import tiny
 
-NLL = settings(barrier="nll", epochs=6)
+PLAIN = settings(barrier="none", epochs=6)
 
 
 def unrelated(chat: ChatModel) -> Data:
@@ -38,14 +38,14 @@ def drift(chat: ChatModel, done: Healed, data: Data) -> float:
 
 def test_without_weight_it_is_the_heal_without_it_bit_for_bit() -> None:
     chat = tiny.chat()
-    assert_equal(healed(chat, NLL), healed(chat, NLL, anchor=unrelated(chat)))
+    assert_equal(healed(chat, PLAIN), healed(chat, PLAIN, anchor=unrelated(chat)))
 
 
 def test_unrelated_text_stays_and_the_fit_goes_on() -> None:
     chat = tiny.chat()
     data = unrelated(chat)
-    free = healed(chat, NLL)
-    held = healed(chat, settings(barrier="nll", epochs=6, anchor=10.0), anchor=data)
+    free = healed(chat, PLAIN)
+    held = healed(chat, settings(barrier="none", epochs=6, anchor=10.0), anchor=data)
     assert drift(chat, held, data) < drift(chat, free, data) / 2
     assert held.log.steps[-1].ce < held.log.steps[0].ce
     own = Data(pairs_of(chat), continuation_states(chat, pairs_of(chat)))
@@ -56,16 +56,16 @@ def test_unrelated_text_stays_and_the_fit_goes_on() -> None:
 
 def test_a_step_records_its_divergence_there() -> None:
     chat = tiny.chat()
-    done = healed(chat, settings(barrier="nll", anchor=1.0, anchor_rows=2), anchor=unrelated(chat))
+    done = healed(chat, settings(barrier="none", anchor=1.0, anchor_rows=2), anchor=unrelated(chat))
     read = [step.anchor for step in done.log.steps]
     assert read[0] == pytest.approx(0, abs=1e-6) and read[-1] > 0
-    assert all(step.anchor != step.anchor for step in healed(chat, NLL).log.steps)
+    assert all(step.anchor != step.anchor for step in healed(chat, PLAIN).log.steps)
 
 
 def test_at_the_base_it_has_no_slope() -> None:
     chat = tiny.chat()
     data = unrelated(chat)
-    one = settings(barrier="nll", epochs=1, rows=8, anchor=3.0, anchor_rows=3, clip=1e9)
+    one = settings(barrier="none", epochs=1, rows=8, anchor=3.0, anchor_rows=3, clip=1e9)
     both = healed(chat, one, anchor=data).log.steps[0].gradient
     alone = healed(chat, one.model_copy(update={"anchor": 0.0})).log.steps[0].gradient
     # At the start the student is the base, where the divergence has no slope.
@@ -75,7 +75,7 @@ def test_at_the_base_it_has_no_slope() -> None:
 def test_an_anchor_without_text_is_refused() -> None:
     chat = tiny.chat()
     data = unrelated(chat)
-    asked = settings(barrier="nll", anchor=1.0)
+    asked = settings(barrier="none", anchor=1.0)
     for given in (None, replace(data, reference=None)):
         with pytest.raises(UserError, match="unrelated text"):
             heal_student(chat, pairs_of(chat), None, asked, anchor=given)
@@ -84,7 +84,7 @@ def test_an_anchor_without_text_is_refused() -> None:
 def test_it_moves_the_factors() -> None:
     chat = tiny.chat()
     free, held = (
-        factors(healed(chat, settings(barrier="nll", epochs=6, anchor=w), anchor=unrelated(chat)))
+        factors(healed(chat, settings(barrier="none", epochs=6, anchor=w), anchor=unrelated(chat)))
         for w in (0.0, 5.0)
     )
     assert any(not torch.equal(free[name], held[name]) for name in free)

@@ -475,13 +475,13 @@ def test_a_trait_that_steering_did_not_raise_cannot_be_healed() -> None:
     assert "steering did not raise the trait" in healing.CHECK.seen(evidence).words
 
 
-def test_an_nll_heal_has_no_barrier_to_fire() -> None:
+def test_a_heal_without_a_barrier_has_none_to_fire() -> None:
     log = heal_log(divergence=NAN, lam=0.0)
-    found = healing.CHECK.seen(check3(settings=HealSettings(barrier="nll"), log=log))
+    found = healing.CHECK.seen(check3(settings=HealSettings(barrier="none"), log=log))
     assert (found.outcome, found.candidates) == ("healed", ())
     flat = heal_log(ces=(2.0, 2.0), held=(2.0, 2.0, 2.0), divergence=NAN, lam=0.0)
-    nll = check3(settings=HealSettings(barrier="nll"), log=flat, retain=LITTLE)
-    assert healing.CHECK.seen(nll).outcome == "nothing to learn"
+    none = check3(settings=HealSettings(barrier="none"), log=flat, retain=LITTLE)
+    assert healing.CHECK.seen(none).outcome == "nothing to learn"
 
 
 def test_a_healed_round_says_that_the_barrier_had_no_part_in_it() -> None:

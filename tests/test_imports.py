@@ -15,6 +15,7 @@ NAMES = "__init__"
 """The public names, from wherever they are."""
 ORDER = [
     {"errors"},
+    {"tables"},
     {"prompts", "bounds", "line", "disk"},
     {"config"},
     {"personas"},

@@ -146,15 +146,15 @@ def made(folder: Path) -> list[str]:
 
 
 def test_runs_that_differ_only_in_the_heal_share_everything_before_it(finished: Path) -> None:
-    start(finished.parent, "faster", heal={"barrier": "nll", "lr": 2e-3}, rounds=1)
+    start(finished.parent, "faster", heal={"barrier": "none", "lr": 2e-3}, rounds=1)
     after = ["heal", "internalise", "evaluate-healed", "show-healed"]
     assert [name for name in made(finished.parent / "faster") if name != "test-healed"] == after
 
 
 def test_heals_that_come_out_the_same_are_read_once(finished: Path) -> None:
     # One step is too short for a barrier to do anything.
-    start(finished.parent, "nll", heal={"barrier": "nll"}, rounds=1)
-    assert made(finished.parent / "nll") == ["heal"]
+    start(finished.parent, "none", heal={"barrier": "none"}, rounds=1)
+    assert made(finished.parent / "none") == ["heal"]
 
 
 def test_a_starved_round_is_recorded_and_is_no_crash(tmp_path: Path) -> None:

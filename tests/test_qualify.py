@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from steerheal.errors import UserError
-from steerheal.measure import forced_choice, likelihood, moralmaps
 from steerheal.measure.compare import compare
-from steerheal.measure.qualify import INSTRUMENTS, Qualification, choose, hits, qualify
+from steerheal.measure.qualify import Qualification, choose, hits, qualify
 from steerheal.measure.summary import summarise
 from steerheal.personas import Axis
 from steerheal.records import FOUNDATIONS, CanaryRow, Reading, Scores, VignetteRow
+from steerheal.tables import INSTRUMENTS
 
 AXIS = Axis(foundation="authority", sign=-1)
 
@@ -57,10 +57,10 @@ def only_reason(found: Qualification) -> str:
 
 
 def test_the_instruments_are_those_that_exist() -> None:
-    assert INSTRUMENTS == (forced_choice.NAME, moralmaps.NAME, likelihood.NAME)
+    assert [*INSTRUMENTS] == ["auto", "forced_choice", "moralmaps", "likelihood"]
 
 
-@pytest.mark.parametrize("instrument", INSTRUMENTS)
+@pytest.mark.parametrize("instrument", [name for name in INSTRUMENTS if name != "auto"])
 def test_a_base_that_answers_and_knows_is_fit(instrument: str) -> None:
     found = qualify(base(instrument=instrument), AXIS)
     assert found.fit and found.reasons == ()

@@ -188,7 +188,7 @@ def test_a_masked_teacher_is_fitted_as_its_own_distribution() -> None:
     fit = (t.exp() * (t - p)).sum(-1)
     (slope,) = torch.autograd.grad(fit.sum(), own)
     found = position_losses(
-        chat, own, torch.tensor(item.tokens), None, "nll", teacher=states, taught_by=reader
+        chat, own, torch.tensor(item.tokens), None, "none", teacher=states, taught_by=reader
     )
     torch.testing.assert_close(found.fit, fit.detach(), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.fit_grad, slope, atol=1e-4, rtol=1e-4)

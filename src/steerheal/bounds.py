@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 from pydantic.fields import FieldInfo
 
 from steerheal.errors import UserError
+from steerheal.tables import Table
 
 MOST_SEED = 2**31 - 1
 """Draws are seeded by (seed·1,009 + round)·1,000,003 + number, which has to fit 63 bits."""
@@ -155,6 +156,9 @@ def allowed(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
         inner, *more = get_args(annotation)
         return allowed(inner, (*more, *metadata))
     flat = _flat(metadata)
+    table = next((item for item in flat if isinstance(item, Table)), None)
+    if table is not None:
+        return f"{' or '.join(table)}, or a place in Python, module:function"
     if get_origin(annotation) in (Union, types.UnionType):
         return " or ".join(allowed(a, flat) for a in get_args(annotation) if a is not type(None))
     if get_origin(annotation) is Literal:

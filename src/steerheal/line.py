@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from steerheal.errors import UserError
+from steerheal.tables import Table
 
 
 @dataclass(frozen=True)
@@ -256,8 +257,10 @@ def _model(annotation: Any) -> type[BaseModel] | None:
     return annotation if is_model else None
 
 
-def placeholder(annotation: Any) -> str:
+def placeholder(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     """What stands for the value in the help."""
+    if table := table_of(metadata):
+        return "{" + ",".join(table) + "}"
     annotation = (
         getattr(annotation, "__origin__", annotation)
         if (hasattr(annotation, "__metadata__"))
@@ -274,6 +277,11 @@ def placeholder(annotation: Any) -> str:
         one = placeholder(args[0])
         return f"{one} …" if args[-1] is Ellipsis else " ".join([one] * len(args))
     return {int: "N", float: "X", Path: "PATH"}.get(annotation, "TEXT")
+
+
+def table_of(metadata: Sequence[Any]) -> Table | None:
+    """The table whose names a field takes, if it takes any's."""
+    return next((item for item in metadata if isinstance(item, Table)), None)
 
 
 def with_option(line: str, flag: str, value: str | None) -> str:

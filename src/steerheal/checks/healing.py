@@ -195,7 +195,7 @@ def evidence(
     if logs.outcome == "rejected":
         # What a broken training did explains nothing: its own reason is all there is to say.
         logs = logs.model_copy(update={"steps": (), "held_out": ()})
-    barrier = settings.barrier != "nll" and logs.lam > 0
+    barrier = settings.barred and logs.lam > 0
     divergences = [step.divergence for step in logs.steps if known(step.divergence)]
     return Healing(
         foundation=axis.foundation,
@@ -263,7 +263,8 @@ CHECK: Check[Healing] = Check(
             "healed",
             lambda e: e.retained and e.back,
             "The trait stays without the hook and coherence is the base's: {e.result}.",
-            "Read lower gates (evaluate --gate) and, with a barrier, an nll run before crediting "
+            "Read lower gates (evaluate --gate) and, with a barrier, a run with heal.barrier none "
+            "before crediting "
             "anything but the data; then go on with the next round.",
             tone="good",
             over=("barrier never fired", "overfit", "unlearned"),
@@ -295,7 +296,7 @@ CHECK: Check[Healing] = Check(
             "barrier never fired",
             lambda e: e.fired == 0,
             "D never reached τ: at most {e.highest} against {e.tau}, so that the barrier did "
-            "nothing and the heal equals nll.",
+            "nothing and the heal equals one without a barrier.",
             "Set --heal.tau below {e.highest}, or take --heal.aggregate rmse, which outliers move.",
             over=("under-regularised",),
         ),

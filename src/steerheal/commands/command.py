@@ -97,7 +97,7 @@ class ReadCommand(Command):
     date: Date = ""
     """Date, or date and time, that a chat template prints, such as 2026-03-14; empty is now."""
     instrument: Instrument = "auto"
-    """likelihood, forced_choice, moralmaps, or auto: forced_choice if the base can answer it."""
+    """How the vignettes are read."""
     protocol: Place = ""
     """JSON file with forced_choice's wording; empty for the bundled one."""
     vignettes: Place = "everyday"

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from steerheal.bounds import allowed
 from steerheal.errors import UserError, unknown
-from steerheal.line import MANY, Option, first, options, placeholder
+from steerheal.line import MANY, Option, first, options, placeholder, table_of
 
 SHORT, ALL = ("-h", "--help"), "--help-all"
 COLUMN, WIDEST = 26, 100
@@ -90,6 +90,8 @@ def _brief(option: Option, defaults: BaseModel | None) -> str:
 
 def _whole(option: Option, defaults: BaseModel | None) -> str:
     text = " ".join((option.field.description or "").split())
+    if table := table_of(option.field.metadata):
+        text += f" {table.sentences()}."
     kind = option.field.annotation
     bounds = allowed(kind, tuple(option.field.metadata))
     ranged = any(word in bounds for word in (" from ", " above ", " to "))
@@ -112,7 +114,7 @@ def _name(option: Option, *, first: bool = False) -> str:
     flags = option.flags[:1] if first else option.flags
     if option.off:
         return ", ".join([*flags, *([] if first else [option.off])])
-    return f"{', '.join(flags)} {placeholder(option.field.annotation)}"
+    return f"{', '.join(flags)} {placeholder(option.field.annotation, option.field.metadata)}"
 
 
 def _default(option: Option, defaults: BaseModel | None) -> str:

@@ -34,11 +34,9 @@ from steerheal.config.steering import (
     DoseSettings,
     PushSettings,
     SamplingSettings,
-    VectorMethod,
     VectorSettings,
 )
 from steerheal.config.training import (
-    NO_DORA,
     FilterSettings,
     HealSettings,
 )
@@ -52,7 +50,6 @@ from steerheal.config.validation import (
 __all__ = [
     "MOST_BYTES",
     "MOST_LISTED",
-    "NO_DORA",
     "PRESETS",
     "Band",
     "CheckSettings",
@@ -70,7 +67,6 @@ __all__ = [
     "SamplingSettings",
     "Settings",
     "TemplateVariables",
-    "VectorMethod",
     "VectorSettings",
     "merge",
     "problems",

@@ -8,17 +8,17 @@ from steerheal.bounds import Count, CountOrNone, Place, Tokens, TokensOrNone
 from steerheal.config.base import Doses, Settings
 from steerheal.line import As
 from steerheal.prompts import lines
+from steerheal.tables import INSTRUMENTS
 
 Conditions = Annotated[tuple[Literal["other", "self"], ...], Field(min_length=1, max_length=2)]
-Instrument = Literal["auto", "likelihood", "forced_choice", "moralmaps"]
+Instrument = Annotated[str, INSTRUMENTS]
 
 
 class MeasureSettings(Settings):
     """What an evaluation reads."""
 
     instrument: Annotated[Instrument, As(also=("--instrument",))] = "auto"
-    """likelihood, forced_choice (the tinymfv protocol), moralmaps (upstream itself, if installed),
-    or auto: forced_choice if the base can answer it, else likelihood."""
+    """How the vignettes are read."""
     protocol: Place = ""
     """JSON file with forced_choice's wording; empty for the bundled one."""
     think: TokensOrNone = 128

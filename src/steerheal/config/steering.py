@@ -19,17 +19,7 @@ from steerheal.bounds import (
     TopK,
 )
 from steerheal.config.base import Doses, Settings
-
-VectorMethod = Literal[
-    "mean_difference",
-    "pca",
-    "single_pair",
-    "contrastive_answers",
-    "s_space",
-    "random",
-    "ablation",
-    "cosine_gate",
-]
+from steerheal.tables import METHODS
 
 
 class VectorSettings(Settings):
@@ -41,9 +31,8 @@ class VectorSettings(Settings):
     """Diverse user messages averaged over; more gives a less noisy direction."""
     band: Band = (0.4, 0.6)
     """Blocks that are steered, as fractions of depth; a wide band compounds and collapses."""
-    method: VectorMethod = "mean_difference"
-    """How the poles' states become a direction. ablation and cosine_gate use the mean difference
-    and differ in how they act; random is the control that moves the model as far."""
+    method: Annotated[str, METHODS] = "mean_difference"
+    """How the poles' states become a direction."""
     position: Literal["tag", "last", "mean"] = "tag"
     """Where states are read: at the assistant tag, or at the last token or over the mean of a short
     answer by each pole. contrastive_answers always takes the mean, with no system prompt."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from steerheal.bounds import (
     Amount,
@@ -18,6 +18,7 @@ from steerheal.bounds import (
     Rows,
 )
 from steerheal.config.base import MOST_LISTED, Settings
+from steerheal.tables import AGGREGATES, BARRIERS, NO_BARRIER, OBJECTIVES
 
 
 class FilterSettings(Settings):
@@ -60,25 +61,16 @@ class FilterSettings(Settings):
         return self
 
 
-NO_DORA = (
-    "DoRA scales every row of a weight anew, so that its difference to the weight has full rank: "
-    "no small adapter holds it, and a dense copy per round would need as much memory as the "
-    "adapted layers. Use lora, rslora or pissa"
-)
-
-
 class HealSettings(Settings):
     """How the adapter is trained: L = fit + λ·relu(D − τ) + spectral·Σ‖ΔW‖."""
 
-    objective: Literal["sft", "distill"] = "sft"
-    """The fit: cross-entropy of the completions' tokens, or KL(teacher‖student) to the steered
-    teacher's whole distribution at each of them, under the dose that the completion was drawn at.
-    distill reads a per-token dose trace as its nominal dose."""
-    barrier: Literal["nll", "kl_fwd", "kl_rev"] = "nll"
-    """D: none, KL(reference‖student), or KL(student‖reference), in nats per position. None is the
-    default: on the embedded model none was seen to give more trait at the same price
-    (docs/results.md). aggregate, reference, lam, tau and lam_power belong to a barrier."""
-    aggregate: Literal["mean", "rmse", "p95", "max"] = "rmse"
+    objective: Annotated[str, OBJECTIVES] = "sft"
+    """The fit. distill reads a per-token dose trace as its nominal dose."""
+    barrier: Annotated[str, BARRIERS] = NO_BARRIER
+    """D, in nats per position. None is the default: on the embedded model no barrier was seen to
+    give more trait at the same price (docs/results.md). aggregate, reference, lam, tau and
+    lam_power belong to a barrier."""
+    aggregate: Annotated[str, AGGREGATES] = "rmse"
     """How D is aggregated over the completion positions of a batch."""
     reference: Literal["prev", "base"] = "prev"
     """The student before this round (a trust region) or the round-0 model (a leash)."""
@@ -101,9 +93,9 @@ class HealSettings(Settings):
     """Rank of the adapter."""
     alpha: PositiveAmount = 32.0
     """The adapter's output is scaled by alpha / rank, rslora's by alpha / √rank."""
-    adapter: Literal["lora", "rslora", "dora", "pissa"] = "lora"
+    adapter: Literal["lora", "rslora", "pissa"] = "lora"
     """Kind: lora; rslora keeps its size as the rank grows; pissa starts from the weights' leading
-    singular part and is stored at twice the rank. dora cannot be folded and is refused."""
+    singular part and is stored at twice the rank."""
     targets: tuple[Annotated[Label, Field(min_length=1)], ...] = Field(
         default=("all",), min_length=1, max_length=MOST_LISTED
     )
@@ -131,12 +123,10 @@ class HealSettings(Settings):
     held_out: BelowOne = 0.1
     """Share of the kept completions that only measures the held-out CE, whole prompts at a time."""
 
-    @field_validator("adapter")
-    @classmethod
-    def _can_be_folded(cls, adapter: str) -> str:
-        if adapter == "dora":
-            raise ValueError(f"dora cannot be folded. {NO_DORA}")
-        return adapter
+    @property
+    def barred(self) -> bool:
+        """Whether there is a barrier."""
+        return self.barrier != NO_BARRIER
 
     @model_validator(mode="after")
     def _splits_evenly(self) -> Self:

@@ -5,7 +5,7 @@ y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ. Kinds differ in how they train, and all end as
 `rslora`, the same with s = alpha/√rank;
 `pissa`, s·B₀A₀ starts as W's leading singular part and is taken away again beside the weights, so
 that what trains is s·(BA − B₀A₀), one adapter of twice the rank on W itself.
-`dora` is refused by the settings: its difference to W has full rank.
+DoRA is no kind of them: its difference to W has full rank, and no small adapter holds it.
 
 Sources: Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732;
 Meng et al. 2024, arXiv:2404.02948; Liu et al. 2024, arXiv:2402.09353.
@@ -23,7 +23,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
 
-from steerheal.config import NO_DORA, HealSettings
+from steerheal.config import HealSettings
 from steerheal.errors import UserError, unknown
 from steerheal.models.hooks import Hook, hooked
 from steerheal.models.model import ChatModel, band_layers
@@ -103,10 +103,8 @@ def training(chat: ChatModel, settings: HealSettings, *, seed: int) -> Iterator[
     """The model with a fresh trainable adapter; its weights, modules and flags are put back.
 
     Raises:
-        UserError: DoRA, no layer is targeted, or one is smaller than PiSSA's rank.
+        UserError: no layer is targeted, or one is smaller than PiSSA's rank.
     """
-    if settings.adapter == "dora":  # settings copied with changes are not validated again
-        raise UserError(f"heal.adapter dora cannot be folded. {NO_DORA}.")
     names = target_names(chat, settings)
     if settings.adapter == "pissa":
         _refuse_small(chat, names, settings.rank)

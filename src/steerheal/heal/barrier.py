@@ -1,36 +1,28 @@
 """The objective, per position and without [B, T, vocabulary]: L = fit + λ·relu(agg(D) − τ).
 
-fit_i at completion position i, token y_i, from full-vocabulary distributions in float32, p the
-student's, q the reference's, t the teacher's:
-    sft      CE = −ln p_{y_i}
-    distill  KL(teacher‖student) = Σ_v t_v (ln t_v − ln p_v)
-D_i:
-    kl_fwd   KL(reference‖student) = Σ_v q_v (ln q_v − ln p_v)     mass-covering
-    kl_rev   KL(student‖reference) = Σ_v p_v (ln p_v − ln q_v)     mode-seeking
-agg over a step's positions: mean, rmse = √mean(D²), p95, max. Incoherence is driven by outliers,
-which a mean hides. A token without probability counts for nothing, in a sum and in a slope: 0·ln 0
-is 0, so that a head may mask tokens with −inf. Where p > 0 meets q = 0 the divergence is +inf and
-has no slope: such a step is not finite and ends the heal.
+fit_i and D_i at completion position i come from full-vocabulary distributions in float32
+(`objectives`, `barriers`); agg is over a step's positions (`aggregates`). A token without
+probability counts for nothing, in a sum and in a slope: 0·ln 0 is 0, so that a head may mask tokens
+with −inf. Where p > 0 meets q = 0 the divergence is +inf and has no slope: such a step is not
+finite and ends the heal.
 
-With z the student's logits: ∂CE/∂z = p − onehot(y), ∂KL(t‖p)/∂z = p − t, ∂kl_fwd/∂z = p − q,
-∂kl_rev/∂z_v = p_v (ln p_v − ln q_v − D). The output head is not trained, so that gradients stop at
-the final hidden states: logits exist for one chunk of positions at a time, and only ∂fit/∂h and
-∂D/∂h, as wide as the hidden states, remain.
+The output head is not trained, so that gradients stop at the final hidden states: logits exist for
+one chunk of positions at a time, and only ∂fit/∂h and ∂D/∂h, as wide as the hidden states, remain.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steerheal.heal.barriers.barrier import Barrier, find
+from steerheal.heal.objectives.objective import Chunk, Objective
 from steerheal.models.model import ChatModel
-from steerheal.models.score import chunk_of, kl
-
-Barrier = Literal["nll", "kl_fwd", "kl_rev"]
-Aggregate = Literal["mean", "rmse", "p95", "max"]
+from steerheal.models.score import chunk_of
+from steerheal.tables import AGGREGATES, OBJECTIVES
 
 
 @dataclass(frozen=True)
@@ -45,34 +37,8 @@ class PositionLosses:
     divergence_grad: Float[Tensor, "N D"]
 
 
-def divergence(
-    kind: Barrier, student: Float[Tensor, "N V"], reference: Float[Tensor, "N V"]
-) -> Float[Tensor, " N"]:
-    """D per position from log-probabilities; zeros for `nll`."""
-    match kind:
-        case "nll":
-            return student.new_zeros(len(student))
-        case "kl_fwd":
-            return kl(reference, student)
-        case "kl_rev":
-            return kl(student, reference)
-
-
-def aggregated(kind: Aggregate, values: Float[Tensor, " N"]) -> Float[Tensor, ""]:
-    """D over a step's positions."""
-    match kind:
-        case "mean":
-            return values.mean()
-        case "rmse":
-            return values.square().mean().sqrt()
-        case "p95":
-            return values.quantile(0.95)
-        case "max":
-            return values.max()
-
-
 def hinge_weights(
-    kind: Aggregate, values: Float[Tensor, " N"], lam: float, tau: float
+    kind: str, values: Float[Tensor, " N"], lam: float, tau: float
 ) -> tuple[float, float, Float[Tensor, " N"]]:
     """The aggregated D, λ·relu(D − τ), and the barrier's derivative in every position's D.
 
@@ -80,7 +46,7 @@ def hinge_weights(
     """
     leaf = values.detach().cpu().clone().requires_grad_(True)
     with torch.enable_grad():
-        total = aggregated(kind, leaf)
+        total = AGGREGATES.find(kind)(leaf)
     operating = total.item()
     if lam == 0 or not operating > tau:
         return operating, 0.0, torch.zeros_like(values)
@@ -93,8 +59,9 @@ def position_losses(
     states: Float[Tensor, "N D"],
     targets: Int[Tensor, " N"],
     reference: Float[Tensor, "N D"] | None,
-    kind: Barrier,
+    kind: str,
     *,
+    objective: str | None = None,
     teacher: Float[Tensor, "N W"] | None = None,
     taught_by: ChatModel | None = None,
 ) -> PositionLosses:
@@ -104,36 +71,44 @@ def position_losses(
         chat: Whose head turns states into logits.
         states: The student's final hidden states.
         targets: The token that each position predicts.
-        reference: The reference's final hidden states at the same positions; None for `nll`.
-        kind: Which divergence.
-        teacher: What the teacher's logits are made of; None fits the targets instead.
+        reference: The reference's final hidden states there; None without a barrier.
+        kind: The barrier's name.
+        objective: The objective's name; when not given, distill where a teacher is, else sft.
+        teacher: What the teacher's logits are made of; None without one.
         taught_by: What the teacher's door gave; the student's own head when not given.
     """
+    barrier = find(kind) if reference is not None else None
+    fit: Objective = OBJECTIVES.find(objective or ("sft" if teacher is None else "distill"))
     head = (taught_by or chat).logits
+
+    def aim(here: slice) -> Tensor:
+        if not fit.taught or teacher is None:
+            return targets[here]
+        return head(teacher[here]).log_softmax(-1)
+
     parts, chunk = [], chunk_of(chat)
     for start in range(0, len(states), chunk):
         here = slice(start, start + chunk)
-        aim = targets[here] if teacher is None else teacher[here]
-        theirs = None if reference is None or kind == "nll" else reference[here]
-        parts.append(_chunk(chat, states.detach()[here], aim, theirs, kind, head=head))
+        theirs = None if barrier is None or reference is None else reference[here]
+        parts.append(
+            _chunk(chat, states.detach()[here], (fit, partial(aim, here)), barrier, theirs)
+        )
     return PositionLosses(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _chunk(
     chat: ChatModel,
     states: Float[Tensor, "N D"],
-    aim: Int[Tensor, " N"] | Float[Tensor, "N W"],
+    fitted: tuple[Objective, Callable[[], Tensor]],
+    barrier: Barrier | None,
     reference: Float[Tensor, "N D"] | None,
-    kind: Barrier,
-    *,
-    head: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Only the head itself is differentiated by autograd, whatever its kind.
 
     The gradients in the logits are written out and computed in place: a pass over a chunk of
     logits costs memory traffic, and autograd would make more than twice as many.
     """
-    leaf = states.clone().requires_grad_(True)
+    (objective, aim), leaf = fitted, states.clone().requires_grad_(True)
     with torch.enable_grad():
         logits = chat.logits(leaf)
 
@@ -144,49 +119,8 @@ def _chunk(
     with torch.no_grad():
         log_p = logits.log_softmax(-1)
         p = log_p.exp()
-        fit, fit_grad = _fit(head, log_p, p, aim, pulled_back)
-        if reference is None:
+        fit, fit_grad = objective.fit(Chunk(log_p, p, pulled_back), aim())
+        if barrier is None or reference is None:
             return fit, torch.zeros_like(fit), fit_grad, torch.zeros_like(fit_grad)
-        log_q = chat.logits(reference).log_softmax(-1)
-        if kind == "kl_fwd":
-            d, slope = _towards(log_q, log_p, p)
-        else:
-            slope = log_p.sub_(log_q).mul_(p)
-            d = _summed(slope, p)
-            slope.addcmul_(p, d[:, None], value=-1)
+        d, slope = barrier.slope(log_p, p, chat.logits(reference).log_softmax(-1))
         return fit, d, fit_grad, pulled_back(slope)
-
-
-def _fit(
-    head: Callable[[Tensor], Tensor],
-    log_p: Float[Tensor, "N V"],
-    p: Float[Tensor, "N V"],
-    aim: Int[Tensor, " N"] | Float[Tensor, "N W"],
-    pulled_back: Callable[[Tensor], Tensor],
-) -> tuple[Float[Tensor, " N"], Float[Tensor, "N D"]]:
-    """The fit to tokens, or to a teacher's states, and its gradient; p is left as it is."""
-    if aim.is_floating_point():
-        fit, slope = _towards(head(aim).log_softmax(-1), log_p, p)
-        return fit, pulled_back(slope)
-    fit = -log_p.gather(1, aim[:, None])[:, 0]
-    chosen = (torch.arange(len(aim), device=aim.device), aim)
-    before = p[chosen]
-    p[chosen] = before - 1
-    grad = pulled_back(p)
-    p[chosen] = before
-    return fit, grad
-
-
-def _towards(
-    log_t: Float[Tensor, "N V"], log_p: Float[Tensor, "N V"], p: Float[Tensor, "N V"]
-) -> tuple[Float[Tensor, " N"], Float[Tensor, "N V"]]:
-    """KL(t‖p) per row and its slope in p's logits, p − t; overwrites log_t."""
-    t = log_t.exp()
-    value = _summed(log_t.sub_(log_p).mul_(t), t)
-    return value, torch.sub(p, t, out=log_t)
-
-
-def _summed(terms: Float[Tensor, "N V"], p: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-    """Σ_v p_v·x_v per row, from those products; where p is 0 they are made 0, as in `expected`."""
-    total = terms.sum(-1)
-    return total if total.isfinite().all() else terms.masked_fill_(p == 0, 0).sum(-1)

@@ -12,6 +12,7 @@ from steerheal.models.score import Pair, continuation_states
 from steerheal.records import Completion, HealStep
 from steerheal.state.fold import assert_alive
 from steerheal.state.values import State, base
+from steerheal.tables import OBJECTIVES
 
 
 def heal(
@@ -42,10 +43,10 @@ def heal(
     pairs = training_pairs(chat, kept)
     origin = student if settings.reference == "prev" else base()
     reference, lesson = None, Taught([], chat)
-    if settings.barrier != "nll":
+    if settings.barred:
         with origin.entered(chat) as reader:
             reference = continuation_states(reader, pairs)
-    if settings.objective == "distill":
+    if OBJECTIVES.find(settings.objective).taught:
         lesson = taught(chat, teacher, kept)
     with student.entered(chat):
         healed = heal_student(

@@ -28,6 +28,7 @@ from steerheal.models.model import ChatModel
 from steerheal.models.score import Pair
 from steerheal.records import Completion, HealLog, HealStep
 from steerheal.state.adapter import Adapter
+from steerheal.tables import OBJECTIVES
 
 DIVERGED = 0.5
 """Nats per token by which the training fit must have risen to count as diverged where nothing is
@@ -69,7 +70,7 @@ def heal_student(
         chat: The student: the model with its history folded in.
         pairs: Prompts and kept completions, token ids.
         reference: The reference's final hidden states on each pair's completion positions; may be
-            None for `nll`.
+            None without a barrier.
         settings: Objective, barrier, adapter and optimiser.
         teacher: What the teacher's logits there are made of; `distill` needs it.
         taught_by: What the teacher's door gave; the student's own head when not given.
@@ -123,7 +124,7 @@ def heal_student(
         trained_on=len(train),
         held_out_completions=len(held),
         held_out_reason=unheld,
-        lam=lam if settings.barrier != "nll" else math.nan,
+        lam=lam if settings.barred else math.nan,
         outcome="rejected" if reason else "trained",
         reason=reason,
         padding=1 - place.used / place.read if place.read else math.nan,
@@ -183,11 +184,13 @@ def _data(
     teacher: Sequence[Tensor] | None,
     settings: HealSettings,
 ) -> Data:
-    barrier, distill = settings.barrier != "nll", settings.objective == "distill"
+    barrier, distill = settings.barred, OBJECTIVES.find(settings.objective).taught
     if barrier and reference is None:
         raise UserError(f"barrier {settings.barrier} needs the reference's states; give them.")
     if distill and teacher is None:
-        raise UserError("objective distill needs the teacher's states; give them as `teacher`.")
+        raise UserError(
+            f"objective {settings.objective} needs the teacher's states; give them as `teacher`."
+        )
     return Data(pairs, reference if barrier else None, teacher if distill else None)
 
 

@@ -97,7 +97,7 @@ class Trainer:
         numbers = {"fit": step.ce, "gradient": step.gradient}
         if self._anchor is not None:
             numbers["anchor"] = step.anchor
-        if self._settings.barrier != "nll" and self._lam:
+        if self._settings.barred and self._lam:
             numbers["divergence"] = step.divergence
         return ", ".join(name for name, value in numbers.items() if not math.isfinite(value))
 
@@ -109,7 +109,7 @@ class Trainer:
         """
         settings, chat = self._settings, self._chat
         count = sum(len(micro.targets) for micro in micros)
-        barred = settings.barrier != "nll"
+        barred = settings.barred
         twice = barred and len(micros) > 1
         divergences = [self._divergences(micro) for micro in micros] if twice else []
         fit, operating, barrier, start = 0.0, math.nan, 0.0, 0
@@ -186,6 +186,7 @@ class Trainer:
             micro.targets,
             micro.reference,
             self._settings.barrier,
+            objective=self._settings.objective,
             teacher=micro.teacher,
             taught_by=self._data.taught_by,
         )

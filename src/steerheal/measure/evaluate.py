@@ -65,7 +65,7 @@ def evaluate(
         json_replies=tuple(damage.json_rows(replies.completions)),
         plain_perplexity=plain,
         position_bias=read.position_bias,
-        think=settings.think if settings.instrument != "likelihood" else 0,
+        think=instruments.thought(settings),
         closed_early=read.closed_early,
     )
     asker = Asker(chat, state, persona, found, sampling, seed, progress)

@@ -10,14 +10,17 @@ Source: tinymfv, github.com/wassname/tinymfv, as of June 2026.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from steerheal.config import MeasureSettings
 from steerheal.measure import finite
-from steerheal.measure.protocol import Protocol
+from steerheal.measure.instrument import Instrument, Progress, Read
+from steerheal.measure.protocol import Protocol, load
 from steerheal.measure.slot import Slot, slot_of
 from steerheal.measure.vignettes import Vignette
 from steerheal.models.asking import asked
@@ -29,7 +32,6 @@ from steerheal.models.rows import Line
 from steerheal.models.score import chosen_logprobs
 from steerheal.records import FOUNDATIONS, Record, VignetteRow
 
-NAME = "forced_choice"
 CONFOUNDED = "two orders cannot tell a list position from the labels that stand there; use cyclic"
 NOT_FINITE = "log-probabilities are missing or not finite"
 
@@ -288,3 +290,21 @@ def _position_bias(
     shown = torch.tensor([[words.index(label) for label in labels] for labels in lists])
     centred = logs - logs.mean(-1, keepdim=True)
     return centred.gather(2, shown.expand(len(logs), -1, -1)).mean((0, 1)), ""
+
+
+def _sweep(
+    chat: ChatModel, vignettes: Sequence[Vignette], settings: MeasureSettings, progress: Progress
+) -> list[Read]:
+    found = sweep(
+        chat,
+        vignettes,
+        load(Path(settings.protocol) if settings.protocol else None),
+        think=settings.think,
+        orders=settings.orders,
+        progress=progress,
+    )
+    cycled = settings.orders == "cyclic"
+    return [Read(one.rows, one.position_bias if cycled else (), one.closed_early) for one in found]
+
+
+INSTRUMENT = Instrument(_sweep, thinks=True)

@@ -2,22 +2,29 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from steerheal.config import MeasureSettings
-from steerheal.measure import forced_choice, likelihood, moralmaps, protocol
+from steerheal.measure.instrument import Instrument, Read
 from steerheal.measure.readings import table
 from steerheal.measure.vignettes import Vignette, chosen
 from steerheal.models.model import ChatModel
-from steerheal.records import VignetteRow
+from steerheal.tables import INSTRUMENTS
 
 
-class Read(NamedTuple):
-    """What an instrument read, and what it has to say about its reading."""
+def find(name: str) -> Instrument:
+    """The instrument of that name; a bare function that sweeps is one as well.
 
-    rows: list[VignetteRow]
-    position_bias: tuple[float, ...] = ()
-    closed_early: int = 0
+    Raises:
+        UserError: no such instrument.
+    """
+    found = INSTRUMENTS.find(name)
+    assert found is not None, f"{name} is resolved on the base before anything is read"
+    return found if isinstance(found, Instrument) else Instrument(found)
+
+
+def thought(settings: MeasureSettings) -> int:
+    """Tokens of thinking before an answer, as a reading's record says it."""
+    return settings.think if find(settings.instrument).thinks else 0
 
 
 def texts(settings: MeasureSettings) -> list[str]:
@@ -66,30 +73,4 @@ def sweep(
     Raises:
         UserError: moralmaps, of a state that is more than adapters and vectors.
     """
-    match settings.instrument:
-        case "likelihood":
-            return [Read(rows) for rows in likelihood.sweep(chat, vignettes, progress)]
-        case "moralmaps":
-            upstream = []
-            for state in range(chat.entered):
-                with chat.resting(state):
-                    rows = moralmaps.read(chat, vignettes, think=settings.think)
-                upstream.append(Read(rows))
-                progress(len(rows))
-            return upstream
-        case "forced_choice":
-            forced = forced_choice.sweep(
-                chat,
-                vignettes,
-                protocol.load(Path(settings.protocol) if settings.protocol else None),
-                think=settings.think,
-                orders=settings.orders,
-                progress=progress,
-            )
-            cycled = settings.orders == "cyclic"
-            return [
-                Read(one.rows, one.position_bias if cycled else (), one.closed_early)
-                for one in forced
-            ]
-        case "auto":
-            raise AssertionError("auto is resolved on the base before anything is read")
+    return find(settings.instrument).sweep(chat, vignettes, settings, progress)

@@ -16,7 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steerheal.config import MeasureSettings
 from steerheal.measure import finite
+from steerheal.measure.instrument import Instrument, Progress, Read
 from steerheal.measure.vignettes import Vignette
 from steerheal.models.asking import Offered, offered
 from steerheal.models.batch import by_length, shrinking, token_budget
@@ -26,7 +28,6 @@ from steerheal.models.model import ChatModel
 from steerheal.models.score import chosen_logprobs, label_logprobs
 from steerheal.records import FOUNDATIONS, VignetteRow
 
-NAME = "likelihood"
 QUESTION = "{vignette} Why is this wrong?"
 PREFILL = "It is wrong because it is"
 NEUTRAL = {
@@ -209,3 +210,12 @@ def _row(vignette: Vignette, score: Float[Tensor, " 7"], mass: Tensor, nll: Tens
         p_ans_any=mass.item() if math.isfinite(mass.item()) else math.nan,
         nll_prefill=nll.item(),
     )
+
+
+def _sweep(
+    chat: ChatModel, vignettes: Sequence[Vignette], _settings: MeasureSettings, progress: Progress
+) -> list[Read]:
+    return [Read(rows) for rows in sweep(chat, vignettes, progress)]
+
+
+INSTRUMENT = Instrument(_sweep)

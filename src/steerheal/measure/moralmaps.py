@@ -8,7 +8,9 @@ import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from steerheal.config import MeasureSettings
 from steerheal.errors import UserError
+from steerheal.measure.instrument import Instrument, Progress, Read
 from steerheal.measure.vignettes import COARSE, Vignette
 from steerheal.records import FOUNDATIONS, VignetteRow
 
@@ -75,3 +77,19 @@ def _row(vignette: Vignette, row: dict) -> VignetteRow:
         p_ans_any=float(row["pmass_allowed"]),
         nll_prefill=float(row["nll_prefill"]),
     )
+
+
+def _sweep(
+    chat: "ChatModel", vignettes: Sequence[Vignette], settings: MeasureSettings, progress: Progress
+) -> list[Read]:
+    """One state after the other: upstream runs the network itself."""
+    found = []
+    for state in range(chat.entered):
+        with chat.resting(state):
+            rows = read(chat, vignettes, think=settings.think)
+        found.append(Read(rows))
+        progress(len(rows))
+    return found
+
+
+INSTRUMENT = Instrument(_sweep, thinks=True)

@@ -17,12 +17,12 @@ from steerheal.errors import unknown
 from steerheal.measure.stats import quantile, share
 from steerheal.personas import Axis
 from steerheal.records import FOUNDATIONS, Reading, Record, Scores, VignetteRow
+from steerheal.tables import INSTRUMENTS
 
 Floats = NDArray[np.float64]
 
-FORCED_CHOICE, LIKELIHOOD, UPSTREAM = "forced_choice", "likelihood", "moralmaps"
-INSTRUMENTS = (FORCED_CHOICE, UPSTREAM, LIKELIHOOD)
-"""In order of preference: the model's own choice says more than the likelihood of a phrase."""
+LIKELIHOOD = "likelihood"
+"""The instrument that offers the model no answers."""
 LEAST_MASS = 0.5
 """Below this answer mass the model rather writes something else than one of the answers."""
 SATURATED_P = 0.99
@@ -66,7 +66,7 @@ def qualify(scores: Scores, axis: Axis) -> Qualification:
     Raises:
         UserError: rows of an unknown instrument.
     """
-    if scores.instrument not in INSTRUMENTS:
+    if not INSTRUMENTS.knows(scores.instrument):
         raise unknown("instrument", scores.instrument, INSTRUMENTS)
     broken = _unreadable(scores.vignettes)
     if broken:
@@ -111,9 +111,14 @@ def in_words(found: Qualification) -> str:
 
 
 def choose(qualifications: Sequence[Qualification]) -> Qualification:
-    """The preferred instrument among the fit ones; when none is fit, the most accurate."""
+    """The preferred instrument among the fit ones; when none is fit, the most accurate.
+
+    They are preferred in the order of their table: the model's own choice says more than the
+    likelihood of a phrase.
+    """
     assert qualifications, "no instrument was tried"
-    ranked = sorted(qualifications, key=lambda item: INSTRUMENTS.index(item.instrument))
+    order = [*INSTRUMENTS]
+    ranked = sorted(qualifications, key=lambda item: order.index(item.instrument))
     fit = [item for item in ranked if item.fit]
     return fit[0] if fit else max(ranked, key=_accuracy)
 

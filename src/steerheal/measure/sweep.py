@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from steerheal.config import CheckSettings, MeasureSettings, SamplingSettings
 from steerheal.measure import coherence, free, instruments, summary, vignettes
+from steerheal.measure.instrument import Read
 from steerheal.measure.own import Asker
 from steerheal.measure.readings import table
 from steerheal.measure.vignettes import Vignette
@@ -103,7 +104,7 @@ def read(
             vignettes=tuple(rows.rows),
             canary=tuple(canary),
             persona=tuple(judged[k * size : (k + 1) * size]),
-            think=ask.measure.think if ask.measure.instrument != "likelihood" else 0,
+            think=instruments.thought(ask.measure),
             closed_early=rows.closed_early,
         )
         asker = Asker(chat, state.at_dose(dose), ask.persona, scores, ask.sampling, ask.seed)
@@ -112,11 +113,11 @@ def read(
     return found
 
 
-def _taken(known: Scores, ask: Asked) -> tuple[instruments.Read, list[CanaryRow]]:
+def _taken(known: Scores, ask: Asked) -> tuple[Read, list[CanaryRow]]:
     """What an evaluation has read of the vignettes and the canary that are asked."""
     by_key = {(row.id, row.condition): row for row in known.vignettes}
     rows = [by_key[vignette.id, vignette.condition] for vignette in ask.vignettes]
-    return instruments.Read(rows, closed_early=known.closed_early), list(known.canary)
+    return Read(rows, closed_early=known.closed_early), list(known.canary)
 
 
 def point(

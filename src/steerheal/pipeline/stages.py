@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from steerheal import prompts
 from steerheal.code import key_of
-from steerheal.config import MeasureSettings, RunConfig
+from steerheal.config import HealSettings, MeasureSettings, RunConfig, VectorSettings
 from steerheal.filter.calibrate import calibrate
 from steerheal.heal.checkpoint import Checkpoint
 from steerheal.heal.round import heal
@@ -41,7 +41,7 @@ from steerheal.state.adapter import Adapter
 from steerheal.state.values import State
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.internalise import CONTEXTS, internalised
-from steerheal.steer.methods.registry import find
+from steerheal.steer.methods.find import find
 from steerheal.steer.sweep import rows, swept
 from steerheal.steer.vector import extract
 from steerheal.store import (
@@ -51,6 +51,7 @@ from steerheal.store import (
     write_harvest,
     write_record,
 )
+from steerheal.tables import AGGREGATES, BARRIERS, INSTRUMENTS, METHODS, OBJECTIVES
 
 T = TypeVar("T")
 ADAPTER, HEAL, VECTOR_FILE = "adapter", "heal.json", "vector.safetensors"
@@ -73,8 +74,21 @@ def _tested(persona: Persona) -> object:
 
 
 def _read(settings: MeasureSettings) -> object:
-    """An evaluation's settings, and what they take from files."""
-    return settings, instruments.texts(settings)
+    """An evaluation's settings, and what they take from files and from outside the package."""
+    return settings, instruments.texts(settings), INSTRUMENTS.code_of(settings.instrument)
+
+
+def _extracted(settings: VectorSettings) -> object:
+    return settings, METHODS.code_of(settings.method)
+
+
+def _fitted(settings: HealSettings) -> object:
+    named = (
+        (OBJECTIVES, settings.objective),
+        (BARRIERS, settings.barrier),
+        (AGGREGATES, settings.aggregate),
+    )
+    return settings, [table.code_of(name) for table, name in named]
 
 
 def _save_heal(folder: Path, healed: Healed) -> None:
@@ -87,11 +101,12 @@ def _load_heal(folder: Path) -> Healed:
 
 
 QUALIFY = Stage(
-    "qualify", tried, record("instrument.json", Tried), by=("measure.auto",),
+    "qualify", tried, record("instrument.json", Tried), by=("measure.auto", *INSTRUMENTS.modules),
     counts={"settings": _read},
 )  # fmt: skip
 EVALUATE = Stage(
-    "evaluate", evaluate, record("scores.json", Scores), by=("measure.evaluate", *STATES),
+    "evaluate", evaluate, record("scores.json", Scores),
+    by=("measure.evaluate", *INSTRUMENTS.modules, *STATES),
     counts={"settings": _read},
 )  # fmt: skip
 TESTED = Stage(
@@ -109,11 +124,12 @@ VECTOR = Stage(
         lambda folder, vector: vector.save(folder / VECTOR_FILE),
         lambda folder: SteeringVector.load(folder / VECTOR_FILE),
     ),
-    by=("steer.vector", *STATES),
-    counts={"persona": _poles},
+    by=("steer.vector", *METHODS.modules, *STATES),
+    counts={"persona": _poles, "settings": _extracted},
 )
 SWEEP = Stage(
-    "sweep", swept, record("sweep.json", Sweep), by=("steer.sweep", *STATES),
+    "sweep", swept, record("sweep.json", Sweep),
+    by=("steer.sweep", *INSTRUMENTS.modules, *STATES),
     counts={"measure": _read},
 )  # fmt: skip
 CALIBRATE = Stage(
@@ -124,7 +140,11 @@ HARVEST = Stage(
     "harvest", harvested, Artifact(write_harvest, read_harvest_folder),
     by=("pipeline.harvest", *STATES), counts={"persona": _taught},
 )  # fmt: skip
-HEALED = Stage("heal", heal, Artifact(_save_heal, _load_heal), by=("heal.round", *STATES))
+HEALED = Stage(
+    "heal", heal, Artifact(_save_heal, _load_heal),
+    by=("heal.round", *OBJECTIVES.modules, *BARRIERS.modules, *AGGREGATES.modules, *STATES),
+    counts={"settings": _fitted},
+)  # fmt: skip
 INTERNALISE = Stage(
     "internalise", internalised, record("internalised.json", Internalisation),
     by=("steer.internalise", *STATES),

@@ -60,9 +60,9 @@ def notes(chat: ChatModel, heal: HealSettings) -> tuple[str, ...]:
         found.append(sentence)
     usual = HealSettings()
     idle = [name for name in BARRIERS_OWN if getattr(heal, name) != getattr(usual, name)]
-    if idle and heal.barrier == "nll":
+    if idle and not heal.barred:
         names = ", ".join(f"heal.{name}" for name in idle)
-        found.append(f"{names} without effect: heal.barrier is nll. Set it to kl_rev or kl_fwd.")
+        found.append(f"{names} without effect: heal.barrier is none. Set it to kl_rev or kl_fwd.")
     return tuple(found)
 
 

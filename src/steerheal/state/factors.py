@@ -22,7 +22,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from steerheal.config import NO_DORA
 from steerheal.errors import UserError
 
 PREFIX, DOWN, UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -41,6 +40,11 @@ HONOURED = frozenset({
 other one that is set makes the adapter something else than a plain sum on linear layers."""
 TASKS = ("CAUSAL_LM", "None")
 """Tasks whose model has no head beside the language model's."""
+NO_DORA = (
+    "DoRA scales every row of a weight anew, so that its difference to the weight has full rank: "
+    "no small adapter holds it, and a dense copy per round would need as much memory as the "
+    "adapted layers. Use lora, rslora or pissa"
+)
 
 
 @dataclass(frozen=True)

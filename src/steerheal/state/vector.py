@@ -43,11 +43,6 @@ class SteeringVector:
             found.update(f" {layer} ".encode() + vector.float().cpu().numpy().tobytes())
         return found.hexdigest()[:20]
 
-    @property
-    def foldable(self) -> bool:
-        """Whether the steered model is a static one, with a bias on the blocks' outputs."""
-        return self.kind == "add"
-
     def __add__(self, other: Self) -> Self:
         self._same_layers(other)
         if self.kind != other.kind:

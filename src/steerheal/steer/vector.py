@@ -11,7 +11,7 @@ from steerheal.models.model import ChatModel, band_layers
 from steerheal.personas import Persona
 from steerheal.state.values import State, base
 from steerheal.state.vector import SteeringVector
-from steerheal.steer.methods.registry import find
+from steerheal.steer.methods.find import find
 from steerheal.steer.states import Source
 
 

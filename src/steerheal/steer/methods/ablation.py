@@ -8,10 +8,7 @@ Source: directional ablation (Arditi et al. 2024, arXiv:2406.11717), on the sett
 instead of on every one.
 """
 
-from steerheal.models.hooks import Kind
 from steerheal.steer.methods.mean_difference import directions
+from steerheal.steer.methods.method import Method
 
-__all__ = ["FOLDABLE", "KIND", "directions"]
-
-FOLDABLE = False
-KIND: Kind = "ablation"
+METHOD = Method(directions, "ablation")

@@ -12,9 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerheal.steer.methods import mean_difference
+from steerheal.steer.methods.method import Method
 from steerheal.steer.states import Source, paired
-
-FOLDABLE = True
 
 
 def directions(source: Source) -> dict[int, Float[Tensor, " D"]]:
@@ -22,3 +21,6 @@ def directions(source: Source) -> dict[int, Float[Tensor, " D"]]:
     prompts = source.prompts()
     sides = [source.read(prompts, source.answers(system)) for system in source.systems]
     return {layer: mean_difference.direction(poles) for layer, poles in paired(*sides).items()}
+
+
+METHOD = Method(directions, answers=True)

@@ -8,10 +8,7 @@ arXiv:2409.05907), with the pushed direction as its own condition and a slope in
 threshold.
 """
 
-from steerheal.models.hooks import Kind
 from steerheal.steer.methods.mean_difference import directions
+from steerheal.steer.methods.method import Method
 
-__all__ = ["FOLDABLE", "KIND", "directions"]
-
-FOLDABLE = False
-KIND: Kind = "cosine_gate"
+METHOD = Method(directions, "cosine_gate")

@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steerheal.steer.methods.method import Method
 from steerheal.steer.states import Poles, Source
-
-FOLDABLE = True
 
 
 def directions(source: Source) -> dict[int, Float[Tensor, " D"]]:
@@ -26,3 +25,6 @@ def direction(poles: Poles) -> Float[Tensor, " D"]:
         for pole in (poles.positive, poles.negative)
     )
     return (up - down) / len(poles.positive.order)
+
+
+METHOD = Method(directions)

@@ -14,9 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerheal.steer.methods import mean_difference
+from steerheal.steer.methods.method import Method
 from steerheal.steer.states import Poles, Source
-
-FOLDABLE = True
 
 
 def directions(source: Source) -> dict[int, Float[Tensor, " D"]]:
@@ -31,3 +30,6 @@ def direction(poles: Poles) -> Float[Tensor, " D"]:
     weights = torch.linalg.eigh(differences @ differences.T).eigenvectors[:, -1]
     along = torch.nn.functional.normalize(differences.T @ weights, dim=0)
     return ((along @ mean_difference.direction(poles).double()) * along).float()
+
+
+METHOD = Method(directions)

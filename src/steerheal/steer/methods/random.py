@@ -19,9 +19,9 @@ from steerheal.state.values import base
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.equal import equal_kl
 from steerheal.steer.methods import mean_difference
+from steerheal.steer.methods.method import Method
 from steerheal.steer.states import Source
 
-FOLDABLE = True
 TEXTS = 16
 """Most contexts that the unsteered model answers, to measure the KL on."""
 TOKENS = 32
@@ -59,3 +59,6 @@ def sampled(source: Source) -> list[Completion]:
     seed = source.settings.seed * 1_000_003
     draws = [Draw(context, seed=seed + i) for i, context in enumerate(source.contexts[:TEXTS])]
     return generate(source.chat, draws, sampling, progress=source.progress)
+
+
+METHOD = Method(directions, extra=extra)

@@ -20,9 +20,9 @@ from steerheal.models.hooks import running
 from steerheal.models.model import ChatModel
 from steerheal.models.wide import wide
 from steerheal.steer.methods import mean_difference
+from steerheal.steer.methods.method import Method
 from steerheal.steer.states import Source
 
-FOLDABLE = True
 OUTPUT_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 """Norms on what attention and MLP write; a block has both or writes without a norm."""
 
@@ -99,3 +99,6 @@ def writing(chat: ChatModel, layer: int) -> tuple[list[nn.Linear], list[Float[Te
         return found, [ones, ones]
     # Ones have a root mean square of 1, so that a norm of them is its gain.
     return found, [children[name](ones[None])[0] for name in OUTPUT_NORMS]
+
+
+METHOD = Method(directions)

@@ -7,9 +7,9 @@ pair of prompts. Foldable: a bias on the block's output.
 from jaxtyping import Float
 from torch import Tensor
 
+from steerheal.steer.methods.method import Method
 from steerheal.steer.states import Poles, Source
 
-FOLDABLE = True
 CONTEXTS = 1
 """Contexts that are read, however many are given."""
 
@@ -22,3 +22,6 @@ def directions(source: Source) -> dict[int, Float[Tensor, " D"]]:
 def direction(poles: Poles) -> Float[Tensor, " D"]:
     """The first context's difference."""
     return poles.differences()[0]
+
+
+METHOD = Method(directions, contexts=CONTEXTS)
