@@ -193,3 +193,16 @@ def test_the_former_name_of_no_barrier_is_read_as_today_s(
     with pytest.raises(SystemExit):
         main(["run", "lvoe", "--heal.barrier", "nll"])
     assert "heal.barrier" not in capsys.readouterr().err
+
+
+def test_a_place_where_nothing_is_ends_a_run_before_its_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("steerheal.pipeline.run.load", load)
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "love", "--runs", str(tmp_path), "--heal.barrier", "no_such:thing"])
+    assert ended.value.code == 2
+    assert "The barrier no_such:thing is not to be had" in capsys.readouterr().err

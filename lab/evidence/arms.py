@@ -29,7 +29,7 @@ def barrier(kind: str, aggregate: str, lam: float) -> Arm:
 
 def plain(name: str, **heal: object) -> Arm:
     """No divergence, but something else."""
-    return Arm(name, {"heal": {"barrier": "nll", **heal}})
+    return Arm(name, {"heal": {"barrier": "none", **heal}})
 
 
 NLL = plain("nll")
@@ -55,14 +55,14 @@ STRENGTHS = [
     for aggregate in ("rmse", "mean")
     for lam in (0.3, 1.0)
 ]
-LESS = [Arm(f"nll-gate-{gate:g}", {"heal": {"barrier": "nll"}}, gate) for gate in (0.75, 0.5, 0.25)]
+LESS = [Arm(f"nll-gate-{gate:g}", {"heal": {"barrier": "none"}}, gate) for gate in (0.75, 0.5, 0.25)]
 CONTROLS = [
     *LESS,
     plain("nll-1-epoch", epochs=1),
-    Arm("nll-dose-1", {"heal": {"barrier": "nll"}, "dose": {"start": 1.0}}),
-    Arm("nll-dose-0.5", {"heal": {"barrier": "nll"}, "dose": {"start": 0.5}}),
+    Arm("nll-dose-1", {"heal": {"barrier": "none"}, "dose": {"start": 1.0}}),
+    Arm("nll-dose-0.5", {"heal": {"barrier": "none"}, "dose": {"start": 0.5}}),
     # What training on the model's own text does by itself.
-    Arm("nll-unsteered", {"heal": {"barrier": "nll"}, "dose": {"start": 0.01}}),
+    Arm("nll-unsteered", {"heal": {"barrier": "none"}, "dose": {"start": 0.01}}),
 ]
 OTHERS = [
     plain("wd-50", weight_decay=50.0),
@@ -79,7 +79,7 @@ LOOPS = (
     Arm("best-base", {"heal": {**BEST, "reference": "base"}}),
     # A target that one kept completion meets: the first multiplier is always accepted.
     Arm("best-no-walk", {"heal": BEST, "dose": {"walks": 1, "target": 0.01}}),
-    Arm("half-dose", {"heal": {"barrier": "nll"}, "dose": {"start": 1.0}}),
+    Arm("half-dose", {"heal": {"barrier": "none"}, "dose": {"start": 1.0}}),
 )
 LOOP = merge(
     ONE_ROUND,

@@ -12,6 +12,7 @@ from steerheal.config.training import FilterSettings, HealSettings
 from steerheal.config.validation import read_toml, validated
 from steerheal.errors import unknown
 from steerheal.line import As
+from steerheal.tables import INSTRUMENTS, METHODS, Table
 
 
 class RunConfig(Settings):
@@ -48,6 +49,11 @@ class RunConfig(Settings):
     heal: HealSettings = HealSettings()
     measure: MeasureSettings = MeasureSettings()
     check: CheckSettings = CheckSettings()
+
+    def named(self) -> tuple[tuple[Table, str], ...]:
+        """What it names of the open sets."""
+        own = ((METHODS, self.vector.method), (INSTRUMENTS, self.measure.instrument))
+        return (*own, *self.heal.named())
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -18,7 +18,7 @@ from steerheal.bounds import (
     Rows,
 )
 from steerheal.config.base import MOST_LISTED, Settings
-from steerheal.tables import AGGREGATES, BARRIERS, NO_BARRIER, OBJECTIVES
+from steerheal.tables import AGGREGATES, BARRIERS, NO_BARRIER, OBJECTIVES, Table
 
 
 class FilterSettings(Settings):
@@ -122,6 +122,14 @@ class HealSettings(Settings):
     """Largest gradient norm; a larger gradient is scaled down to it."""
     held_out: BelowOne = 0.1
     """Share of the kept completions that only measures the held-out CE, whole prompts at a time."""
+
+    def named(self) -> tuple[tuple[Table, str], ...]:
+        """What it names of the open sets."""
+        return (
+            (OBJECTIVES, self.objective),
+            (BARRIERS, self.barrier),
+            (AGGREGATES, self.aggregate),
+        )
 
     @property
     def barred(self) -> bool:

@@ -32,6 +32,8 @@ def run(plan: Plan, until: Until | None, console: Console) -> None:
     vignettes.chosen(config.measure)
     if config.measure.protocol:
         protocol.load(Path(config.measure.protocol))
+    for table, name in config.named():
+        table.find(name)
     prompts.first_contexts(config.vector.contexts)
     config.model.template_text()
     chat = load(config.model)

@@ -83,12 +83,7 @@ def _extracted(settings: VectorSettings) -> object:
 
 
 def _fitted(settings: HealSettings) -> object:
-    named = (
-        (OBJECTIVES, settings.objective),
-        (BARRIERS, settings.barrier),
-        (AGGREGATES, settings.aggregate),
-    )
-    return settings, [table.code_of(name) for table, name in named]
+    return settings, [table.code_of(name) for table, name in settings.named()]
 
 
 def _save_heal(folder: Path, healed: Healed) -> None:
