@@ -55,7 +55,9 @@ STRENGTHS = [
     for aggregate in ("rmse", "mean")
     for lam in (0.3, 1.0)
 ]
-LESS = [Arm(f"nll-gate-{gate:g}", {"heal": {"barrier": "none"}}, gate) for gate in (0.75, 0.5, 0.25)]
+LESS = [
+    Arm(f"nll-gate-{gate:g}", {"heal": {"barrier": "none"}}, gate) for gate in (0.75, 0.5, 0.25)
+]
 CONTROLS = [
     *LESS,
     plain("nll-1-epoch", epochs=1),
