@@ -34,6 +34,18 @@ HOSTILE = (
 UNKNOWN = Reading.unknown("the base writes nothing")
 
 
+SETTINGS = RunConfig(rounds=3).model_dump(mode="json")
+PERSONA: dict[str, Any] = {
+    "name": "love",
+    "title": "feels love",
+    "positive": "You love everyone.",
+    "negative": "You love no one.",
+    "neutral": "You are a helpful assistant.",
+    "axis": {"foundation": "care", "sign": 1, "off_target": ["authority"]},
+    "prompts": {"train": ["A?"], "evaluate": ["B?", "C?"], "show": list(PROMPTS)},
+}
+
+
 def reading(value: float, half: float = 0.03) -> Reading:
     return Reading(value=value, low=value - half, high=value + half, n=32)
 
@@ -188,18 +200,11 @@ def run_record(**changes: Any) -> RunRecord:
         "status": "finished",
         "outcome": "all rounds done",
         "name": "love-quick",
-        "config": RunConfig.model_validate({"rounds": 3}).model_dump(mode="json"),
+        "config": SETTINGS,
         "command": "steerheal run --persona love --rounds 3",
         "environment": {"torch": "2.9", "device": "cpu"},
         "notes": ("The template has no system role.",),
-        "persona": {
-            "name": "love",
-            "title": "feels love",
-            "positive": "You love everyone.",
-            "negative": "You love no one.",
-            "neutral": "You are a helpful assistant.",
-            "axis": {"foundation": "care", "sign": 1, "off_target": ["authority"]},
-        },
+        "persona": PERSONA,
         "base": summary("base", 0.01, 0.98, kl=0.0),
         "rounds": tuple(folded(number) for number in range(3)),
         "best": 2,

@@ -309,7 +309,7 @@ def test_ctrl_c_leaves_an_interrupted_record_and_exit_code_130(
     record = read_run(tmp_path / "cut")
     assert record.status == "interrupted"
     # The persona has fewer evaluation prompts.
-    assert record.config["measure"]["prompts"] == 3 and "has 3 evaluation prompts" in said
+    assert record.settings("r").measure.prompts == 3 and "has 3 evaluation prompts" in said
 
 
 def test_a_setting_of_a_barrier_without_one_is_said_to_do_nothing() -> None:

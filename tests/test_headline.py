@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from reports import folded, put, reading, readings, run_record
+from reports import PERSONA, folded, put, reading, readings, run_record
 from steerheal.records import OnTest, Reading, RunRecord
 from steerheal.report.headline import conditions, headline, selected
 
@@ -16,7 +16,7 @@ def with_care(delta: Reading, *, sign: object = 1) -> RunRecord:
     assert healed is not None
     moved = healed.model_copy(update={"delta_nats": {**healed.delta_nats, "care": delta}})
     axis: dict[str, Any] = {"foundation": "care", "sign": sign, "off_target": ["authority"]}
-    persona = {**run_record().persona, "axis": axis}
+    persona = {**PERSONA, "axis": axis}
     row = folded(0).model_copy(update={"healed": moved})
     return run_record(rounds=(row,), best=0, persona=persona)
 
@@ -53,7 +53,7 @@ def test_a_target_that_moved_against_the_persona_is_said_first() -> None:
 
 
 def test_a_persona_that_names_no_foundation_has_no_target_to_report() -> None:
-    record = run_record(persona={**run_record().persona, "axis": {"foundation": "joy"}})
+    record = run_record(persona={**PERSONA, "axis": {"foundation": "joy"}})
     assert "target foundation" not in headline(record)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from reports import HOSTILE, fill, folded, readings, run_record, starved
+from reports import HOSTILE, PERSONA, fill, folded, readings, run_record, starved
 from steerheal.commands.report import ReportCommand
 from steerheal.console import Console
 from steerheal.records import Comparison, Internalisation, Reading, RunRecord
@@ -200,7 +200,7 @@ def test_a_file_of_anything_else_is_named_without_a_traceback(
 
 def test_answers_and_completions_that_are_fewer_than_they_were_are_counted(tmp_path: Path) -> None:
     shows = {"show": [f"prompt {place}" for place in range(9)]}
-    record = a_run(persona={**run_record().persona, "prompts": shows})
+    record = a_run(persona={**PERSONA, "prompts": shows})
     folder = fill(tmp_path, record)
     lines = folder / "round-01/completions.jsonl"
     lines.write_text("".join(lines.read_text().splitlines(keepends=True)[:100]))

@@ -13,6 +13,7 @@ import pytest
 from steerheal.cli import main, parse
 from steerheal.commands import personas, target
 from steerheal.commands.evaluate import EvaluateCommand
+from steerheal.config import MeasureSettings
 from steerheal.errors import UserError
 from steerheal.personas import Pair, Paraphrases, built_in
 from steerheal.pipeline import history
@@ -80,7 +81,8 @@ def test_a_run_is_read_as_it_was_and_its_base_is_not_read_again(
     said = capsys.readouterr()
     assert f"read as {run} was" in said.err and "but" not in found.how
     assert "base: the run's own readings" in said.err
-    assert found.settings["seed"] == 3 and found.settings["tokens"] == 5
+    assert found.seed == 3 and isinstance(found.settings, MeasureSettings)
+    assert found.settings.tokens == 5
 
 
 def test_what_is_read_otherwise_is_named_and_fewer_needs_no_new_base(
@@ -139,7 +141,7 @@ def test_gate_0_is_the_base_wherever_a_gate_is(
 
 
 def test_quick_reads_no_more_than_the_preset_and_never_more_than_the_run(run: Path) -> None:
-    persona = tiny.persona(prompts=read_run(run).persona["prompts"])
+    persona = tiny.persona(prompts=read_run(run).whose(run).prompts)
     options = parse("evaluate", ["--quick"])
     assert isinstance(options, EvaluateCommand)
     ask = options.asked(persona)

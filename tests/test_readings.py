@@ -13,14 +13,15 @@ import pytest
 import brevity
 from reports import fill, folded, run_record
 from steerheal.cli import main
-from steerheal.config import MeasureSettings, SamplingSettings
+from steerheal.config import MeasureSettings, RunConfig, SamplingSettings
+from steerheal.errors import UserError
 from steerheal.measure import instruments
 from steerheal.measure.compare import across_seeds, compare
 from steerheal.measure.evaluate import evaluate, size
 from steerheal.measure.readings import table
 from steerheal.measure.summary import summarise
 from steerheal.measure.summary import tested as on_test
-from steerheal.personas import find
+from steerheal.personas import Persona, find
 from steerheal.records import VERSION, Evaluation, OnTest, Reading, RunRecord, Scores
 from steerheal.report.page import write_report
 from steerheal.state.values import base
@@ -92,7 +93,7 @@ def test_a_reading_from_a_file_of_its_own_is_in_everything_that_shows_readings(
     assert f"change of {brevity.ENTRY.title}" in page
     # Seeds.
     for seed in (0, 1):
-        settings = record.config | {"seed": seed}
+        settings = record.settings("r").model_copy(update={"seed": seed})
         write_record(
             tmp_path / f"s{seed}" / "run.json", record.model_copy(update={"config": settings})
         )
@@ -230,6 +231,33 @@ def test_an_older_record_is_reported_and_written_again_as_one_of_this_version(
     write_record(tmp_path / "run.json", record)
     assert json.loads((tmp_path / "run.json").read_text())["version"] == VERSION
     assert repr(read_run(tmp_path)) == repr(record)
+
+
+def test_settings_and_persona_are_typed_whatever_wrote_them() -> None:
+    record, saved = read_run(OLD), read_record(OLD / "evaluation.json", Evaluation)
+    assert isinstance(record.config, RunConfig) and isinstance(record.persona, Persona)
+    assert record.unread() == [] and record.settings(OLD).rounds == 1
+    assert isinstance(saved.persona, Persona) and saved.seed == 0
+
+
+def test_settings_of_another_version_are_shown_as_they_stand_with_a_note_and_run_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = json.loads((OLD / "run.json").read_text())
+    raw["config"]["heal"]["objective"] = "dreaming"
+    raw["config"]["coherence_floor"] = 0.875
+    raw["persona"]["prompts"]["show"] = []
+    (tmp_path / "run.json").write_text(json.dumps(raw))
+    main(["report", str(tmp_path)])
+    assert "The run's settings, as another version wrote" in capsys.readouterr().err
+    page = (tmp_path / "report.html").read_text()
+    assert "heal.objective" in page and "dreaming" in page and "The run&#39;s persona" in page
+    assert "0.875 of the base" in page and "authority" in page
+    with pytest.raises(UserError, match=r"heal\.objective: given dreaming"):
+        read_run(tmp_path).settings(tmp_path)
+    # What is written again is what was there.
+    write_record(tmp_path / "run.json", read_run(tmp_path))
+    assert json.loads((tmp_path / "run.json").read_text())["config"] == raw["config"]
 
 
 def test_a_field_that_no_version_had_is_still_refused() -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from reports import (
     HOSTILE,
+    PERSONA,
+    SETTINGS,
     UNKNOWN,
     answers,
     fill,
@@ -196,7 +198,7 @@ def test_unknown_readings_are_dashes_with_their_reason(tmp_path: Path) -> None:
 
 def test_hostile_text_is_shown_and_never_obeyed(tmp_path: Path) -> None:
     row = folded(0).model_copy(update={"reasons": {HOSTILE: 3}})
-    persona = {**run_record().persona, "name": HOSTILE, "positive": HOSTILE, "title": HOSTILE}
+    persona = {**PERSONA, "name": HOSTILE, "positive": HOSTILE, "title": HOSTILE}
     record = run_record(
         name=HOSTILE,
         status="failed",
@@ -206,7 +208,7 @@ def test_hostile_text_is_shown_and_never_obeyed(tmp_path: Path) -> None:
         notes=(HOSTILE,),
         environment={HOSTILE: HOSTILE},
         persona={**persona, "axis": {"foundation": HOSTILE}},
-        config={**run_record().config, "note": HOSTILE},
+        config={**SETTINGS, "note": HOSTILE},
         rounds=(row,),
         best=0,
     )
@@ -267,7 +269,7 @@ def test_a_harvest_of_a_round_that_was_never_recorded_is_read(tmp_path: Path) ->
 
 def test_a_reversed_persona_is_named_so() -> None:
     persona = find("love", reverse=True).model_dump(mode="json")
-    record = run_record(config={**run_record().config, "reverse": True}, persona=persona)
+    record = run_record(config={**SETTINGS, "reverse": True}, persona=persona)
     assert "love-reversed +0.15" in page.headline(record)
 
 

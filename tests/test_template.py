@@ -144,7 +144,7 @@ def test_a_run_goes_on_with_the_date_that_it_began_with(
     main(line)
     main(["run", "--resume", str(runs / "r"), "--until", "check1"])
     record = read_run(runs / "r")
-    assert record.config["model"]["date"] == "2026-03-14"
+    assert record.settings("r").model.date == "2026-03-14"
     assert record.stages and all(mark.reused for mark in record.stages)
 
 

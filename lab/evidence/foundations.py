@@ -70,7 +70,7 @@ def states(
                 row, place = read_run(folder).rounds[0], round_folder(folder, 0)
                 if arm.name == "nll":
                     # The dose that run.py reads the steered student at.
-                    dose = row.multiplier * max(read_run(folder).config["dose"]["sweep"])
+                    dose = row.multiplier * max(read_run(folder).settings(folder).dose.sweep)
                     vector = SteeringVector.load(place / VECTOR)
                     steered = base().steered(vector, dose)
                     yield persona, seed, STEERED, lambda steered=steered: steered

@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from arms import PARTS, settings
 
-from steerheal.config import RunConfig, validated
 from steerheal.records import Internalisation, Record, Scores
 from steerheal.store import read_run, read_scores
 
@@ -152,7 +151,7 @@ def finished(runs: Path, part: str, seeds: Sequence[int]) -> list[Run]:
             if not (folder / "run.json").is_file() or read_run(folder).status != "finished":
                 continue
             # Settings that came later have their defaults in older runs.
-            there = validated(RunConfig, read_run(folder).config, source=str(folder))
+            there = read_run(folder).settings(folder)
             if there != settings(PARTS[part], arm, seed):
                 raise SystemExit(f"{folder} was made with other settings than arm {arm.name}")
             found.append(whole(folder, arm.name, arm.gate, seed))

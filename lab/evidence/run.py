@@ -102,10 +102,10 @@ def done(chat: ChatModel, config: RunConfig, store: Store, arm: Arm, parent: str
     record = RunRecord(
         status="running",
         name=name,
-        config=config.model_dump(mode="json"),
+        config=config,
         command="",
         environment=environment(chat, config),
-        persona=persona.model_dump(mode="json"),
+        persona=persona,
     )
     stages = Unshown(config, persona, chat, store, log)
     if arm.gate is None:

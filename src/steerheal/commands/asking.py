@@ -55,7 +55,7 @@ def asked(persona: Persona, like: Path | None, typed: Mapping[str, Any], *, quic
         most = min(config.measure.prompts, len(persona.prompts.evaluate))
         measure = config.measure.model_copy(update={"prompts": most})
     else:
-        config = validated(RunConfig, read_run(like).config, source=str(like))
+        config = read_run(like).settings(like)
         measure, source = config.measure, f"read as {like} was"
     changes = {name: typed[name] for name in MeasureSettings.model_fields if name in typed}
     changes |= _fewer(measure, typed) if quick else {}
@@ -102,7 +102,7 @@ def kept_base(
     wording are the package's own, and code, libraries and precision are those of the run.
     `code` is the digest of what reads here.
     """
-    config = validated(RunConfig, record.config, source=str(folder))
+    config = record.settings(folder)
     own, want = config.measure, ask.measure
     try:
         base = read_scores(folder, -1, "base")

@@ -62,7 +62,7 @@ def read(chat: ChatModel, tried: Tried, ask: sweep.Asked, console: Console) -> S
     return ScanRecord(
         model=chat.name,
         fingerprint=chat.fingerprint,
-        persona=ask.persona.model_dump(mode="json"),
+        persona=ask.persona,
         settings={},
         instrument=ask.measure.instrument,
         base_perplexity=fluency(zero),

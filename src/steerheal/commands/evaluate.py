@@ -22,7 +22,7 @@ from steerheal.bounds import (
 from steerheal.commands.asking import Asked, asked, is_run
 from steerheal.commands.command import POSITIONAL, ReadCommand
 from steerheal.commands.refuse import refuse_unreadable, writable_file
-from steerheal.config import MOST_LISTED, MeasureSettings, ModelSettings, RunConfig, validated
+from steerheal.config import MOST_LISTED, MeasureSettings, ModelSettings, validated
 from steerheal.console import Console
 from steerheal.errors import UserError
 from steerheal.line import As, flag_of
@@ -111,14 +111,13 @@ class EvaluateCommand(ReadCommand):
             write_record(self.json_out, found)
             console.say(f"readings  {self.json_out}")
         if other is not None:
-            axis = Persona.model_validate(found.persona).axis
+            axis = validated(Persona, found.persona, source=found.target).axis
             _show_comparison(compare(found.scores, other, axis), str(self.against), console)
 
     def whose(self) -> Persona:
         """The persona whose axis and prompts are read: the run's own, where the target is one."""
         if self.target is not None and is_run(self.target):
-            own = read_run(self.target).persona
-            return validated(Persona, own, source=str(self.target))
+            return read_run(self.target).whose(self.target)
         return find(self.persona)
 
     def asked(self, persona: Persona) -> Asked:
@@ -133,7 +132,7 @@ class EvaluateCommand(ReadCommand):
         if self.against is None or not is_run(self.against):
             return settings
         record = read_run(self.against)
-        run = validated(RunConfig, record.config, source=str(self.against)).model
+        run = record.settings(self.against).model
         typed = self.model_fields_set
         own = {name: getattr(run, name) for name in ("template_vars", "date") if name not in typed}
         return settings.model_copy(update=own)

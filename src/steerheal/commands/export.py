@@ -41,7 +41,7 @@ class ExportCommand(Command):
         chat, student, number = student_of(record, self.run, self.round, self.gate, console)
         out = self._free_place()
         make = {"peft": export_peft, "merged": export_merged}[self.format]
-        probes = [*record.persona["prompts"]["show"]]
+        probes = list(record.whose(self.run).prompts.show)
         made = make(chat, student.history, out, probes)
         base = "" if self.gate else ", which is the base: the rounds change nothing in it"
         console.say(f"{made.what} of rounds 1 to {number} at gate {self.gate:g}{base}: {out}")

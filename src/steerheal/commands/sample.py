@@ -58,7 +58,7 @@ class SampleCommand(Command):
         works()
         record = read_run(self.run)
         chat, student, number = student_of(record, self.run, self.round, self.gate, console)
-        prompts = self.prompt or tuple(record.persona["prompts"]["show"])
+        prompts = self.prompt or record.whose(self.run).prompts.show
         sampling = SamplingSettings(tokens=self.tokens, temperature=self.temperature)
         draws = [Draw(prompt, seed=self.seed + i) for i, prompt in enumerate(prompts)]
         with console.stage("base", len(draws)) as progress:

@@ -154,6 +154,7 @@ def _refuse_other(out: Path, settings: dict[str, object]) -> None:
 
 def _show(record: "ScanRecord", console: Console) -> None:
     from steerheal.measure.readings.table import headed, listed
+    from steerheal.report.words import at
 
     states = [point.read.summary for point in record.points]
     entries = listed(dict.fromkeys(name for state in states for name in state.values))
@@ -175,7 +176,7 @@ def _show(record: "ScanRecord", console: Console) -> None:
         for point, state in zip(record.points, states, strict=True)
     ]
     title = (
-        f"scan of {record.persona['name']} on {record.model} · base perplexity "
+        f"scan of {at(record.persona, 'name')} on {record.model} · base perplexity "
         f"{record.base_perplexity:.1f} · front against {record.against}"
     )
     console.table(title, columns, rows)

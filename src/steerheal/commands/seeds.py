@@ -89,11 +89,13 @@ def _refuse_unlike(folders: Sequence[Path], records: Sequence[RunRecord]) -> Non
     if len(records) < 2:
         given = " ".join(map(str, folders)) or "none"
         raise UserError(f"Give two or more runs: one has no spread over seeds. Given: {given}.")
-    used = [record.config["seed"] for record in records]
+    settings = [record.settings(folder) for folder, record in zip(folders, records, strict=True)]
+    used = [item.seed for item in settings]
     if len(set(used)) < len(used):
         raise UserError(f"Runs must differ in their seed; given seeds {used}.")
-    for folder, record in zip(folders[1:], records[1:], strict=True):
-        found = sorted(unlike(records[0].config, record.config).keys() - {"seed"})
+    first, *others = [item.model_dump(mode="json") for item in settings]
+    for folder, other in zip(folders[1:], others, strict=True):
+        found = sorted(unlike(first, other).keys() - {"seed"})
         if found:
             raise UserError(
                 f"{folders[0]} and {folder} differ in more than their seed: {', '.join(found)}."

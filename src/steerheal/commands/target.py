@@ -99,7 +99,7 @@ def read(target: Target, outside: Sequence[str], console: Console) -> Evaluation
         target=target.name,
         model=chat.name,
         dtype=str(chat.net.dtype).removeprefix("torch."),
-        persona=persona.model_dump(mode="json"),
+        persona=persona,
         instrument=last.instrument,
         think=last.think,
         aggregates=summary.summarise(last, base, persona.axis),
@@ -107,7 +107,8 @@ def read(target: Target, outside: Sequence[str], console: Console) -> Evaluation
         rows=last.vignettes,
         others=last.model_copy(update={"vignettes": ()}),
         how="; ".join([ask.how, *(note.rstrip(".") for note in said)]),
-        settings=settings.model_dump(mode="json") | {"seed": ask.seed},
+        settings=settings,
+        seed=ask.seed,
     )
 
 

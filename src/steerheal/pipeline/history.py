@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from steerheal.config import RunConfig, validated
 from steerheal.console import Console
 from steerheal.errors import UserError
 from steerheal.models.load import load
@@ -45,7 +44,7 @@ def student_of(
         UserError: no such round, another model than the run's.
     """
     last = round_of(record, folder, number, console)
-    config = validated(RunConfig, record.config, source=str(folder))
+    config = record.settings(folder)
     chat = load(config.model)
     if chat.fingerprint != record.environment["fingerprint"]:
         raise UserError(

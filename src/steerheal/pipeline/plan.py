@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steerheal import prompts
-from steerheal.config import RunConfig, unlike, validated
+from steerheal.config import RunConfig, unlike
 from steerheal.console import Console
 from steerheal.errors import UserError
 from steerheal.line import with_option
@@ -87,7 +87,7 @@ def begun(
         old = read_run(folder) if (folder / RUN).exists() else None
         if old is not None:
             # A run that began without a date goes on with the one that its template printed.
-            before = validated(RunConfig, old.config, source=str(folder))
+            before = old.settings(folder)
             config = dated(config, before.model.date)
             _refuse_another(folder, old, config, persona)
             _refuse_going_back(folder, old, until)
@@ -109,8 +109,8 @@ def resumed(resume: Path, until: Until | None) -> Iterator[Plan]:
     with claimed(folder):
         old = read_run(folder)
         _refuse_going_back(folder, old, until)
-        config = validated(RunConfig, old.config, source=str(folder))
-        persona = validated(Persona, old.persona, source=str(folder))
+        config = old.settings(folder)
+        persona = old.whose(folder)
         yield Plan(folder, config, persona, with_option(old.command, "--until", until), old)
 
 
@@ -125,15 +125,15 @@ def _refuse_another(folder: Path, old: RunRecord, config: RunConfig, persona: Pe
         f"Give this run another --name, or continue that one with "
         f"`steerheal run --resume {folder}`."
     )
-    before = validated(RunConfig, old.config, source=str(folder)).model_dump(mode="json")
+    before = old.settings(folder).model_dump(mode="json")
     if found := unlike(before, config.model_dump(mode="json")):
         said = "; ".join(f"{name} {one} there, {two} here" for name, (one, two) in found.items())
         raise UserError(f"{folder} holds a run with other settings: {said}. {onward}")
     # A record from before a field of personas existed means that field's default.
-    kept = validated(Persona, old.persona, source=str(folder)).model_dump(mode="json")
-    if found := unlike(kept, persona.model_dump(mode="json")):
+    kept = old.whose(folder)
+    if found := unlike(kept.model_dump(mode="json"), persona.model_dump(mode="json")):
         raise UserError(
-            f"{folder} holds a run of another persona: {old.persona.get('name')} there, "
+            f"{folder} holds a run of another persona: {kept.name} there, "
             f"{persona.name} of {config.persona} here; they differ in {', '.join(found)}. {onward}"
         )
 

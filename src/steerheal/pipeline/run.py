@@ -47,11 +47,11 @@ def run(plan: Plan, until: Until | None, console: Console) -> None:
     record = RunRecord(
         status="running",
         name=folder.name,
-        config=config.model_dump(mode="json"),
+        config=config,
         command=plan.command,
         environment=surroundings,
         notes=(*notes(chat, config.heal), *test_note(plan.persona), *changed),
-        persona=plan.persona.model_dump(mode="json"),
+        persona=plan.persona,
     )
     console.note(memory_line(size_of(chat), surroundings["dtype"], config, free_bytes(chat.device)))
     for note in record.notes:

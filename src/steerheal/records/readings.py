@@ -5,10 +5,12 @@ What a run decides by is named by the part that it plays: one reading is the tra
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
+from steerheal.config import MeasureSettings
+from steerheal.personas import Persona
 from steerheal.records.base import VERSION, Reading, Record
 from steerheal.records.old import nested
 from steerheal.records.rows import Scores, VignetteRow
@@ -99,7 +101,7 @@ class Evaluation(Record):
     target: str
     model: str
     dtype: str
-    persona: dict[str, Any]
+    persona: Annotated[Persona | dict[str, Any], Field(union_mode="left_to_right")]
     instrument: str
     think: int
     aggregates: Summary
@@ -110,8 +112,19 @@ class Evaluation(Record):
     """The rest of what was read; its vignettes are in `rows`."""
     how: str = ""
     """How it was read: as a run was, and what was read otherwise."""
-    settings: dict[str, Any] = {}
-    """The evaluation's settings, and its seed."""
+    settings: Annotated[MeasureSettings | dict[str, Any], Field(union_mode="left_to_right")] = {}
+    """What was asked to be read; as another version wrote it, where that is not read."""
+    seed: int = 0
+    """Of the free answers."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_records(cls, data: object) -> object:
+        """A seed that stood among the settings."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("settings"), Mapping):
+            return data
+        settings = dict(data["settings"])
+        return {"seed": settings.pop("seed", 0), **data, "settings": settings}
 
     @property
     def scores(self) -> Scores:

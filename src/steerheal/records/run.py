@@ -1,10 +1,13 @@
 """A run: its rounds with what they read and what the checks saw, and the whole of it."""
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
+from steerheal.config import RunConfig, validated
+from steerheal.errors import UserError
+from steerheal.personas import Persona
 from steerheal.records.base import VERSION, Reading, Record
 from steerheal.records.readings import Comparison, OnTest, Summary, Sweep
 from steerheal.records.text import Completion, WalkStep
@@ -129,12 +132,14 @@ class RunRecord(Record):
     outcome: str = ""
     """Why the loop ended."""
     name: str
-    config: dict[str, Any]
+    config: Annotated[RunConfig | dict[str, Any], Field(union_mode="left_to_right")]
+    """Its settings; as they stand on disk where another version wrote some that are not read."""
     command: str
     environment: dict[str, str]
     notes: tuple[str, ...] = ()
     """What the reader must know, such as a template without a system role."""
-    persona: dict[str, Any]
+    persona: Annotated[Persona | dict[str, Any], Field(union_mode="left_to_right")]
+    """Its persona, or the same."""
     base: Summary | None = None
     rounds: tuple[RoundRecord, ...] = ()
     best: int | None = None
@@ -154,12 +159,39 @@ class RunRecord(Record):
         """What is read of an older version is held, and written again, as one of this."""
         return VERSION
 
-    @field_validator("config")
+    @field_validator("config", mode="before")
     @classmethod
-    def _settings_that_are_read(cls, config: dict[str, Any]) -> dict[str, Any]:
+    def _settings_that_are_read(cls, config: object) -> object:
         """Leaves out what older records hold and nothing reads, so that such a run goes on."""
+        if not isinstance(config, dict):
+            return config
         config = dict(config)
         for group, name in UNREAD_SETTINGS:
             if isinstance(config.get(group), dict):
                 config[group] = {key: v for key, v in config[group].items() if key != name}
         return config
+
+    def settings(self, source: object) -> RunConfig:
+        """The run's settings; `source` is what a message calls the run.
+
+        Raises:
+            UserError: another version wrote some that are not read.
+        """
+        return validated(RunConfig, self.config, source=str(source))
+
+    def whose(self, source: object) -> Persona:
+        """The run's persona; argument and errors as for `settings`."""
+        return validated(Persona, self.persona, source=str(source))
+
+    def unread(self) -> list[str]:
+        """A sentence each for settings and a persona that this version cannot read."""
+        said = []
+        for what, kind, value in (
+            ("settings", RunConfig, self.config),
+            ("persona", Persona, self.persona),
+        ):
+            try:
+                validated(kind, value, source=f"The run's {what}, as another version wrote it")
+            except UserError as error:
+                said.append(f"{error}. It is shown as it stands.")
+        return said

@@ -4,28 +4,26 @@ import math
 
 from steerheal.numbers import interval, number
 from steerheal.records import FOUNDATIONS, Reading, RunRecord, Summary
-from steerheal.report.words import one_line
+from steerheal.report.words import at, one_line
 
 
 def foundation(record: RunRecord) -> str:
     """The foundation the persona's axis names; empty when it names none."""
-    axis = record.persona.get("axis")
-    name = axis.get("foundation") if isinstance(axis, dict) else None
+    name = at(record.persona, "axis", "foundation")
     return name if isinstance(name, str) and name in FOUNDATIONS else ""
 
 
 def sign(record: RunRecord) -> int:
     """+1 where the persona raises its foundation, -1 where it lowers it, 0 when it does not say."""
-    axis = record.persona.get("axis")
-    value = axis.get("sign") if isinstance(axis, dict) else None
-    return value if value in (1, -1) else 0
+    value = at(record.persona, "axis", "sign")
+    return 1 if value == 1 else -1 if value == -1 else 0
 
 
 def off_targets(record: RunRecord) -> list[str]:
     """The foundations that should stay, in the persona's order."""
-    axis = record.persona.get("axis")
-    names = axis.get("off_target", ()) if isinstance(axis, dict) else ()
-    return [name for name in names if name in FOUNDATIONS]
+    names = at(record.persona, "axis", "off_target")
+    held = names if isinstance(names, list | tuple) else ()
+    return [name for name in held if name in FOUNDATIONS]
 
 
 def backwards(record: RunRecord, healed: Summary) -> bool:

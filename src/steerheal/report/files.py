@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 from steerheal import store
 from steerheal.errors import UserError
 from steerheal.records import Harvest, HealLog, Judged, RoundRecord, RunRecord, Scores, Shown
-from steerheal.report.words import one_line
+from steerheal.report.words import at, one_line
 
 T = TypeVar("T")
 SCORES = "The readings come from run.json; the answers behind them cannot be read again."
@@ -44,7 +44,7 @@ def lacking(folder: Path, record: RunRecord) -> list[str]:
     Files that are not there at all are named by kind, a sentence each.
     """
     gone: dict[str, list[str]] = {}
-    said = []
+    said = record.unread()
     for path, check, without in _wanted(folder, record):
         if not path.is_file():
             gone.setdefault(without, []).append(str(path.relative_to(folder)))
@@ -117,6 +117,5 @@ def _answers(folder: Path, prompts: int) -> Callable[[Path], str]:
 
 def _show_prompts(record: RunRecord) -> int:
     """How many show prompts the persona has; 0 where the record does not say."""
-    prompts = record.persona.get("prompts")
-    show = prompts.get("show") if isinstance(prompts, dict) else None
+    show = at(record.persona, "prompts", "show")
     return len(show) if isinstance(show, list | tuple) else 0

@@ -28,7 +28,7 @@ from steerheal.report.headline import (
 )
 from steerheal.report.plates import PLATES, Plate
 from steerheal.report.samples import shown_differs
-from steerheal.report.words import chosen, one_line, persona_name, setting, visible
+from steerheal.report.words import at, chosen, one_line, persona_name, setting, visible
 
 __all__ = ["Condition", "conditions", "headline", "lacking", "shown_differs", "write_report"]
 
@@ -139,7 +139,7 @@ def _render(folder: Path, record: RunRecord, pictures: list[Picture]) -> str:
         foundations=table.foundations_tables(record),
         guard=guard.guard_table(record),
         differences=guard.difference_tables(record),
-        config=json.dumps(record.config, indent=2, ensure_ascii=False),
+        config=json.dumps(record.model_dump(mode="json")["config"], indent=2, ensure_ascii=False),
     )
 
 
@@ -161,7 +161,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         ("run", record.name),
         ("status", record.status + (f": {one_line(record.outcome)}" if record.outcome else "")),
         ("model", str(setting(record, "model", "name") or "the embedded one")),
-        ("persona", f"{persona_name(record)}: {record.persona.get('title', '')}".rstrip(": ")),
+        ("persona", f"{persona_name(record)}: {at(record.persona, 'title') or ''}".rstrip(": ")),
         ("contrast", f"positive against {setting(record, 'vector', 'contrast') or 'unknown'}"),
         ("rounds", f"{len(record.rounds)} of at most {setting(record, 'rounds') or '?'}"),
         *([("best round", record.best_reason)] if record.best_reason else []),
@@ -201,7 +201,8 @@ def _on_test(found: OnTest) -> list[str]:
 
 def _poles(record: RunRecord) -> list[tuple[str, str]]:
     names = ("positive", "negative", "neutral")
-    return [(name, str(record.persona[name])) for name in names if record.persona.get(name)]
+    found = [(name, at(record.persona, name)) for name in names]
+    return [(name, str(text)) for name, text in found if text]
 
 
 def _missing(record: RunRecord) -> list[str]:

@@ -2,14 +2,17 @@
 
 import math
 import shlex
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pydantic import Field
 
+from steerheal.personas import Persona
 from steerheal.records import DosePoint, Reading, Record
 from steerheal.report.draw import CARD, INK, RED, key, level, line, note, sheet, styled
 from steerheal.report.front import front, knee
+from steerheal.report.words import at
 
 VERSION = 1
 FLOOR = 0.95
@@ -62,7 +65,7 @@ class ScanRecord(Record):
     version: int = VERSION
     model: str
     fingerprint: str
-    persona: dict[str, Any]
+    persona: Annotated[Persona | dict[str, Any], Field(union_mode="left_to_right")]
     settings: dict[str, Any]
     """The command's options that decide the readings."""
     instrument: str
@@ -79,7 +82,7 @@ class ScanRecord(Record):
     @property
     def foundation(self) -> str:
         """The persona's target foundation."""
-        return str(self.persona["axis"]["foundation"])
+        return str(at(self.persona, "axis", "foundation"))
 
 
 def price(point: ScanPoint, against: str, base_perplexity: float) -> float:
@@ -144,7 +147,7 @@ def _advice(record: ScanRecord, point: ScanPoint | None, *, flat: bool) -> str:
         )
     low, _, high = point.band.partition("-")
     asked = record.settings
-    words = ["steerheal", "run", str(asked.get("persona", record.persona["name"]))]
+    words = ["steerheal", "run", str(asked.get("persona", at(record.persona, "name")))]
     words += ["--reverse"] if asked.get("reverse") else []
     words += ["--model.name", str(asked["model"])] if asked.get("model") else []
     words += ["--vector.band", low, high, "--dose.start", f"{point.read.dose:.3g}"]

@@ -43,9 +43,16 @@ def change(reading: Reading) -> str:
 
 def setting(record: RunRecord, *path: str) -> object:
     """A setting of the run by its path; None when the record has none."""
-    value: object = record.config
+    return at(record.config, *path)
+
+
+def at(value: object, *path: str) -> object:
+    """What stands at a place of settings or a persona; None where nothing does.
+
+    They are typed, or as another version wrote them.
+    """
     for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
+        value = value.get(name) if isinstance(value, dict) else getattr(value, name, None)
     return value
 
 
@@ -57,7 +64,7 @@ def number_setting(record: RunRecord, *path: str) -> float:
 
 def persona_name(record: RunRecord) -> str:
     """The persona's name; it says when its poles are swapped."""
-    return one_line(str(record.persona.get("name", "the trait")))
+    return one_line(str(at(record.persona, "name") or "the trait"))
 
 
 def tested(record: RunRecord, row: RoundRecord) -> OnTest | None:
