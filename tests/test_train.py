@@ -528,6 +528,24 @@ def test_a_run_s_heal_goes_on_and_leaves_no_scratch_file(tmp_path: Path, objecti
     assert done.log.steps[0].ce > 1e-3  # a steered teacher is not the student
 
 
+@pytest.mark.parametrize("reference", ["prev", "base"])
+def test_a_run_s_anchor_is_the_reference_on_text_that_no_persona_is_about(
+    tmp_path: Path, reference: str
+) -> None:
+    heal = {"epochs": 3, "barrier": "none", "rank": 2, "lr": 0.05, "reference": reference}
+
+    def last(anchor: float) -> HealStep:
+        changes = {"heal": heal | {"anchor": anchor, "anchor_rows": 2}}
+        config = RunConfig.model_validate(merge(TINY, changes))
+        store = Store(tmp_path, f"{anchor:g}", notify=lambda _: None)
+        stages = Stages(config, tiny.persona(), tiny.chat(), store, Silent())
+        teacher = base().steered(stages.vector(0, base()), 1.0)
+        return stages.healed(0, base(), teacher, stages.harvest(0, teacher)).log.steps[-1]
+
+    assert math.isnan(last(0.0).anchor)
+    assert 0 < last(10.0).anchor < last(0.01).anchor
+
+
 # ── divergence ──────────────────────────────────────────────────────────────────────────────────
 
 

@@ -3,10 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 
-from steerheal.config import HealSettings
+from steerheal import prompts
+from steerheal.config import HealSettings, SamplingSettings
+from steerheal.heal.batches import Data
 from steerheal.heal.checkpoint import Checkpoint
 from steerheal.heal.teacher import Taught, taught
 from steerheal.heal.train import Healed, heal_student, training_pairs
+from steerheal.models.generate import Draw, generate
 from steerheal.models.model import ChatModel
 from steerheal.models.score import Pair, continuation_states
 from steerheal.records import Completion, HealStep
@@ -42,10 +45,12 @@ def heal(
     """
     pairs = training_pairs(chat, kept)
     origin = student if settings.reference == "prev" else base()
-    reference, lesson = None, Taught([], chat)
-    if settings.barred:
-        with origin.entered(chat) as reader:
+    reference, anchor, lesson = None, None, Taught([], chat)
+    with origin.entered(chat) as reader:
+        if settings.barred:
             reference = continuation_states(reader, pairs)
+        if settings.anchor:
+            anchor = unrelated(reader, seed)
     if OBJECTIVES.find(settings.objective).taught:
         lesson = taught(chat, teacher, kept)
     with student.entered(chat):
@@ -56,6 +61,7 @@ def heal(
             settings,
             teacher=lesson.states or None,
             taught_by=lesson.reader,
+            anchor=anchor,
             round_number=number,
             seed=seed,
             checkpoint=checkpoint,
@@ -63,6 +69,15 @@ def heal(
         )
         healed = healed._replace(adapter=healed.adapter.trained_by(chat))
         return _if_finite(chat, healed, pairs[0], settings.lr)
+
+
+def unrelated(reader: ChatModel, seed: int) -> Data:
+    """The reference's answers to prompts that no persona is about, and its states on them."""
+    asked = prompts.control_train()
+    draws = [Draw(prompt, seed=seed * 1_000_003 + i) for i, prompt in enumerate(asked)]
+    said = generate(reader, draws, SamplingSettings())
+    pairs = training_pairs(reader, [item for item in said if item.tokens])
+    return Data(pairs, continuation_states(reader, pairs))
 
 
 def _if_finite(chat: ChatModel, healed: Healed, pair: Pair, lr: float) -> Healed:

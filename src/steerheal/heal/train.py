@@ -89,7 +89,7 @@ def heal_student(
         raise UserError("An anchor needs unrelated text and the reference's states; give `anchor`.")
     data = _data(pairs, reference, teacher, settings)
     data = replace(data, taught_by=taught_by if data.teacher is not None else None)
-    held, train, unheld = split(pairs, settings.held_out, seed)
+    parts = split(pairs, settings.held_out, seed)
     lam = settings.lam * (1 + round_number) ** settings.lam_power
     tokens, aside = (
         [(list(prefix), list(rest)) for prefix, rest in texts]
@@ -99,41 +99,68 @@ def heal_student(
         made_of=key_of("heal", settings, tokens, aside, seed, round_number, chat.fingerprint),
         epochs=0, steps=(), held_out=(), used=0, read=0,
     )  # fmt: skip
-    reason = ""
     with training(chat, settings, seed=seed) as model:
-        trainer = Trainer(chat, model, data, settings, lam=lam, rows=len(train), seed=seed,
+        trainer = Trainer(chat, model, data, settings, lam=lam, rows=len(parts.train), seed=seed,
                           anchor=anchor)  # fmt: skip
         place = trainer.resumed(checkpoint, place) if checkpoint is not None else place
-        if not place.held_out:
-            place = place.model_copy(update={"held_out": (trainer.held_out(held),)})
-        for epoch in range(place.epochs, settings.epochs):
-            place, reason = trainer.epoch(place, _epoch(train, settings.rows, seed + 1 + epoch),
-                                          progress)  # fmt: skip
-            if reason:
-                break
-            place = place.model_copy(
-                update={"epochs": epoch + 1, "held_out": (*place.held_out, trainer.held_out(held))}
-            )
-            if checkpoint is not None:
-                checkpoint.write(place, trainer.state())
+        batches = _epochs(parts.train, settings, seed)
+        place, reason = _through(
+            trainer, place, parts.held, batches, checkpoint=checkpoint, progress=progress
+        )
         adapter = trained(model, settings)
+    return Healed(adapter, _log(place, parts, settings, lam, reason))
+
+
+def _through(
+    trainer: Trainer,
+    place: Place,
+    held: Sequence[int],
+    batches: Sequence[list[list[int]]],
+    *,
+    checkpoint: Checkpoint | None,
+    progress: Callable[[HealStep, int], None],
+) -> tuple[Place, str]:
+    """The epochs that are left; the place after them, and why they were broken off, if so."""
+    if not place.held_out:
+        place = place.model_copy(update={"held_out": (trainer.held_out(held),)})
+    for epoch in range(place.epochs, len(batches)):
+        place, reason = trainer.epoch(place, batches[epoch], progress)
+        if reason:
+            return place, reason
+        place = place.model_copy(
+            update={"epochs": epoch + 1, "held_out": (*place.held_out, trainer.held_out(held))}
+        )
+        if checkpoint is not None:
+            checkpoint.write(place, trainer.state())
+    return place, ""
+
+
+def _log(place: Place, parts: "Parts", settings: HealSettings, lam: float, reason: str) -> HealLog:
+    """How the training went; a reason it was broken off or is no use makes it rejected."""
     reason = reason or diverged(place.steps, place.held_out, settings.lr)
-    log = HealLog(
+    return HealLog(
         steps=place.steps,
         held_out=place.held_out,
-        trained_on=len(train),
-        held_out_completions=len(held),
-        held_out_reason=unheld,
+        trained_on=len(parts.train),
+        held_out_completions=len(parts.held),
+        held_out_reason=parts.reason,
         lam=lam if settings.barred else math.nan,
         outcome="rejected" if reason else "trained",
         reason=reason,
         padding=1 - place.used / place.read if place.read else math.nan,
     )
-    return Healed(adapter, log)
 
 
-def split(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[int], list[int], str]:
-    """Places held out and trained on, without a prompt in common, and why none is held out.
+class Parts(NamedTuple):
+    """Places held out and trained on, and why none is held out."""
+
+    held: list[int]
+    train: list[int]
+    reason: str
+
+
+def split(pairs: Sequence[Pair], share: float, seed: int) -> Parts:
+    """The completions, held out and trained on without a prompt in common.
 
     Whole prompts are held out, in seeded order, as long as their completions are within the share
     of all; where no prompt is that small, the smallest one is.
@@ -153,7 +180,7 @@ def split(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[int], li
         few = f"{share:.0%} of {len(pairs)} completions is less than one"
         reason = few if not want else "all completions answer one prompt"
     inside = [place for place in order if place in held]
-    return inside, [place for place in order if place not in held], reason
+    return Parts(inside, [place for place in order if place not in held], reason)
 
 
 def diverged(steps: Sequence[HealStep], held_out: Sequence[float], lr: float) -> str:
@@ -194,7 +221,13 @@ def _data(
     return Data(pairs, reference if barrier else None, teacher if distill else None)
 
 
-def _epoch(train: Sequence[int], rows: int, seed: int) -> list[list[int]]:
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
-    shuffled = [train[i] for i in order]
-    return [shuffled[i : i + rows] for i in range(0, len(shuffled), rows)]
+def _epochs(train: Sequence[int], settings: HealSettings, seed: int) -> list[list[list[int]]]:
+    """The rows of every step of every epoch, each epoch in an order of its own."""
+    found = []
+    for epoch in range(settings.epochs):
+        source = torch.Generator().manual_seed(seed + 1 + epoch)
+        shuffled = [train[i] for i in torch.randperm(len(train), generator=source).tolist()]
+        found.append(
+            [shuffled[i : i + settings.rows] for i in range(0, len(shuffled), settings.rows)]
+        )
+    return found

@@ -17,6 +17,8 @@ SPARE = 1.25
 """Draws of a top-up over those that would be enough at the walk's survival."""
 Drawer = Callable[[Sequence[State], Sequence[Draw]], list[tuple[Completion, Verdict]]]
 """States to enter together, and draws in them, to completions with the base's verdicts."""
+Batch = Callable[[int, float, str], list[Judged]]
+"""Draws, at a multiplier, under a name."""
 
 
 def harvest(
@@ -40,50 +42,63 @@ def harvest(
         seed: First draw's seed; every draw has its own.
         calibration: The filter's limits, recorded beside the verdicts.
     """
-    judged: list[Judged] = []
-    walk: list[WalkStep] = []
     walked = bool(teacher.dose)
     source = _Draws(prompts, settings.sweep if walked else (1.0,), seed)
 
     def batch(count: int, multiplier: float, name: str) -> list[Judged]:
+        doses = [share * multiplier for share in settings.sweep]
+        states = [teacher.at_dose(dose) for dose in doses] if walked else [teacher]
         return [
             Judged(completion=completion, verdict=verdict, batch=name)
-            for completion, verdict in draw(states(multiplier), source.take(count))
+            for completion, verdict in draw(states, source.take(count))
         ]
 
-    def states(multiplier: float) -> list[State]:
-        if not walked:
-            return [teacher]
-        return [teacher.at_dose(share * multiplier) for share in settings.sweep]
+    judged, walk = _walked_down(batch, settings, rows, walked=walked)
+    more = _topped_up(batch, settings, rows, walk[-1])
+    have = walk[-1].kept + sum(row.verdict.kept for row in more)
+    return Harvest(
+        outcome="fed" if have >= settings.minimum else "starved",
+        multiplier=walk[-1].multiplier,
+        walk=tuple(walk),
+        judged=(*judged, *more),
+        perplexity_limit=calibration.limits["tail perplexity"],
+        calibration=calibration,
+    )
 
-    start = settings.start if walked else 0.0
-    multiplier = start
+
+def _walked_down(
+    batch: Batch, settings: DoseSettings, rows: int, *, walked: bool
+) -> tuple[list[Judged], list[WalkStep]]:
+    """Batches at lower and lower multipliers, until enough of one survives."""
+    judged: list[Judged] = []
+    walk: list[WalkStep] = []
     for step in range(settings.walks if walked else 1):
-        multiplier = start * settings.step**step
+        multiplier = settings.start * settings.step**step if walked else 0.0
         drawn = batch(rows, multiplier, f"walk-{step}")
         judged += drawn
         kept = sum(row.verdict.kept for row in drawn)
         walk.append(WalkStep(multiplier=multiplier, drawn=len(drawn), kept=kept))
         if kept >= settings.target * len(drawn):
             break
-    have = walk[-1].kept
+    return judged, walk
+
+
+def _topped_up(batch: Batch, settings: DoseSettings, rows: int, last: WalkStep) -> list[Judged]:
+    """More batches at the last multiplier, until as many are kept as are wanted.
+
+    Each draws as many as are likely to be enough, and no more: a draw costs more than anything
+    else.
+    """
+    judged: list[Judged] = []
+    have, survive = last.kept, max(last.survival, 1 / rows)
     for number in range(1, settings.batches):
         if have >= settings.want:
             break
-        # As many as are likely to be enough, and no more: a draw costs more than anything else.
-        survive = max(walk[-1].survival, 1 / rows)
         count = min(rows, math.ceil(SPARE * (settings.want - have) / survive))
-        drawn = batch(count, multiplier, f"top-up-{number}")
+        drawn = batch(count, last.multiplier, f"top-up-{number}")
         judged += drawn
         have += sum(row.verdict.kept for row in drawn)
-    return Harvest(
-        outcome="fed" if have >= settings.minimum else "starved",
-        multiplier=multiplier,
-        walk=tuple(walk),
-        judged=tuple(judged),
-        perplexity_limit=calibration.limits["tail perplexity"],
-        calibration=calibration,
-    )
+    return judged
 
 
 class _Draws:
