@@ -37,8 +37,6 @@ PROBES: tuple[tuple[Message, ...], ...] = (
     (("user", "a"), ("assistant", "b"), ("user", "c")),
 )
 """Conversations whose rendering stands for the template's in a fingerprint."""
-LINES_BEFORE = 1
-"""Lines of a rendered source before the template's own first."""
 
 
 @dataclass(frozen=True)
