@@ -44,7 +44,7 @@ class Asker:
         Raises:
             UserError: the base's logits on an answer are not finite.
         """
-        changes: dict[str, object] = {"tokens": tokens} | ({"temperature": 0.0} if greedy else {})
+        changes: dict[str, float] = {"tokens": tokens} | ({"temperature": 0.0} if greedy else {})
         sampling = self.sampling.model_copy(update=changes)
         with self.state.entered(self.chat) as reader:
             said = free.answers(reader, prompts, sampling, seed=self.seed, progress=self.progress)

@@ -1,6 +1,7 @@
 """A run's figures: RunRecord in, matplotlib Figure out. No disk; same record, same bytes."""
 
 import math
+import textwrap
 from collections.abc import Callable
 
 from matplotlib.axes import Axes
@@ -34,7 +35,9 @@ from steerheal.report.words import number_setting
 
 ACROSS = 3
 """Panels beside each other."""
-WAYS = {-1: " ↑", 0: "", 1: " ↓"}
+PANEL_WIDTH = 16
+"""Characters of a panel's title in a line."""
+WAYS = {-1: "↑ ", 0: "", 1: "↓ "}
 """Where undamaged text lies, by which way damage moves a reading."""
 
 
@@ -44,6 +47,12 @@ def _value(read: Callable[[Summary], float]) -> Callable[[Summary], Reading]:
 
 def _table(name: str) -> Callable[[Summary], Reading]:
     return lambda summary: summary.values.get(name, UNREAD)
+
+
+def _panel_title(entry: Entry) -> str:
+    """Its title within the width of a panel, and where undamaged text lies."""
+    title = WAYS[entry.damage] + entry.title.removeprefix(f"{entry.unit} of ")
+    return textwrap.fill(title, PANEL_WIDTH)
 
 
 def coherence_entries(record: RunRecord) -> list[Entry]:
@@ -92,12 +101,12 @@ def coherence(record: RunRecord) -> Figure:
     panels = coherence_entries(record)
     rows = max(1, math.ceil(len(panels) / ACROSS))
     with styled():
-        figure, axes = sheet(0.4 + 2.25 * rows, rows, ACROSS)
+        figure, axes = sheet(0.4 + 2.4 * rows, rows, ACROSS)
         for panel in axes[len(panels) :]:
             panel.set_axis_off()
         for panel, entry in zip(axes, panels, strict=False):
             drawn = course(panel, record, _table(entry.name))
-            panel.set_title(entry.title.removeprefix(f"{entry.unit} of ") + WAYS[entry.damage])
+            panel.set_title(_panel_title(entry))
             panel.set_ylabel(entry.unit)
             if entry.unit == "perplexity" and drawn and max(drawn) > 50 * min(drawn):
                 panel.set_yscale("log")
