@@ -132,9 +132,10 @@ class RunRecord(Record):
     outcome: str = ""
     """Why the loop ended."""
     name: str
+    command: str
+    """The line that made it; it stands early, so that a cut file still tells it."""
     config: Annotated[RunConfig | dict[str, Any], Field(union_mode="left_to_right")]
     """Its settings; as they stand on disk where another version wrote some that are not read."""
-    command: str
     environment: dict[str, str]
     notes: tuple[str, ...] = ()
     """What the reader must know, such as a template without a system role."""
