@@ -17,7 +17,7 @@ import numpy as np
 from frontier import INCOHERENT
 from scipy.stats import t as student
 
-from steerheal.measure.stats import mean
+from steerheal.measure.stats import jackknife, log_of_means, mean
 from steerheal.records import FOUNDATIONS, Reading
 
 RECORDS = Path(__file__).parent / "records" / "frontier"
@@ -102,6 +102,7 @@ def numbers(row: State) -> State:
     for think in (0, 128):
         if rows := row.get(f"forced_{think}"):
             found |= forced(rows, f" {think}")
+            found[f"vignettes {think}"] = np.array([[*row[2], row[3]] for row in rows])
     return found
 
 
@@ -252,28 +253,57 @@ def small_heal() -> str:
 
 
 def large_heal() -> str:
-    """The same on the larger model, by forced choice."""
-    found = with_broken(seeds(LARGE, "authority"))
-    names = ("authority 0", "care 0", "mass 0", "top-1 0", "authority 128", "mass 128",
-             "coherent", "implausible", "spill", "tasks", "kl")  # fmt: skip
-    return _heal(found, names)
+    """The same on the larger model: intervals are over vignettes, seed by seed."""
+    rows = []
+    for number, seed in enumerate(with_broken(seeds(LARGE, "authority"))):
+        for title, (one, other) in PAIRS.items():
+            rows.append([
+                f"seed {number}: {title}",
+                *(said(by_vignette(seed, one, other, *which), 2) for which in FORCED.values()),
+                *(f"{seed[one][name] - seed[other][name]:+.3f}".replace("-", "−")
+                  for name in ("coherent", "spill", "tasks")),
+            ])  # fmt: skip
+    return table(["", *FORCED, "coherent", "spill", "tasks"], rows)
+
+
+FORCED = {
+    "ln authority, T = 0": (0, "authority"),
+    "ln care, T = 0": (0, "care"),
+    "answer mass, T = 0": (0, ""),
+    "ln authority, T = 128": (128, "authority"),
+    "answer mass, T = 128": (128, ""),
+}
+"""Tokens of thinking, and the foundation; the answer mass without one."""
+
+
+def by_vignette(seed: Seed, one: str, other: str, think: int, foundation: str) -> Reading:
+    """How two states differ on the same vignettes."""
+    key = f"vignettes {think}"
+    if key not in seed[one] or key not in seed[other]:
+        return Reading.unknown("not read")
+    place = FOUNDATIONS.index(foundation) if foundation else -1
+    both = np.stack([seed[one][key][:, place], seed[other][key][:, place]], axis=1)
+    return jackknife(both, log_of_means) if foundation else mean(both[:, 0] - both[:, 1])
+
+
+PAIRS = {
+    "steered less base": ("steered", "base"),
+    "healed less base": ("none 1", "base"),
+    "unsteered control less base": ("unsteered 1", "base"),
+    "healed less control": ("none 1", "unsteered 1"),
+    "healed less steered": ("none 1", "steered"),
+    "anchored less base": ("anchor 1", "base"),
+    "anchored less steered": ("anchor 1", "steered"),
+    "random at equal KL less base": ("random", "base"),
+    "system prompt less base": ("prompt", "base"),
+}
+"""What is held against what."""
 
 
 def _heal(found: Sequence[Seed], names: Sequence[str]) -> str:
-    pairs = {
-        "steered less base": ("steered", "base"),
-        "healed less base": ("none 1", "base"),
-        "unsteered control less base": ("unsteered 1", "base"),
-        "healed less control": ("none 1", "unsteered 1"),
-        "healed less steered": ("none 1", "steered"),
-        "anchored less base": ("anchor 1", "base"),
-        "anchored less steered": ("anchor 1", "steered"),
-        "random at equal KL less base": ("random", "base"),
-        "system prompt less base": ("prompt", "base"),
-    }
     rows = [
         [title, *(said(change(found, one, name, other)) for name in names)]
-        for title, (one, other) in pairs.items()
+        for title, (one, other) in PAIRS.items()
     ]
     return table(["", *names], rows)
 
