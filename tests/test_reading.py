@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+import brevity
 from steerheal.cli import main, parse
 from steerheal.commands import personas, target
 from steerheal.commands.evaluate import EvaluateCommand
 from steerheal.config import MeasureSettings
 from steerheal.errors import UserError
+from steerheal.measure.readings import table
 from steerheal.personas import Pair, Paraphrases, built_in
 from steerheal.pipeline import history
 from steerheal.records import Evaluation, Scores
@@ -83,6 +85,18 @@ def test_a_run_is_read_as_it_was_and_its_base_is_not_read_again(
     assert "base: the run's own readings" in said.err
     assert found.seed == 3 and isinstance(found.settings, MeasureSettings)
     assert found.settings.tokens == 5
+
+
+def test_a_reading_that_the_run_did_not_have_reads_its_base_anew(
+    run: Path, tmp_path: Path, states: list[str]
+) -> None:
+    table.add(brevity.ENTRY)
+    try:
+        found = read(run, tmp_path / "r.json")
+    finally:
+        table.remove(brevity.ENTRY.name)
+    assert states == ["base", "healed"]
+    assert found.aggregates.changes[brevity.ENTRY.name].n == len(brevity.ASKED)
 
 
 def test_what_is_read_otherwise_is_named_and_fewer_needs_no_new_base(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from steerheal.code import key_of
 from steerheal.config import PRESETS, MeasureSettings, RunConfig, SamplingSettings, validated
 from steerheal.errors import UserError
 from steerheal.measure import vignettes
@@ -99,9 +100,11 @@ def kept_base(
     """A run's own readings of its base, cut to what is asked; None where they do not hold it.
 
     They hold it if everything but the numbers in `FEWER` is the same, the vignettes and their
-    wording are the package's own, and code, libraries and precision are those of the run.
-    `code` is the digest of what reads here.
+    wording are the package's own, the readings that bring rows of their own are those of the run,
+    and so are code, libraries and precision. `code` is the digest of what reads here.
     """
+    from steerheal.measure.instruments import texts
+
     config = record.settings(folder)
     own, want = config.measure, ask.measure
     try:
@@ -113,6 +116,7 @@ def kept_base(
         and (config.sampling, config.seed) == (ask.sampling, ask.seed)
         and not want.protocol
         and want.vignettes in vignettes.BUNDLED
+        and record.environment.get("texts") == key_of(texts(own))
         and any(_made_by(code, mark) for mark in record.stages)
         and record.environment.get("dtype") == str(chat.net.dtype).removeprefix("torch.")
         and record.environment.get("device") == str(chat.device)
