@@ -229,8 +229,8 @@ def _show(found: Evaluation, console: Console) -> None:
     console.table(title, ("foundation", "nats", "mean probability", "change from the base"), rows)
     for kind in KINDS:
         rows = [
-            (entry.label, shown(sums.values[entry.name]), _change(entry, sums))
-            for entry in listed(sums.values)
+            (entry.label, shown(sums.values.get(entry.name)), _change(entry, sums))
+            for entry in listed(dict.fromkeys([*sums.values, *sums.changes]))
             if entry.kind == kind
         ]
         if kind == "guard":

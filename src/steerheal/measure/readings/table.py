@@ -119,8 +119,8 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """Title and unit of the value."""
-        return f"{self.title} [{self.unit}]" if self.unit else self.title
+        """Title and unit of the value, unless the title says it."""
+        return self.title if self.unit in self.title else f"{self.title} [{self.unit}]"
 
     @property
     def difference(self) -> str:
