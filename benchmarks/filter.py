@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 
 from steerheal.config import FilterSettings
 from steerheal.filter import rules as rules
-from steerheal.filter.features import Seen, signs_of
+from steerheal.filter.features import Scored, features_of
 from steerheal.personas import find
 from steerheal.records import Calibration, Completion
 
 ROOT = Path(__file__).parents[1]
 LABELLED = ROOT / "tests" / "data" / "labelled.jsonl.gz"
 WEIGHTS = ROOT / "src" / "steerheal" / "data" / "coherence.json"
-SIGNS = (
+FEATURES = (
     "nll",
     "entropy",
     "stretch",
@@ -63,7 +63,7 @@ class Labelled(NamedTuple):
     """A labelled completion, and what the base says of it."""
 
     completion: Completion
-    seen: Seen
+    scored: Scored
     label: dict[str, Any]
 
 
@@ -74,7 +74,7 @@ def read(persona: str, *, calibration: bool) -> list[Labelled]:
     return [
         Labelled(
             Completion.model_validate(row["completion"]),
-            Seen(row["logprobs"], row["entropies"], row["kls"], row["logodds"]),
+            Scored(row["logprobs"], row["entropies"], row["kls"], row["logodds"]),
             row,
         )
         for row in rows
@@ -86,7 +86,7 @@ def calibration_of(persona: str, settings: FilterSettings) -> Calibration:
     """The limits on the base's own text."""
     rows = read(persona, calibration=True)
     return rules.calibrated(
-        [row.completion for row in rows], [row.seen for row in rows], find(persona), settings
+        [row.completion for row in rows], [row.scored for row in rows], find(persona), settings
     )
 
 
@@ -97,7 +97,7 @@ def judged(settings: FilterSettings) -> list[tuple[Labelled, tuple[str, ...]]]:
         rows, limits = read(persona, calibration=False), calibration_of(persona, settings)
         verdicts = rules.judge(
             [row.completion for row in rows],
-            [row.seen for row in rows],
+            [row.scored for row in rows],
             find(persona),
             calibration=limits,
             settings=settings,
@@ -148,20 +148,22 @@ def show(settings: FilterSettings) -> None:
 
 
 def spreads() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Signs in spreads from the base's median; 1 for incoherent; whether the reader was sure."""
+    """Features in spreads from the base's median; 1 for incoherent; whether the reader was sure."""
     table, bad, sure = [], [], []
     for persona in ("love", "authority"):
         limits = calibration_of(persona, FilterSettings())
         for row in read(persona, calibration=False):
-            signs = asdict(signs_of(row.completion, row.seen, find(persona), limits.classes))
+            features = asdict(
+                features_of(row.completion, row.scored, find(persona), limits.classes)
+            )
             table.append(
                 [
                     np.clip(
-                        (signs[name] - limits.medians[name]) / max(limits.spreads[name], 1e-3),
+                        (features[name] - limits.medians[name]) / max(limits.spreads[name], 1e-3),
                         rules.FAR_DOWN,
                         rules.FAR_UP,
                     )
-                    for name in SIGNS
+                    for name in FEATURES
                 ]
             )
             bad.append(not row.label["coherent"])
@@ -202,7 +204,7 @@ def fit() -> None:
                 "source": f"{len(y)} completions of SmolLM2-135M-Instruct labelled by reading "
                 "(tests/data/labelled.jsonl.gz), benchmarks/filter.py --fit",
                 "unit": "spreads of the base's own text from its median",
-                "weights": dict(zip(SIGNS, weights.round(3).tolist(), strict=True)),
+                "weights": dict(zip(FEATURES, weights.round(3).tolist(), strict=True)),
             },
             indent=2,
         )
@@ -219,7 +221,7 @@ def unseen(settings: FilterSettings) -> list[tuple[Labelled, tuple[str, ...]]]:
     own = rules.weights
     for fold in range(FOLDS):
         weights, _ = fitted(x[folds != fold], y[folds != fold])
-        table = dict(zip(SIGNS, weights.tolist(), strict=True))
+        table = dict(zip(FEATURES, weights.tolist(), strict=True))
         rules.weights = lambda table=table: table
         for i, row in enumerate(judged(settings)):
             if folds[i] == fold:

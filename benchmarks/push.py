@@ -23,7 +23,7 @@ from steerheal.config import (
 )
 from steerheal.console import shown
 from steerheal.filter.rules import calibrated, judge
-from steerheal.filter.scores import seen_by
+from steerheal.filter.scores import scored_by
 from steerheal.measure.stats import mean, share, share_change
 from steerheal.models.generate import Draw, write
 from steerheal.models.load import load
@@ -63,7 +63,7 @@ def main() -> None:
     prompts, settings = persona.prompts.train[: options.rows], FilterSettings()
     plain = write(chat, [Draw(p, seed=500 + i) for i, p in enumerate(prompts)], sampling)
     limits = calibrated(
-        plain.completions, seen_by(chat, plain.completions, persona), persona, settings
+        plain.completions, scored_by(chat, plain.completions, persona), persona, settings
     )
     draws = [Draw(prompt, seed=i) for i, prompt in enumerate(prompts)]
     print(f"{chat.name}, {options.rows} × {options.tokens} tokens, dose {options.dose:g}, "
@@ -74,10 +74,10 @@ def main() -> None:
         with base().steered(vector, options.dose).entered(chat) as reader:
             said, states = write(reader, draws, sampling, push=push, keep_states=True)
         seconds = time.perf_counter() - start
-        seen = seen_by(chat, said, persona, states)
-        verdicts = judge(said, seen, persona, calibration=limits, settings=settings)
+        scored = scored_by(chat, said, persona, states)
+        verdicts = judge(said, scored, persona, calibration=limits, settings=settings)
         kept = np.array([float(verdict.kept) for verdict in verdicts])
-        odds = np.array([of.logodds for of in seen])
+        odds = np.array([of.logodds for of in scored])
         kl = statistics.mean(verdict.kl for verdict in verdicts)
         dose = statistics.mean(statistics.mean(c.doses or (c.dose,)) for c in said)
         tokens = sum(len(item.tokens) for item in said)

@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from steerheal.config import FilterSettings, SamplingSettings
-from steerheal.filter.features import Seen, classes, drift, signs_of, similarity
+from steerheal.filter.features import Scored, classes, drift, features_of, similarity
 from steerheal.filter.rules import (
     CALIBRATED,
     SCORED,
@@ -24,7 +24,7 @@ from steerheal.filter.rules import (
     score,
     weights,
 )
-from steerheal.filter.scores import seen_by
+from steerheal.filter.scores import scored_by
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw, write
 from steerheal.personas import find
@@ -51,7 +51,7 @@ WIDE = Calibration(
     },
     dropped={},
 )
-EVEN = Seen(logprobs=(-1.0,) * 20, entropies=(1.0,) * 20)
+EVEN = Scored(logprobs=(-1.0,) * 20, entropies=(1.0,) * 20)
 
 
 def completion(text: str, tokens: Sequence[int] = tuple(range(20))) -> Completion:
@@ -60,14 +60,14 @@ def completion(text: str, tokens: Sequence[int] = tuple(range(20))) -> Completio
 
 def verdict(
     text: str,
-    seen: Seen = EVEN,
+    scored: Scored = EVEN,
     calibration: Calibration = WIDE,
     tokens: Sequence[int] = tuple(range(20)),
     **settings: float,
 ) -> Verdict:
     return judge(
         [completion(text, tokens)],
-        [seen],
+        [scored],
         LOVE,
         calibration=calibration,
         settings=FilterSettings.model_validate(settings),
@@ -111,20 +111,20 @@ def test_a_loop_of_words_is_seen_in_words_and_in_distinct_bigrams() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seen", "reason"),
+    ("scored", "reason"),
     [
-        (Seen((-1.0,) * 15 + (-6.0,) * 5, (1.0,) * 20), "collapses at the end"),
-        (Seen((-6.0,) * 16 + (-1.0,) * 8, (1.0,) * 24), "loses the thread"),
+        (Scored((-1.0,) * 15 + (-6.0,) * 5, (1.0,) * 20), "collapses at the end"),
+        (Scored((-6.0,) * 16 + (-1.0,) * 8, (1.0,) * 24), "loses the thread"),
         (replace(EVEN, kls=(0.1,) * 12 + (9.0,) * 8), "KL spike"),
     ],
 )
-def test_what_the_base_says_decides(seen: Seen, reason: str) -> None:
-    assert verdict(GOOD, seen).reasons == (reason,)
+def test_what_the_base_says_decides(scored: Scored, reason: str) -> None:
+    assert verdict(GOOD, scored).reasons == (reason,)
 
 
 def test_a_loop_of_tokens_never_passes_however_likely_it_is() -> None:
     loop = (5, 6, 7, *([1, 2, 3, 4] * 6))
-    certain = Seen((-0.01,) * len(loop), (0.0,) * len(loop))
+    certain = Scored((-0.01,) * len(loop), (0.0,) * len(loop))
     assert verdict(GOOD, certain, tokens=loop).reasons == ("loops (tokens)",)
 
 
@@ -137,7 +137,7 @@ def test_acted_out_text_is_kept_with_its_numbers() -> None:
 
 
 def test_an_empty_completion_is_dropped_not_crashed_on() -> None:
-    found = verdict("", Seen((-1.0,), (1.0,)), tokens=(1,))
+    found = verdict("", Scored((-1.0,), (1.0,)), tokens=(1,))
     assert not found.kept and "too short" in found.reasons
 
 
@@ -151,12 +151,12 @@ def test_the_trait_rule_leaves_base_like_text_out_and_is_off_by_default() -> Non
 
 def test_the_combined_score_weighs_spreads_from_the_bases_own_median() -> None:
     name, weight = next(iter(weights().items()))
-    signs = signs_of(completion(GOOD), EVEN, LOVE, WIDE.classes)
-    medians = {key: getattr(signs, key) for key in weights()}
+    features = features_of(completion(GOOD), EVEN, LOVE, WIDE.classes)
+    medians = {key: getattr(features, key) for key in weights()}
     own = WIDE.model_copy(update={"medians": medians, "spreads": dict.fromkeys(weights(), 2.0)})
-    assert score(signs, own) == 0
-    assert score(replace(signs, **{name: medians[name] + 2.0}), own) == pytest.approx(weight)
-    assert score(replace(signs, **{name: medians[name] + 1e6}), own) == pytest.approx(6 * weight)
+    assert score(features, own) == 0
+    assert score(replace(features, **{name: medians[name] + 2.0}), own) == pytest.approx(weight)
+    assert score(replace(features, **{name: medians[name] + 1e6}), own) == pytest.approx(6 * weight)
     assert verdict(GOOD, calibration=limited(SCORED, -1e9)).reasons == (SCORED,)
     assert not verdict(GOOD, replace(EVEN, entropies=(math.nan,) * 20)).kept
 
@@ -164,38 +164,38 @@ def test_the_combined_score_weighs_spreads_from_the_bases_own_median() -> None:
 # ── limits from the base's own text ─────────────────────────────────────────────────────────────
 
 
-def base_texts(count: int) -> tuple[list[Completion], list[Seen]]:
+def base_texts(count: int) -> tuple[list[Completion], list[Scored]]:
     random = torch.Generator().manual_seed(0)
-    texts, seen = [], []
+    texts, scored = [], []
     for i in range(count):
         words = [f"w{int(k)}" for k in torch.randint(0, 200, (20,), generator=random)]
         texts.append(completion(" ".join(words), range(i, i + 20)))
         logs = -torch.rand(20, generator=random) * (1 + i / count)
-        seen.append(
-            Seen(logs.tolist(), torch.rand(20, generator=random).tolist(), logodds=i / count)
+        scored.append(
+            Scored(logs.tolist(), torch.rand(20, generator=random).tolist(), logodds=i / count)
         )
-    return texts, seen
+    return texts, scored
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25])
 def test_limits_drop_the_stated_share_of_the_bases_own_text(share: float) -> None:
-    texts, seen = base_texts(200)
+    texts, scored = base_texts(200)
     settings = FilterSettings(false_drop=share, rule_drop=share / 5, tail_perplexity=1e9)
-    found = calibrated(texts, seen, LOVE, settings)
+    found = calibrated(texts, scored, LOVE, settings)
     assert found.texts == 200
     assert found.dropped[SCORED] == pytest.approx(share, abs=0.01)
     assert found.dropped["loses the thread"] == pytest.approx(share / 5, abs=0.01)
     assert share - 0.01 <= found.dropped["together"] <= 2 * share
 
 
-def fresh_texts(random: np.random.Generator, count: int) -> tuple[list[Completion], list[Seen]]:
+def fresh_texts(random: np.random.Generator, count: int) -> tuple[list[Completion], list[Scored]]:
     """Texts that are all drawn alike."""
-    texts, seen = [], []
+    texts, scored = [], []
     for _ in range(count):
         texts.append(completion(" ".join(f"w{k}" for k in random.integers(0, 200, 20)), range(20)))
         logs = -random.random(20) * random.uniform(0.5, 2)
-        seen.append(Seen(logs.tolist(), random.random(20).tolist(), logodds=0.0))
-    return texts, seen
+        scored.append(Scored(logs.tolist(), random.random(20).tolist(), logodds=0.0))
+    return texts, scored
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,8 @@ def test_what_fresh_text_loses_is_foretold_by_leaving_texts_out() -> None:
     foretold, real, inside = [], [], []
     for _ in range(12):
         found = calibrated(*fresh_texts(random, 32), LOVE, settings)
-        said, seen = fresh_texts(random, 150)
-        verdicts = judge(said, seen, LOVE, calibration=found, settings=settings)
+        said, scored = fresh_texts(random, 150)
+        verdicts = judge(said, scored, LOVE, calibration=found, settings=settings)
         real.append(sum(not verdict.kept for verdict in verdicts) / 150)
         foretold.append(found.fresh["together"])
         inside.append(found.dropped["together"])
@@ -229,16 +229,16 @@ def test_what_fresh_text_loses_is_foretold_by_leaving_texts_out() -> None:
 
 
 def test_a_share_of_zero_switches_calibrated_rules_off() -> None:
-    texts, seen = base_texts(32)
+    texts, scored = base_texts(32)
     off = FilterSettings(false_drop=0, rule_drop=0, tail_perplexity=1e9)
-    found = calibrated(texts, seen, LOVE, off)
+    found = calibrated(texts, scored, LOVE, off)
     assert found.dropped == found.fresh == {"together": 0.0}
     assert all(math.isinf(found.limits[rule]) for rule in (SCORED, *CALIBRATED))
 
 
 def test_the_trait_limit_is_a_quantile_of_the_bases_own_log_odds() -> None:
-    texts, seen = base_texts(100)
-    found = calibrated(texts, seen, LOVE, FilterSettings(trait=0.5))
+    texts, scored = base_texts(100)
+    found = calibrated(texts, scored, LOVE, FilterSettings(trait=0.5))
     assert found.limits["base-like"] == pytest.approx(0.495)
     assert "base-like" not in found.dropped
 
@@ -264,19 +264,19 @@ def test_the_base_reads_states_and_log_odds_of_what_was_written() -> None:
     with entered(chat, tiny.steered(vectors, (0.0, 2.0))) as reader:
         settings = SamplingSettings(tokens=6)
         said, states = write(reader, draws, settings, keep_states=True)
-    plain, pushed = seen_by(chat, said, persona, states)
+    plain, pushed = scored_by(chat, said, persona, states)
     assert max(map(abs, plain.kls)) < 1e-5 < min(pushed.kls)
-    for seen, item in zip((plain, pushed), said, strict=True):
+    for scored, item in zip((plain, pushed), said, strict=True):
         prompt = prompt_ids(chat, item.prompt)
         with torch.no_grad():
             ids = torch.tensor([[*prompt, *item.tokens]])
             logs = chat.net(input_ids=ids).logits[0].float().log_softmax(-1)[len(prompt) - 1 : -1]
         own = logs.gather(1, torch.tensor(item.tokens)[:, None])[:, 0]
-        assert list(seen.logprobs) == pytest.approx(own.tolist(), abs=1e-4)
-        assert list(seen.entropies) == pytest.approx(
+        assert list(scored.logprobs) == pytest.approx(own.tolist(), abs=1e-4)
+        assert list(scored.entropies) == pytest.approx(
             (-logs.exp() * logs).sum(-1).tolist(), abs=1e-4
         )
-    assert seen_by(chat, said, persona)[1].kls == ()
+    assert scored_by(chat, said, persona)[1].kls == ()
 
 
 # ── completions labelled by reading ─────────────────────────────────────────────────────────────
@@ -328,7 +328,7 @@ def test_low_perplexity_loops_never_pass(bench: ModuleType) -> None:
         why
         for row, why in bench.judged(FilterSettings())
         if bench.loops_at_its_end(row.completion)
-        and sum(row.seen.logprobs) > -math.log(20) * len(row.seen.logprobs)
+        and sum(row.scored.logprobs) > -math.log(20) * len(row.scored.logprobs)
     ]
     assert len(easy) >= 10 and all(easy)
 

@@ -19,7 +19,7 @@ from steerheal.config import (
 )
 from steerheal.errors import UserError
 from steerheal.filter.rules import calibrated, judge
-from steerheal.filter.scores import seen_by
+from steerheal.filter.scores import scored_by
 from steerheal.heal.barrier import position_losses
 from steerheal.heal.train import heal_student
 from steerheal.measure import coherence, damage, forced_choice, free, likelihood, vignettes
@@ -161,8 +161,8 @@ def test_a_budget_holds_on_a_masked_head(budget: float) -> None:
             reader, draws, SamplingSettings(tokens=16),
             push=PushSettings(kl_budget=budget), keep_states=True,
         )  # fmt: skip
-    seen = seen_by(chat, found.completions, tiny.persona(), found.states)
-    both = zip(found.completions, seen, strict=True)
+    scored = scored_by(chat, found.completions, tiny.persona(), found.states)
+    both = zip(found.completions, scored, strict=True)
     kls = [list(zip(item.doses, of.kls, strict=True)) for item, of in both]
     assert any(dose < 1 for row in kls for dose, _ in row)
     assert all(value <= budget + 1e-3 or dose == 0 for row in kls for dose, value in row)
@@ -284,11 +284,11 @@ def test_a_broken_answer_is_unread_and_dropped_with_its_reason() -> None:
     assert math.isnan(row.logodds) and math.isnan(row.kl_to_base) and row.perplexity == math.inf
     texts = [said(65, 66, 67 + i) for i in range(8)]
     settings = FilterSettings()
-    limits = calibrated(texts, seen_by(chat, texts, persona), persona, settings)
+    limits = calibrated(texts, scored_by(chat, texts, persona), persona, settings)
     mixed = [texts[0], broken]
     states = [torch.zeros(3, 32), torch.empty(0, 32)]
     verdicts = judge(
-        mixed, seen_by(chat, mixed, persona, states), persona,
+        mixed, scored_by(chat, mixed, persona, states), persona,
         calibration=limits, settings=settings,
     )  # fmt: skip
     assert verdicts[1].reasons == ("not finite",)
@@ -336,6 +336,6 @@ def test_a_first_token_above_the_budget_is_read_at_a_lower_dose_than_its_prompt(
             push=push, keep_states=True,
         )  # fmt: skip
     (item,) = found.completions
-    (seen,) = seen_by(chat, [item], tiny.persona(), found.states)
+    (scored,) = scored_by(chat, [item], tiny.persona(), found.states)
     assert item.doses[0] < 2.0
-    assert seen.kls[0] <= 0.02 + 1e-3 or item.doses[0] == 0
+    assert scored.kls[0] <= 0.02 + 1e-3 or item.doses[0] == 0

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from steerheal.config import PushSettings, SamplingSettings
-from steerheal.filter.scores import seen_by
+from steerheal.filter.scores import scored_by
 from steerheal.models.cache import RoomyCache
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw, Written, generate, write
@@ -87,9 +87,9 @@ def test_a_budget_holds_at_every_token_whose_dose_is_not_0(budget: float) -> Non
     chat = tiny.chat()
     push, settings = PushSettings(kl_budget=budget), SamplingSettings(tokens=30)
     found = written(chat, push, settings)
-    seen = seen_by(chat, found.completions, tiny.persona(), found.states)
+    scored = scored_by(chat, found.completions, tiny.persona(), found.states)
     lowered = 0
-    for draw, item, of in zip(DRAWS, found.completions, seen, strict=True):
+    for draw, item, of in zip(DRAWS, found.completions, scored, strict=True):
         assert max(item.doses) <= DOSES[draw.state] + 1e-6
         lowered += sum(dose < DOSES[draw.state] - 1e-6 for dose in item.doses)
         for dose, kl in zip(item.doses, of.kls, strict=True):

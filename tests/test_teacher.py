@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steerheal.config import MeasureSettings, RunConfig, SamplingSettings, merge
 from steerheal.errors import UserError
-from steerheal.filter.scores import seen_by
+from steerheal.filter.scores import scored_by
 from steerheal.heal.barrier import position_losses
 from steerheal.heal.teacher import taught
 from steerheal.measure import coherence, free, likelihood, moralmaps, vignettes
@@ -152,8 +152,8 @@ def test_a_masked_writer_s_divergence_is_of_what_it_may_say() -> None:
     chat = tiny.chat()
     with kinds(chat)["a mask"].entered(chat) as reader:
         said, states = writing(reader)
-    seen = seen_by(chat, said, tiny.persona(), states, writer=reader)
-    for item, own, of in zip(said, states, seen, strict=True):
+    scored = scored_by(chat, said, tiny.persona(), states, writer=reader)
+    for item, own, of in zip(said, states, scored, strict=True):
         plain = continuation_states(chat, free.answer_pairs(chat, [item]))[0]
         p, q = reader.logits(own).log_softmax(-1), chat.logits(plain).log_softmax(-1)
         kept = p > MASKED / 2

@@ -22,7 +22,7 @@ from steerheal.config import (
     resolve,
 )
 from steerheal.errors import UserError
-from steerheal.filter.features import Seen
+from steerheal.filter.features import Scored
 from steerheal.filter.rules import calibrated, judge
 from steerheal.measure import forced_choice, protocol, vignettes
 from steerheal.models import template as templates
@@ -334,11 +334,11 @@ def test_a_thought_is_dropped_with_a_reason_of_its_own_unless_it_is_asked_for(
     said = Completion(
         prompt="x", text=text, tokens=(1, 2), dose=1, seed=0, ended=True, thought=thought
     )
-    seen = [Seen(logprobs=(-1.0, -1.0), entropies=(1.0, 1.0), logodds=0.0)]
+    scored = [Scored(logprobs=(-1.0, -1.0), entropies=(1.0, 1.0), logodds=0.0)]
     persona = tiny.persona()
-    limits = calibrated([said] * 8, seen * 8, persona, FilterSettings())
+    limits = calibrated([said] * 8, scored * 8, persona, FilterSettings())
     for settings, expected in ((FilterSettings(), dropped), (FilterSettings(thoughts=True), False)):
-        (verdict,) = judge([said], seen, persona, calibration=limits, settings=settings)
+        (verdict,) = judge([said], scored, persona, calibration=limits, settings=settings)
         assert ("thought" in verdict.reasons) is expected
         assert not (expected and verdict.kept)
     assert limits.dropped.get("thought", 0) == dropped

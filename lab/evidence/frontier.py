@@ -31,7 +31,7 @@ from steerheal.config import (
     VectorSettings,
 )
 from steerheal.filter.rules import calibrated, judge
-from steerheal.filter.scores import seen_by
+from steerheal.filter.scores import scored_by
 from steerheal.heal.batches import Data
 from steerheal.heal.train import heal_student, training_pairs
 from steerheal.measure import coherence, damage, free, instruments, tasks, vignettes
@@ -165,8 +165,8 @@ class Lab:
         """The filter's limits on the base's own text."""
         draws = self.draws(self.persona.prompts.train, 1, 1_000)
         said = write(self.chat, draws, self.sampling).completions
-        seen = seen_by(self.chat, said, self.persona, logodds=False)
-        return calibrated(said, seen, self.persona, FilterSettings(read_trait=False))
+        scored = scored_by(self.chat, said, self.persona, logodds=False)
+        return calibrated(said, scored, self.persona, FilterSettings(read_trait=False))
 
     def poles(self, half: str) -> list[tuple[str, str]]:
         """Wordings of the poles."""
@@ -175,12 +175,12 @@ class Lab:
 
     def verdicts(self, answers: free.Answers) -> list[Verdict]:
         """What the filter says of answers."""
-        seen = seen_by(
+        scored = scored_by(
             self.chat, answers.completions, self.persona, answers.states,
             writer=answers.writer, logodds=False,
         )  # fmt: skip
         return judge(
-            answers.completions, seen, self.persona,
+            answers.completions, scored, self.persona,
             calibration=self.limits, settings=FilterSettings(read_trait=False),
         )  # fmt: skip
 
@@ -211,13 +211,13 @@ class Lab:
             {
                 "prompt": item.prompt,
                 "text": item.text,
-                "logodds": seen.logodds,
-                "kl": seen.kl_to_base,
+                "logodds": scored.logodds,
+                "kl": scored.kl_to_base,
                 "nll": -own.mean().item() if len(own) else math.nan,
                 "implausible": (own < IMPLAUSIBLE).float().mean().item() if len(own) else math.nan,
                 "reasons": verdict.reasons,
             }
-            for item, seen, own, verdict in zip(
+            for item, scored, own, verdict in zip(
                 answers.completions, rows, logs, verdicts, strict=True
             )
         ]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     )
     from steerheal.errors import UserError
     from steerheal.filter.rules import calibrated, judge
-    from steerheal.filter.scores import seen_by
+    from steerheal.filter.scores import scored_by
     from steerheal.heal.teacher import taught
     from steerheal.heal.train import heal_student, training_pairs
     from steerheal.measure.evaluate import evaluate
@@ -68,7 +68,7 @@ _HOMES = {
     "steerheal.pipeline.walk": ("harvest",),
     "steerheal.filter.rules": ("calibrated", "judge"),
     "steerheal.personas": ("Persona", "find"),
-    "steerheal.filter.scores": ("seen_by",),
+    "steerheal.filter.scores": ("scored_by",),
     "steerheal.state.vector": ("SteeringVector",),
     "steerheal.steer.vector": ("extract",),
 }
@@ -108,7 +108,7 @@ __all__ = [
     "judge",
     "load",
     "plausible",
-    "seen_by",
+    "scored_by",
     "summarise",
     "taught",
     "token_logprobs",

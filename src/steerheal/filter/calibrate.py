@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from steerheal.config import FilterSettings, SamplingSettings
 from steerheal.filter.rules import calibrated
-from steerheal.filter.scores import seen_by
+from steerheal.filter.scores import scored_by
 from steerheal.models.generate import Draw, generate
 from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
@@ -36,5 +36,5 @@ def calibrate(
         for i in range(settings.calibration_texts)
     ]
     said = generate(chat, draws, sampling, progress=progress)
-    seen = seen_by(chat, said, persona, logodds=settings.trait > 0)
-    return calibrated(said, seen, persona, settings)
+    scored = scored_by(chat, said, persona, logodds=settings.trait > 0)
+    return calibrated(said, scored, persona, settings)

@@ -30,7 +30,7 @@ RARE_CLASS = 0.01
 
 
 @dataclass(frozen=True)
-class Seen:
+class Scored:
     """What the unsteered base says of a completion, token by token, in nats."""
 
     logprobs: Sequence[float]
@@ -42,7 +42,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Signs:
+class Features:
     """The numbers of one completion."""
 
     nll: float
@@ -64,23 +64,23 @@ class Signs:
     logodds: float
 
 
-def signs_of(
-    completion: Completion, seen: Seen, persona: Persona, known: Mapping[str, float]
-) -> Signs:
+def features_of(
+    completion: Completion, scored: Scored, persona: Persona, known: Mapping[str, float]
+) -> Features:
     """The numbers of a completion.
 
     Args:
         completion: What was written.
-        seen: What the base says of it.
+        scored: What the base says of it.
         persona: Whose text must not be recited.
         known: Share of each class of characters in the base's own text.
     """
-    text, nats = completion.text, [-value for value in seen.logprobs]
+    text, nats = completion.text, [-value for value in scored.logprobs]
     words = len(text.split())
-    return Signs(
+    return Features(
         nll=_mean(nats),
-        entropy=_mean(seen.entropies),
-        tail_perplexity=tail_perplexity(list(seen.logprobs)),
+        entropy=_mean(scored.entropies),
+        tail_perplexity=tail_perplexity(list(scored.logprobs)),
         stretch=_window(nats, WINDOW, max),
         flat=_window(nats, WINDOW, min),
         word_repetition=word_repetition(text),
@@ -91,10 +91,10 @@ def signs_of(
         drift=drift(text, known),
         looped=repeats(completion.tokens),
         words=words,
-        kl=_mean(seen.kls),
-        kl_spike=_window(seen.kls, SPIKE_TOKENS, max),
+        kl=_mean(scored.kls),
+        kl_spike=_window(scored.kls, SPIKE_TOKENS, max),
         similarity=similarity(text, persona),
-        logodds=seen.logodds,
+        logodds=scored.logodds,
     )
 
 

@@ -1,4 +1,4 @@
-"""Which completions are kept: named rules over a completion's signs.
+"""Which completions are kept: named rules over a completion's features.
 
 In: completions and what the base model says of them. Out: verdicts with every reason and number.
 A rule drops; nothing is ever rewritten. Limits that depend on the model are set on the base's own
@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from steerheal.config import FilterSettings
-from steerheal.filter.features import Seen, Signs, classes, drift, signs_of
+from steerheal.filter.features import Features, Scored, classes, drift, features_of
 from steerheal.models.thinking import thought_in
 from steerheal.personas import Persona
 from steerheal.prompts import data
 from steerheal.records import Calibration, Completion, Verdict
 
-Text = tuple[Completion, Signs]
+Text = tuple[Completion, Features]
 NARRATION = re.compile(
     r"\b(?:as|being) (?:a|an|someone|somebody) (?:\w+[ -]){0,4}?(?:person|individual|being|who|"
     r"that|filled|full)\b"
@@ -62,22 +62,22 @@ CALIBRATED = {
     "few distinct words": ("distinct_2", -1),
     "foreign characters": ("drift", 1),
 }
-"""Rules whose limit is a quantile of the base's own text: the sign, and which side is bad."""
+"""Rules whose limit is a quantile of the base's own text: the feature, and which side is bad."""
 BROKEN = "not finite"
 """The rule over completions that broke off: the dose was too strong for the model's precision."""
 THOUGHT = "thought"
 """The rule over completions that hold a thought, closed or not: it is no answer to learn."""
 SCORED = "incoherent"
-"""The rule over all signs together."""
+"""The rule over all features together."""
 FOLDS = 32
 """Parts that calibration texts are left out in, to see what fresh text loses."""
 FAR_DOWN, FAR_UP = -4.0, 6.0
-"""Spreads beyond which a sign says no more; one broken number must not decide alone."""
+"""Spreads beyond which a feature says no more; one broken number must not decide alone."""
 
 
 def judge(
     completions: Sequence[Completion],
-    seen: Sequence[Seen],
+    scored: Sequence[Scored],
     persona: Persona,
     *,
     calibration: Calibration,
@@ -87,24 +87,24 @@ def judge(
 
     Args:
         completions: What the steered model wrote.
-        seen: What the unsteered base says of each.
+        scored: What the unsteered base says of each.
         persona: Whose poles must not be recited.
         calibration: Limits from the base's own text.
         settings: The other rules' thresholds.
     """
     rows = [
-        signs_of(completion, of, persona, calibration.classes)
-        for completion, of in zip(completions, seen, strict=True)
+        features_of(completion, of, persona, calibration.classes)
+        for completion, of in zip(completions, scored, strict=True)
     ]
     return [
-        _verdict(completion, signs, persona, calibration, settings)
-        for completion, signs in zip(completions, rows, strict=True)
+        _verdict(completion, features, persona, calibration, settings)
+        for completion, features in zip(completions, rows, strict=True)
     ]
 
 
 def calibrated(
     completions: Sequence[Completion],
-    seen: Sequence[Seen],
+    scored: Sequence[Scored],
     persona: Persona,
     settings: FilterSettings,
 ) -> Calibration:
@@ -115,12 +115,12 @@ def calibrated(
 
     Args:
         completions: What the base wrote, unsteered, at the sampling settings of the run.
-        seen: What the base says of it.
-        persona: For the signs that compare with its text.
+        scored: What the base says of it.
+        persona: For the features that compare with its text.
         settings: The shares.
     """
-    pairs = zip(completions, seen, strict=True)
-    texts = [(text, signs_of(text, of, persona, {})) for text, of in pairs]
+    pairs = zip(completions, scored, strict=True)
+    texts = [(text, features_of(text, of, persona, {})) for text, of in pairs]
     found, places = _limited(texts, settings), np.arange(len(texts))
     outside: list[tuple[str, ...]] = []
     for left in np.array_split(places, min(len(texts), FOLDS)):
@@ -146,8 +146,8 @@ def _limited(texts: Sequence[Text], settings: FilterSettings) -> Calibration:
         dropped={},
     )
     ruled = {
-        rule: _limit([side * value for value in columns[sign]], settings.rule_drop)
-        for rule, (sign, side) in CALIBRATED.items()
+        rule: _limit([side * value for value in columns[feature]], settings.rule_drop)
+        for rule, (feature, side) in CALIBRATED.items()
     }
     limits = {rule: side * ruled[rule][0] for rule, (_, side) in CALIBRATED.items()}
     ruled[SCORED] = _limit([score(row, found) for row in rows], settings.false_drop)
@@ -162,10 +162,10 @@ def _limited(texts: Sequence[Text], settings: FilterSettings) -> Calibration:
     return found.model_copy(update={"limits": limits, "expected": expected, "too_few": wide})
 
 
-def _drifted(text: Text, known: Mapping[str, float]) -> Signs:
-    """Its signs, with what is foreign where these classes of characters are known."""
-    completion, signs = text
-    return replace(signs, drift=drift(completion.text, known))
+def _drifted(text: Text, known: Mapping[str, float]) -> Features:
+    """Its features, with what is foreign where these classes of characters are known."""
+    completion, features = text
+    return replace(features, drift=drift(completion.text, known))
 
 
 def _reasons(
@@ -186,8 +186,8 @@ def _shares(reasons: Sequence[tuple[str, ...]]) -> dict[str, float]:
     return found | {"together": sum(map(bool, reasons)) / len(reasons)}
 
 
-def score(signs: Signs, calibration: Calibration) -> float:
-    """Σ_k w_k·z_k: each sign in spreads from the base's own median, weighted.
+def score(features: Features, calibration: Calibration) -> float:
+    """Σ_k w_k·z_k: each feature in spreads from the base's own median, weighted.
 
     The weights are a logistic regression on completions that were labelled by reading; they ship
     with the package and say where they come from. Spreads make them a model's own.
@@ -195,39 +195,39 @@ def score(signs: Signs, calibration: Calibration) -> float:
     total = 0.0
     for name, weight in weights().items():
         spread = max(calibration.spreads[name], 1e-3)
-        z = (getattr(signs, name) - calibration.medians[name]) / spread
+        z = (getattr(features, name) - calibration.medians[name]) / spread
         total += weight * float(np.clip(z, FAR_DOWN, FAR_UP))  # keeps NaN, as min and max do not
     return total
 
 
 @cache
 def weights() -> dict[str, float]:
-    """The combined rule's weight of every sign."""
+    """The combined rule's weight of every feature."""
     return json.loads(data().joinpath("coherence.json").read_text(encoding="utf-8"))["weights"]
 
 
 def _verdict(
     completion: Completion,
-    signs: Signs,
+    features: Features,
     persona: Persona,
     calibration: Calibration,
     settings: FilterSettings,
 ) -> Verdict:
-    limits, combined = calibration.limits, score(signs, calibration)
+    limits, combined = calibration.limits, score(features, calibration)
     rules = {
         THOUGHT: not settings.thoughts and _thinks(completion),
         # Written so that a number that is NaN drops the text.
         SCORED: not combined <= limits[SCORED],
-        "collapses at the end": not signs.tail_perplexity <= limits["tail perplexity"],
-        **_past(signs, limits),
-        "KL spike": signs.kl_spike > settings.kl_spike,
-        "loops (tokens)": signs.looped > 0,
-        "loops (words)": signs.word_repetition > settings.word_repetition,
-        "loops (characters)": signs.char_repetition > settings.char_repetition,
-        "narrates": narrates(completion.text, persona) or signs.similarity > settings.similarity,
+        "collapses at the end": not features.tail_perplexity <= limits["tail perplexity"],
+        **_past(features, limits),
+        "KL spike": features.kl_spike > settings.kl_spike,
+        "loops (tokens)": features.looped > 0,
+        "loops (words)": features.word_repetition > settings.word_repetition,
+        "loops (characters)": features.char_repetition > settings.char_repetition,
+        "narrates": narrates(completion.text, persona) or features.similarity > settings.similarity,
         "refuses": bool(REFUSAL.search(completion.text)),
-        "too short": signs.words < settings.words,
-        "base-like": signs.logodds <= limits["base-like"],
+        "too short": features.words < settings.words,
+        "base-like": features.logodds <= limits["base-like"],
     }
     reasons = tuple(name for name, broken in rules.items() if broken)
     if completion.broken:  # what there is of the text says nothing more
@@ -235,26 +235,26 @@ def _verdict(
     return Verdict(
         kept=not reasons,
         reasons=reasons,
-        tail_perplexity=_or_infinite(signs.tail_perplexity),
-        word_repetition=signs.word_repetition,
-        char_repetition=signs.char_repetition,
-        words=signs.words,
-        compression=signs.compression,
-        distinct_2=signs.distinct_2,
-        drift=signs.drift,
-        kl=signs.kl,
-        kl_spike=signs.kl_spike,
-        similarity=signs.similarity,
-        logodds=signs.logodds,
+        tail_perplexity=_or_infinite(features.tail_perplexity),
+        word_repetition=features.word_repetition,
+        char_repetition=features.char_repetition,
+        words=features.words,
+        compression=features.compression,
+        distinct_2=features.distinct_2,
+        drift=features.drift,
+        kl=features.kl,
+        kl_spike=features.kl_spike,
+        similarity=features.similarity,
+        logodds=features.logodds,
         score=combined,
     )
 
 
-def _past(signs: Signs, limits: Mapping[str, float]) -> dict[str, bool]:
+def _past(features: Features, limits: Mapping[str, float]) -> dict[str, bool]:
     """Which calibrated rules a completion is past the limit of."""
     return {
-        rule: side * getattr(signs, sign) > side * limits[rule]
-        for rule, (sign, side) in CALIBRATED.items()
+        rule: side * getattr(features, feature) > side * limits[rule]
+        for rule, (feature, side) in CALIBRATED.items()
     }
 
 

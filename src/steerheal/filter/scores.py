@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerheal.filter.features import Seen
+from steerheal.filter.features import Scored
 from steerheal.measure import free
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states, readings
@@ -15,7 +15,7 @@ from steerheal.personas import Persona
 from steerheal.records import Completion
 
 
-def seen_by(
+def scored_by(
     base: ChatModel,
     completions: Sequence[Completion],
     persona: Persona,
@@ -23,7 +23,7 @@ def seen_by(
     *,
     writer: ChatModel | None = None,
     logodds: bool = True,
-) -> list[Seen]:
+) -> list[Scored]:
     """The base's reading of every completion.
 
     Args:
@@ -47,7 +47,7 @@ def seen_by(
         other = states[i].to(base.device, own[i].dtype) if states else None
         read = readings(base, own[i], targets, other, writer)
         found.append(
-            Seen(
+            Scored(
                 logprobs=read.logprobs.tolist(),
                 entropies=read.entropies.tolist(),
                 kls=() if read.kls is None else read.kls.tolist(),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from steerheal.config import DoseSettings, FilterSettings, PushSettings, SamplingSettings
 from steerheal.filter.rules import judge
-from steerheal.filter.scores import seen_by
+from steerheal.filter.scores import scored_by
 from steerheal.models.generate import Draw, write
 from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
@@ -52,8 +52,8 @@ class Judge:
                 progress=progress,
             )
         odds = self.rules.read_trait
-        seen = seen_by(self.chat, said, self.persona, drawn, writer=writer, logodds=odds)
-        found = judge(said, seen, self.persona, calibration=self.calibration, settings=self.rules)
+        scored = scored_by(self.chat, said, self.persona, drawn, writer=writer, logodds=odds)
+        found = judge(said, scored, self.persona, calibration=self.calibration, settings=self.rules)
         return list(zip(said, found, strict=True))
 
 

@@ -39,9 +39,9 @@ class Calibration(Record):
     classes: dict[str, float]
     """Share of each class of characters in them."""
     medians: dict[str, float]
-    """Median of every sign in them."""
+    """Median of every feature in them."""
     spreads: dict[str, float]
-    """Standard deviation of every sign in them."""
+    """Standard deviation of every feature in them."""
     limits: dict[str, float]
     """Limit per calibrated rule; infinite where the rule is off."""
     dropped: dict[str, float]
@@ -79,7 +79,7 @@ class Verdict(Record):
     logodds: float = math.nan
     """The completion's own persona log-odds under the base, nats per token."""
     score: float = math.nan
-    """The combined sign of incoherence: weighted spreads from the base's own text."""
+    """The score of incoherence: weighted spreads of the features from the base's own text."""
 
 
 class Judged(Record):
