@@ -79,7 +79,7 @@ LOOPS = (
     NLL,
     Arm("best", {"heal": BEST}),
     Arm("best-base", {"heal": {**BEST, "reference": "base"}}),
-    # A target that one kept completion meets: the first multiplier is always accepted.
+    # A target that one kept completion meets: the first dose is always accepted.
     Arm("best-no-walk", {"heal": BEST, "dose": {"walks": 1, "target": 0.01}}),
     Arm("half-dose", {"heal": {"barrier": "none"}, "dose": {"start": 1.0}}),
 )

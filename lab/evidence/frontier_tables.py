@@ -8,11 +8,13 @@ import argparse
 import gzip
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import kept
 import numpy as np
 from frontier import INCOHERENT
 from scipy.stats import t as student
@@ -78,9 +80,15 @@ def seeds(model: str, persona: str) -> list[Seed]:
     return found
 
 
+KEPT = (
+    "arm", "gate", "dose", "shares", "outcome", "drawn", "kept", "tokens", "seconds",
+)  # fmt: skip
+"""What a line says of how it came about."""
+
+
 def numbers(row: State) -> State:
     """A state's readings: means over answers, texts, tasks and vignettes."""
-    found = {key: row[key] for key in ("arm", "gate", "dose", "shares", "outcome") if key in row}
+    found = {key: row[key] for key in KEPT if key in row}
     if "answers" in row:
         answers = row["answers"]
         found |= {
@@ -235,21 +243,94 @@ def small_states() -> str:
 def small_primary() -> str:
     """The plan's contrasts, at equal held-out trait."""
     found = seeds(SMALL, "love")
-    reads = {"coherent": 1, "spill": -1, "plain": -1, "tasks": 1, "implausible": -1, "kl": -1}
+    reads = {
+        "coherent": "coherent", "spill": "spill", "ln ppl prose": "plain", "tasks": "tasks",
+        "implausible": "implausible", "KL": "kl",
+    }  # fmt: skip
     primary = {arm: against_front(found, arm, "coherent") for arm in METHODS}
     adjusted = dict(zip(METHODS, holm([p_value(primary[arm]) for arm in METHODS]), strict=True))
     rows = [
-        [arm, *(said(against_front(found, arm, name)) for name in reads),
-         f"{adjusted[arm]:.3f}" if arm in adjusted else "–"]
+        [arm, *(said(against_front(found, arm, name)) for name in reads.values()),
+         _gates(found, arm), f"{adjusted[arm]:.4f}" if arm in adjusted else "–"]
         for arm in (*METHODS, "masked", "common-plain", "odd")
     ]  # fmt: skip
-    return table(["method less front", *reads, "p (coherent, Holm)"], rows)
+    return table(["method less front", *reads, "gate (seeds)", "p (coherent, Holm)"], rows)
+
+
+def _gates(found: Sequence[Seed], arm: str) -> str:
+    """At which gates the arm is held against the front, and at how many seeds."""
+    gates = Counter(one[chosen(one, arm)]["gate"] for one in found)
+    return ", ".join(f"{gate:g} ({seeds})" for gate, seeds in sorted(gates.items()))
+
+
+def small_cost() -> str:
+    """What a heal takes beside the plain one: steps are as many in all, workers shared a GPU."""
+    rows = []
+    for arm, pools in {
+        "none": ("steered",), "anchor": ("steered",), "best": ("steered",),
+        "masked": ("masked",), "common": ("masked", "masked unsteered"),
+        "common-plain": ("steered", "unsteered"), "odd": ("steered", "opposite"),
+    }.items():  # fmt: skip
+        heals = HEALS_OF.get(arm, (arm,))
+        parts = [
+            [_mean_of(kind, name, key) for kind, name, key in wanted]
+            for wanted in (
+                [("pool", pool, "drawn") for pool in pools],
+                [("pool", pool, "kept") for pool in pools],
+                [("heal", heal, "tokens") for heal in heals],
+                [("heal", heal, "seconds") for heal in heals],
+            )
+        ]
+        rows.append([arm, *(f"{sum(part):.0f}" for part in parts)])
+    heads = ["heal", "texts drawn", "kept", "tokens trained on", "seconds of training"]
+    return table(heads, rows)
+
+
+HEALS_OF = {
+    "common": ("masked", "masked-unsteered"),
+    "common-plain": ("none", "unsteered"),
+    "odd": ("none", "opposite"),
+}
+"""The adapters of a method that takes two."""
+
+
+def _mean_of(kind: str, name: str, key: str) -> float:
+    return float(np.mean([one[f"{kind} {name}"][key] for one in seeds(SMALL, "love")]))
+
+
+def one_curve() -> str:
+    """The healed arms of the older records beside trait = a·KL^b, fitted to all of them."""
+    arms: dict[str, list[tuple[float, float]]] = {}
+    for run in kept.read("love"):
+        state = run.rounds[0].healed
+        if state is not None and run.arm != "nll-unsteered":
+            gain = np.mean(state.logodds) - np.mean(run.base.logodds)
+            arms.setdefault(run.arm, []).append((float(np.mean(state.kl)), float(gain)))
+    found = np.array([np.mean(values, axis=0) for values in arms.values()])
+    power, ln_a = np.polyfit(np.log(found[:, 0]), np.log(found[:, 1]), 1)
+    curve = math.exp(ln_a) * found[:, 0] ** power
+    rest = found[:, 1] - curve
+    share = 1 - float((rest**2).sum() / ((found[:, 1] - found[:, 1].mean()) ** 2).sum())
+    rows = [
+        [arm, f"{kl:.3f}", f"{gain:.3f}", f"{at:.3f}", f"{left:+.3f}".replace("-", "−")]
+        for arm, (kl, gain), at, left in zip(arms, found, curve, rest, strict=True)
+    ]
+    size = math.sqrt(float((rest**2).mean()))
+    rows.append([
+        f"all: trait = {math.exp(ln_a):.3f}·KL^{power:.3f}", "", "",
+        f"R² {share:.3f}", f"root mean square {size:.3f}",
+    ])  # fmt: skip
+    return table(["arm", "KL", "trait", "curve", "trait less curve"], rows)
 
 
 def small_heal() -> str:
     """Break and heal: what steering changes, what it breaks, and what the heal gives back."""
     found = with_broken(seeds(SMALL, "love"))
-    return _heal(found, ("trait", "coherent", "implausible", "spill", "tasks", "plain", "kl"))
+    return _heal(found, {
+        "trait": "trait", "coherent": "coherent", "implausible": "implausible", "spill": "spill",
+        "tasks": "tasks", "ln ppl prose": "plain", "KL": "kl", "judge fit": "fit 1.5B",
+        "P(yes)": "yes 1.5B",
+    })  # fmt: skip
 
 
 def large_heal() -> str:
@@ -300,12 +381,12 @@ PAIRS = {
 """What is held against what."""
 
 
-def _heal(found: Sequence[Seed], names: Sequence[str]) -> str:
+def _heal(found: Sequence[Seed], columns: dict[str, str]) -> str:
     rows = [
-        [title, *(said(change(found, one, name, other)) for name in names)]
+        [title, *(said(change(found, one, name, other)) for name in columns.values())]
         for title, (one, other) in PAIRS.items()
     ]
-    return table(["", *names], rows)
+    return table(["", *columns], rows)
 
 
 def curves() -> str:
@@ -381,6 +462,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "judges": judges,
     "heal": small_heal,
     "primary": small_primary,
+    "cost": small_cost,
+    "one-curve": one_curve,
     "states": small_states,
     "heal-1.5b": large_heal,
     "states-1.5b": large_states,

@@ -50,7 +50,7 @@ class Round(Record):
     kept: int
     drawn: int
     survival: float = math.nan
-    """At the accepted multiplier."""
+    """At the accepted dose."""
     cosine: float
     kl_round: float
     kl_cumulative: float
