@@ -67,9 +67,9 @@ class HealSettings(Settings):
     objective: Annotated[str, OBJECTIVES] = "sft"
     """The fit. distill reads a per-token dose trace as its nominal dose."""
     barrier: Annotated[str, BARRIERS] = NO_BARRIER
-    """D, in nats per position. None is the default: on the embedded model no barrier was seen to
-    give more trait at the same price (docs/results.md). aggregate, reference, lam, tau and
-    lam_power belong to a barrier."""
+    """D of a KL penalty with a margin, in nats per position. A barrier on the text that is fitted
+    does what a lower gate does (docs/why-gates.md), so that none is the default and the others are
+    baselines. aggregate, reference, lam, tau and lam_power belong to a barrier."""
     aggregate: Annotated[str, AGGREGATES] = "rmse"
     """How D is aggregated over the completion positions of a batch."""
     reference: Literal["prev", "base"] = "prev"
