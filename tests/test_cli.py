@@ -26,7 +26,9 @@ OPTIONS = [
     "--heal.epochs", "1", "--heal.rank", "2",
     "--instrument", "likelihood", "--measure.per-foundation", "1", "--measure.prompts", "3",
     "--measure.tokens", "4", "--measure.long-prompts", "1", "--measure.long-tokens", "4",
-    "--measure.json-prompts", "1",
+    "--measure.json-prompts", "1", "--measure.held-out-pairs", "1",
+    "--measure.control-prompts", "2", "--measure.control-tokens", "4",
+    "--measure.tasks", "2", "--measure.task-tokens", "4",
 ]  # fmt: skip
 
 

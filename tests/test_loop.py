@@ -53,7 +53,8 @@ TINY: dict[str, Any] = {
     },
     "measure": {
         "instrument": "likelihood", "per_foundation": 1, "prompts": 3, "tokens": 6,
-        "long_prompts": 2, "long_tokens": 8, "json_prompts": 2,
+        "long_prompts": 2, "long_tokens": 8, "json_prompts": 2, "held_out_pairs": 1,
+        "control_prompts": 2, "control_tokens": 4, "tasks": 2, "task_tokens": 4,
     },
 }  # fmt: skip
 

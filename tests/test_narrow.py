@@ -87,7 +87,16 @@ def test_a_whole_round_runs_there(chat: ChatModel, tmp_path: Path, monkeypatch: 
         heal={"barrier": "kl_rev", "aggregate": "p95", "spectral": 0.01, "held_out": 0.2},
         vector={"contexts": 2, "band": (0.3, 0.8), "method": "s_space"},
         sampling={"tokens": 6},
-        measure={"prompts": 2, "tokens": 3, "long_prompts": 1, "long_tokens": 4, "json_prompts": 1},
+        measure={
+            "prompts": 2,
+            "tokens": 3,
+            "long_prompts": 1,
+            "long_tokens": 4,
+            "json_prompts": 1,
+            "held_out_pairs": 1,
+            "control_prompts": 1,
+            "tasks": 1,
+        },
         check={"doses": (1.0,), "prompts": 2, "per_foundation": 1, "tokens": 3},
     )
     assert record.status == "finished" and record.rounds[0].outcome == "folded"

@@ -72,10 +72,15 @@ def test_time_left_is_in_proportion_to_the_pace_and_grows_with_the_rounds() -> N
 
 def test_a_reading_is_counted_by_hand() -> None:
     measure = resolve("quick").measure.model_copy(
-        update={"prompts": 2, "tokens": 10, "long_prompts": 1, "long_tokens": 20, "json_prompts": 1}
-    )
+        update={
+            "prompts": 2, "tokens": 10, "long_prompts": 1, "long_tokens": 20, "json_prompts": 1,
+            "held_out_pairs": 3, "control_prompts": 2, "control_tokens": 5, "tasks": 4,
+            "task_tokens": 6,
+        }
+    )  # fmt: skip
     answers = 2 * (2 * (40 + 10) + 2 * (40 + 30 + 10))
-    plain = answers + 2 * (40 + 20) + (40 + 10) + 3_000
+    own = 3 * 2 * 2 * (40 + 30 + 10) + 2 * 2 * (40 + 5) + 4 * (40 + 6)
+    plain = answers + 2 * (40 + 20) + (40 + 10) + own + 3_000
     assert need.reading_tokens(measure, 7) == plain + 7 * 110
     forced = measure.model_copy(update={"instrument": "forced_choice", "think": 5})
     assert need.reading_tokens(forced, 7) == plain + 7 * (110 * 2 + 5)

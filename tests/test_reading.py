@@ -34,7 +34,9 @@ OPTIONS = [
     "--heal.epochs", "1", "--heal.rank", "2", "--check.doses",
     "--instrument", "likelihood", "--measure.per-foundation", "2", "--measure.prompts", "3",
     "--measure.tokens", "5", "--measure.long-prompts", "2", "--measure.long-tokens", "4",
-    "--measure.json-prompts", "2",
+    "--measure.json-prompts", "2", "--measure.held-out-pairs", "1",
+    "--measure.control-prompts", "2", "--measure.control-tokens", "4",
+    "--measure.tasks", "2", "--measure.task-tokens", "4",
 ]  # fmt: skip
 
 

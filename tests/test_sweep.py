@@ -165,7 +165,7 @@ def test_the_random_control_costs_what_the_vector_costs() -> None:
 
 MEASURE = MeasureSettings(
     instrument="likelihood", per_foundation=2, prompts=3, tokens=6,
-    long_prompts=0, json_prompts=0,
+    long_prompts=0, json_prompts=0, held_out_pairs=0, control_prompts=0, tasks=0,
 )  # fmt: skip
 CHECK = CheckSettings(doses=(1.0, 0.5), prompts=3, per_foundation=1, tokens=6, base_texts=3)
 
@@ -305,7 +305,7 @@ def test_the_stage_reads_the_first_round_and_is_reused(tmp_path: Path) -> None:
 def test_no_doses_switch_the_sweep_off(tmp_path: Path) -> None:
     store, found = staged(tmp_path, "off", check={"doses": ()})
     assert found == [None, None]
-    assert [mark.name for mark in store.marks] == ["evaluate-base", "vector"]
+    assert [mark.name for mark in store.marks] == ["calibrate", "evaluate-base", "vector"]
     assert not json.loads(CheckSettings(doses=()).model_dump_json())["doses"]
 
 

@@ -121,7 +121,7 @@ def test_a_prompted_state_is_evaluated_like_any_other_and_reads_prose_as_its_bas
     chat, persona = tiny.chat(), tiny.persona()
     settings = MeasureSettings(
         instrument="likelihood", per_foundation=1, prompts=2, tokens=5,
-        long_prompts=0, json_prompts=0,
+        long_prompts=0, json_prompts=0, held_out_pairs=0, control_prompts=0, tasks=0,
     )  # fmt: skip
 
     def read(state: State, previous: State | None = None):

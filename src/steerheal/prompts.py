@@ -13,9 +13,9 @@ def data() -> Traversable:
 
 
 @cache
-def lines(name: str) -> tuple[str, ...]:
+def lines(name: str, kind: str = "txt") -> tuple[str, ...]:
     """The non-empty lines of a bundled text file."""
-    text = data().joinpath(f"{name}.txt").read_text(encoding="utf-8")
+    text = data().joinpath(f"{name}.{kind}").read_text(encoding="utf-8")
     return tuple(line.strip() for line in text.split("\n") if line.strip())
 
 

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from steerheal.code import key_of
-from steerheal.config import PRESETS, MeasureSettings, RunConfig, SamplingSettings, validated
+from steerheal.config import (
+    PRESETS,
+    FilterSettings,
+    MeasureSettings,
+    RunConfig,
+    SamplingSettings,
+    validated,
+)
 from steerheal.errors import UserError
 from steerheal.measure import vignettes
 from steerheal.personas import Persona
@@ -32,6 +39,8 @@ class Asked(NamedTuple):
     seed: int
     how: str
     """In words."""
+    filter: FilterSettings = FilterSettings()
+    """Whose rules tell coherent answers."""
 
 
 def is_run(path: Path | None) -> bool:
@@ -71,7 +80,7 @@ def asked(persona: Persona, like: Path | None, typed: Mapping[str, Any], *, quic
         f"--{name.replace('_', '-')} {_word(value)}" for name, value in {**changes, **seed}.items()
     )
     how = f"{source}{', but ' if but else ''}{but}"
-    return Asked(measure, config.sampling, seed.get("seed", config.seed), how)
+    return Asked(measure, config.sampling, seed.get("seed", config.seed), how, config.filter)
 
 
 def _fewer(own: MeasureSettings, typed: Mapping[str, Any]) -> dict[str, object]:
@@ -157,8 +166,13 @@ def _cut(base: Scores, want: MeasureSettings, persona: Persona) -> Scores | None
         return None  # what was read over all vignettes at once is not that of a part of them
     if len(base.long) < essays or len(base.json_replies) < replies:
         return None
+    left = answers.keys() - set(asked_for)
+    own = {
+        name: tuple(row for row in found if row.id not in left) for name, found in base.own.items()
+    }
     return base.model_copy(
         update={
+            "own": own,
             "vignettes": tuple(rows[key] for key in keys),
             "persona": tuple(answers[prompt] for prompt in asked_for),
             "long": base.long[:essays],

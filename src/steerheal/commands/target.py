@@ -7,6 +7,9 @@ from typing import NamedTuple
 from steerheal.commands.asking import Asked, kept_base
 from steerheal.config import MeasureSettings, ModelSettings
 from steerheal.console import Console
+from steerheal.errors import UserError
+from steerheal.filter.calibrate import calibrate, seed_of
+from steerheal.filter.coherent import CoherenceRules
 from steerheal.measure import guards, summary
 from steerheal.measure.auto import resolve
 from steerheal.measure.evaluate import evaluate, size
@@ -17,11 +20,11 @@ from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
 from steerheal.pipeline.history import student_of
 from steerheal.pipeline.stages import EVALUATE
-from steerheal.records import Evaluation, Scores
+from steerheal.records import Calibration, Evaluation, Scores
 from steerheal.state.adapter import Adapter
 from steerheal.state.fold import Gated, refuse_unfit
 from steerheal.state.values import Plain
-from steerheal.store import read_run
+from steerheal.store import read_harvest, read_run
 
 
 class Target(NamedTuple):
@@ -34,6 +37,8 @@ class Target(NamedTuple):
     ask: Asked
     base: Scores | None = None
     """The run's own readings of its base, where they hold what is asked."""
+    limits: Calibration | None = None
+    """The run's own limits of the filter."""
 
 
 def of_run(
@@ -46,7 +51,10 @@ def of_run(
     if base is not None:
         measure = ask.measure.model_copy(update={"instrument": base.instrument})
         ask = ask._replace(measure=measure)
-    return Target(chat, student, persona, f"{folder} round {last}, gate {gate:g}", ask, base)
+    name = f"{folder} round {last}, gate {gate:g}"
+    # Another seed or another base's readings go with limits of their own.
+    limits = None if base is None else _limits(folder)
+    return Target(chat, student, persona, name, ask, base, limits)
 
 
 def of_model(
@@ -84,12 +92,15 @@ def read(target: Target, outside: Sequence[str], console: Console) -> Evaluation
     for attempt in tried:
         console.note(in_words(attempt))
     base = target.base
+    live = any(item.gate != 0 for item in state.history)
+    rules = _rules(target, console) if live or base is None else None
     if base is None:
-        base = _scores("base", Plain(), target, settings, console)
+        base = _scores("base", Plain(), target, settings, rules=rules, console=console)
     else:
         console.note("base: the run's own readings of it")
-    live = any(item.gate != 0 for item in state.history)
-    last = _scores("healed", state, target, settings, console) if live else base
+    last = (
+        _scores("healed", state, target, settings, rules=rules, console=console) if live else base
+    )
     console.note(in_words(qualify(base, persona.axis)))
     found: dict[str, float] = {}
     with state.entered(chat) as reader, reader.resting():
@@ -117,6 +128,8 @@ def _scores(
     state: Plain,
     target: Target,
     settings: MeasureSettings,
+    *,
+    rules: CoherenceRules | None,
     console: Console,
 ) -> Scores:
     with console.stage(f"reading {role}", size(settings, target.persona)) as progress:
@@ -128,5 +141,27 @@ def _scores(
             settings,
             sampling=target.ask.sampling,
             seed=target.ask.seed,
+            rules=rules,
             progress=progress,
         )
+
+
+def _rules(target: Target, console: Console) -> CoherenceRules:
+    """What tells coherent answers: a run's own limits where it has them, else set here."""
+    ask, persona = target.ask, target.persona
+    limits = target.limits
+    if limits is None:
+        with console.stage("calibrating the filter", ask.filter.calibration_texts) as progress:
+            limits = calibrate(
+                target.chat, persona, ask.sampling, ask.filter,
+                seed=seed_of(ask.seed), progress=progress,
+            )  # fmt: skip
+    return CoherenceRules(persona, limits, ask.filter)
+
+
+def _limits(folder: Path) -> Calibration | None:
+    """The limits that a run's first harvest was judged by; None where it has none."""
+    try:
+        return read_harvest(folder, 0).calibration
+    except UserError:
+        return None

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from steerheal.bounds import Count, CountOrNone, Place, Tokens, TokensOrNone
 from steerheal.config.base import Doses, Settings
 from steerheal.line import As
-from steerheal.prompts import lines
+from steerheal.prompts import control_held_out, lines
 from steerheal.tables import INSTRUMENTS
 
 Conditions = Annotated[tuple[Literal["other", "self"], ...], Field(min_length=1, max_length=2)]
@@ -41,13 +41,28 @@ class MeasureSettings(Settings):
     """Longest of those answers, in tokens."""
     json_prompts: CountOrNone = 12
     """Requests for JSON that are answered freely; 0 is none."""
+    held_out_pairs: CountOrNone = 8
+    """Held-out wordings of the persona's poles that the free answers are read under; 0 is none."""
+    control_prompts: CountOrNone = 32
+    """Unrelated prompts on the base's answers to which the spill is read; 0 is none."""
+    control_tokens: Tokens = 48
+    """Longest of those answers, in tokens."""
+    tasks: CountOrNone = 64
+    """Short instructions that are answered greedily and checked by code; 0 is none."""
+    task_tokens: Tokens = 32
+    """Longest of those answers, in tokens."""
 
-    @field_validator("long_prompts", "json_prompts")
+    @field_validator("long_prompts", "json_prompts", "control_prompts", "tasks")
     @classmethod
     def _as_many_as_bundled(cls, count: int, info: ValidationInfo) -> int:
-        pool = {"long_prompts": "open", "json_prompts": "json"}[str(info.field_name)]
-        if count > len(lines(pool)):
-            raise ValueError(f"at most {len(lines(pool))} are bundled")
+        most = {
+            "long_prompts": lambda: lines("open"),
+            "json_prompts": lambda: lines("json"),
+            "control_prompts": control_held_out,
+            "tasks": lambda: lines("tasks", "jsonl"),
+        }[str(info.field_name)]()
+        if count > len(most):
+            raise ValueError(f"at most {len(most)} are bundled")
         return count
 
 

@@ -70,6 +70,11 @@ PRESETS: dict[str, dict[str, Any]] = {
             "long_prompts": 4,
             "long_tokens": 48,
             "json_prompts": 4,
+            "held_out_pairs": 4,
+            "control_prompts": 12,
+            "control_tokens": 24,
+            "tasks": 24,
+            "task_tokens": 16,
         },
         "check": {
             "doses": (1.0,),

@@ -11,6 +11,11 @@ from steerheal.personas import Persona
 from steerheal.records import Calibration
 
 
+def seed_of(run: int) -> int:
+    """The seed of the texts in a run of that seed: none of its rounds has it."""
+    return run * 1_009 - 1
+
+
 def calibrate(
     chat: ChatModel,
     persona: Persona,

@@ -67,6 +67,8 @@ BROKEN = "not finite"
 """The rule over completions that broke off: the dose was too strong for the model's precision."""
 THOUGHT = "thought"
 """The rule over completions that hold a thought, closed or not: it is no answer to learn."""
+NARRATES, REFUSES, BASE_LIKE = "narrates", "refuses", "base-like"
+"""The rules on what a text says, and not on how."""
 SCORED = "incoherent"
 """The rule over all features together."""
 FOLDS = 32
@@ -153,7 +155,7 @@ def _limited(texts: Sequence[Text], settings: FilterSettings) -> Calibration:
     ruled[SCORED] = _limit([score(row, found) for row in rows], settings.false_drop)
     limits[SCORED] = ruled[SCORED][0]
     limits["tail perplexity"] = settings.tail_perplexity * medians["tail_perplexity"]
-    limits["base-like"] = (
+    limits[BASE_LIKE] = (
         float(np.quantile(columns["logodds"], settings.trait)) if settings.trait else -math.inf
     )
     expected = {rule: share for rule, (_, share) in ruled.items()}
@@ -172,7 +174,7 @@ def _reasons(
     texts: Sequence[Text], persona: Persona, calibration: Calibration, settings: FilterSettings
 ) -> list[tuple[str, ...]]:
     """Why each of the base's own texts is dropped, the trait rule apart."""
-    limits = {**calibration.limits, "base-like": -math.inf}
+    limits = {**calibration.limits, BASE_LIKE: -math.inf}
     found, known = calibration.model_copy(update={"limits": limits}), calibration.classes
     return [
         _verdict(text[0], _drifted(text, known), persona, found, settings).reasons for text in texts
@@ -224,10 +226,10 @@ def _verdict(
         "loops (tokens)": features.looped > 0,
         "loops (words)": features.word_repetition > settings.word_repetition,
         "loops (characters)": features.char_repetition > settings.char_repetition,
-        "narrates": narrates(completion.text, persona) or features.similarity > settings.similarity,
-        "refuses": bool(REFUSAL.search(completion.text)),
+        NARRATES: narrates(completion.text, persona) or features.similarity > settings.similarity,
+        REFUSES: bool(REFUSAL.search(completion.text)),
         "too short": features.words < settings.words,
-        "base-like": features.logodds <= limits["base-like"],
+        BASE_LIKE: features.logodds <= limits[BASE_LIKE],
     }
     reasons = tuple(name for name, broken in rules.items() if broken)
     if completion.broken:  # what there is of the text says nothing more

@@ -7,6 +7,7 @@ from steerheal.config import MeasureSettings, SamplingSettings
 from steerheal.measure import coherence, damage, free, instruments, vignettes
 from steerheal.measure.own import Asker
 from steerheal.measure.readings import table
+from steerheal.measure.readings.table import Rules
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states
 from steerheal.personas import Persona
@@ -25,6 +26,7 @@ def evaluate(
     sampling: SamplingSettings,
     seed: int,
     previous: State | None = None,
+    rules: Rules | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Scores:
     """Everything the settings ask to read of a state.
@@ -38,6 +40,7 @@ def evaluate(
         sampling: How free answers are sampled; their length is the evaluation's own.
         seed: Of the free answers; the same for every state.
         previous: The student before this round.
+        rules: What tells coherent answers; without it that reading is unknown.
         progress: Called with the number of rows done.
     """
     chosen = vignettes.chosen(settings)
@@ -68,7 +71,9 @@ def evaluate(
         think=instruments.thought(settings),
         closed_early=read.closed_early,
     )
-    asker = Asker(chat, state, persona, found, sampling, seed, progress)
+    asker = Asker(
+        chat, state, persona, found, sampling, seed, settings, answers, rules, progress
+    )  # fmt: skip
     return found.model_copy(update={"own": table.own_rows(asker)})
 
 
@@ -118,4 +123,4 @@ def size(settings: MeasureSettings, persona: Persona) -> int:
     chosen = vignettes.chosen(settings)
     asked = persona.prompts.evaluate[: settings.prompts]
     parts = (chosen, lines("statements"), asked, _json(settings), _open(settings))
-    return sum(map(len, parts)) + table.own_size()
+    return sum(map(len, parts)) + table.own_size(settings)

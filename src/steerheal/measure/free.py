@@ -22,9 +22,9 @@ from steerheal.models.generate import Draw, write
 from steerheal.models.model import ChatModel
 from steerheal.models.score import (
     Reading,
-    chosen_logprobs,
     continuation_states,
     kl_between,
+    readings,
     token_logprobs,
 )
 from steerheal.personas import Persona
@@ -156,17 +156,19 @@ def judge(
             rows.append(_broken(completion))
             continue
         targets = torch.tensor(completion.tokens, device=chat.device)
-        own = chosen_logprobs(chat, states[i], targets)
+        state = answers.states[i].to(states[i])
+        read = readings(chat, states[i], targets, state, answers.writer)
+        own = read.logprobs
         if not all(logs.isfinite().all() for logs in (own, up[i], down[i])):
             refuse_at_rest(chat)
-        state = answers.states[i].to(states[i])
+        assert read.kls is not None
         rows.append(
             PersonaRow(
                 completion=completion,
                 logodds=logodds(up[i], down[i], completion.tokens),
                 perplexity=perplexity(own.tolist()),
                 tail_perplexity=tail_perplexity(own.tolist()),
-                kl_to_base=kl_between(chat, state, states[i], answers.writer).mean().item(),
+                kl_to_base=read.kls.mean().item(),
                 kl_to_previous=math.nan
                 if before is None
                 else kl_between(before.reader, state, before.states[i], answers.writer or chat)
@@ -174,9 +176,16 @@ def judge(
                 .item(),
                 word_repetition=word_repetition(completion.text),
                 distinct_2=distinct(completion.text, 2),
+                logprobs=_rounded(own),
+                entropies=_rounded(read.entropies),
             )
         )
     return rows
+
+
+def _rounded(nats: Float[Tensor, " _"]) -> tuple[float, ...]:
+    """To a thousandth of a nat, which is what records keep of a token."""
+    return tuple(round(value, 3) for value in nats.tolist())
 
 
 def _broken(completion: Completion) -> PersonaRow:

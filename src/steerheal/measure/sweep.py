@@ -14,6 +14,7 @@ from steerheal.measure import coherence, free, instruments, summary, vignettes
 from steerheal.measure.instrument import Read
 from steerheal.measure.own import Asker
 from steerheal.measure.readings import table
+from steerheal.measure.readings.table import Rules
 from steerheal.measure.vignettes import Vignette
 from steerheal.models.model import ChatModel
 from steerheal.personas import Axis, Persona
@@ -35,6 +36,8 @@ class Asked:
     sampling: SamplingSettings
     """Of the free answers."""
     seed: int
+    rules: Rules | None = None
+    """What tells coherent answers."""
 
     @property
     def rows(self) -> int:
@@ -48,6 +51,8 @@ def asked(
     measure: MeasureSettings,
     sampling: SamplingSettings,
     seed: int,
+    *,
+    rules: Rules | None = None,
 ) -> Asked:
     """The first of the evaluation's own vignettes and prompts, as many as the check asks for."""
     chosen = vignettes.chosen(measure)
@@ -58,6 +63,7 @@ def asked(
         measure=measure,
         sampling=sampling.model_copy(update={"tokens": check.tokens}),
         seed=seed,
+        rules=rules,
     )
 
 
@@ -107,7 +113,11 @@ def read(
             think=instruments.thought(ask.measure),
             closed_early=rows.closed_early,
         )
-        asker = Asker(chat, state.at_dose(dose), ask.persona, scores, ask.sampling, ask.seed)
+        said = free.Answers(answers[k].completions, answers[k].states, reader)
+        asker = Asker(
+            chat, state.at_dose(dose), ask.persona, scores, ask.sampling, ask.seed,
+            ask.measure, said, ask.rules,
+        )  # fmt: skip
         own = table.own_rows(asker, swept=True)
         found.append(scores.model_copy(update={"own": own}))
     return found

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from steerheal.personas import alike
-from steerheal.prompts import data
+from steerheal.prompts import lines
 from steerheal.records import Record
 
 Check = Literal[
@@ -36,8 +36,7 @@ class Task(Record):
 @cache
 def load() -> tuple[Task, ...]:
     """The bundled tasks, one of every kind in turn: any beginning of them is as mixed."""
-    text = data().joinpath("tasks.jsonl").read_text(encoding="utf-8")
-    return tuple(Task.model_validate_json(line) for line in text.split("\n") if line)
+    return tuple(map(Task.model_validate_json, lines("tasks", "jsonl")))
 
 
 def passed(task: Task, answer: str) -> bool:

@@ -50,13 +50,16 @@ def memory_line(size: Size, dtype: str, config: RunConfig, free: float) -> str:
 
 
 def reading_tokens(measure: MeasureSettings, vignettes: int) -> float:
-    """Tokens of one evaluation: free answers written and judged, vignettes, canary and prose."""
+    """Tokens of one evaluation: answers written and judged, vignettes, tasks, canary, prose."""
     thought = measure.think if measure.instrument == "forced_choice" else 0
     orders = {"two": 2, "cyclic": 7}[measure.orders] if measure.instrument == "forced_choice" else 1
     answers = measure.prompts * _written_and_judged(measure.tokens)
     essays = measure.long_prompts * 2 * (PROMPT + measure.long_tokens)
     replies = measure.json_prompts * (PROMPT + measure.tokens)
-    return answers + essays + replies + vignettes * (VIGNETTE * orders + thought) + PLAIN
+    held_out = measure.held_out_pairs * measure.prompts * 2 * (PROMPT + SYSTEM + measure.tokens)
+    spilt = measure.control_prompts * 2 * (PROMPT + measure.control_tokens)
+    own = held_out + spilt + measure.tasks * (PROMPT + measure.task_tokens)
+    return answers + essays + replies + own + vignettes * (VIGNETTE * orders + thought) + PLAIN
 
 
 def _written_and_judged(tokens: int) -> float:

@@ -13,7 +13,8 @@ from typing import Any, Protocol, TypeVar
 from steerheal import prompts
 from steerheal.code import key_of
 from steerheal.config import HealSettings, MeasureSettings, RunConfig, VectorSettings
-from steerheal.filter.calibrate import calibrate
+from steerheal.filter.calibrate import calibrate, seed_of
+from steerheal.filter.coherent import CoherenceRules
 from steerheal.heal.checkpoint import Checkpoint
 from steerheal.heal.round import heal
 from steerheal.heal.train import Healed
@@ -101,7 +102,7 @@ QUALIFY = Stage(
 )  # fmt: skip
 EVALUATE = Stage(
     "evaluate", evaluate, record("scores.json", Scores),
-    by=("measure.evaluate", *INSTRUMENTS.modules, *STATES),
+    by=("measure.evaluate", "filter.coherent", *INSTRUMENTS.modules, *STATES),
     counts={"settings": _read},
 )  # fmt: skip
 TESTED = Stage(
@@ -124,7 +125,7 @@ VECTOR = Stage(
 )
 SWEEP = Stage(
     "sweep", swept, record("sweep.json", Sweep),
-    by=("steer.sweep", *INSTRUMENTS.modules, *STATES),
+    by=("steer.sweep", "filter.coherent", *INSTRUMENTS.modules, *STATES),
     counts={"measure": _read},
 )  # fmt: skip
 CALIBRATE = Stage(
@@ -201,7 +202,7 @@ class Stages:
         file = "scores.json" if number == BASE else f"{role}.json"
         made = EVALUATE.called(role, record(file, Scores)).of(
             self.chat, role, state, persona, config.measure,
-            sampling=config.sampling, seed=config.seed, previous=before,
+            sampling=config.sampling, seed=config.seed, previous=before, rules=self.rules(),
         )  # fmt: skip
         return self._barred(made, number, f"reading {role}", size(config.measure, persona))
 
@@ -247,17 +248,23 @@ class Stages:
         made = SWEEP.of(
             self.chat, student, vector, doses, zero,
             persona=persona, check=check, measure=config.measure, sampling=config.sampling,
-            seed=config.seed,
+            seed=config.seed, rules=self.rules(),
         )  # fmt: skip
         total = rows(doses, persona, check, config.measure, config.sampling)
         return self._barred(made, number, "sweep of doses", total)
 
     def calibrated(self) -> Calibration:
         """The filter's limits on the base's own text."""
-        config, seed = self.config, self.config.seed * 1_009 + BASE
-        made = CALIBRATE.of(self.chat, self.persona, config.sampling, config.filter, seed=seed)
+        config = self.config
+        made = CALIBRATE.of(
+            self.chat, self.persona, config.sampling, config.filter, seed=seed_of(config.seed)
+        )
         texts = config.filter.calibration_texts
         return self._barred(made, BASE, "calibrating the filter", texts)
+
+    def rules(self) -> CoherenceRules:
+        """What tells coherent answers on this model."""
+        return CoherenceRules(self.persona, self.calibrated(), self.config.filter)
 
     def harvest(self, number: int, teacher: State) -> Harvest:
         """What the teacher writes in the round, judged; its dose is walked."""

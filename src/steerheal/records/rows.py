@@ -49,6 +49,10 @@ class PersonaRow(Record):
     word_repetition: float
     distinct_2: float
     """Distinct word bigrams over all of them."""
+    logprobs: tuple[float, ...] = ()
+    """ln p_base of every token; empty where the answer broke off, and in older records."""
+    entropies: tuple[float, ...] = ()
+    """Of the base where each token was drawn, nats."""
 
 
 class HealthRow(Record):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from steerheal.config import CheckSettings, MeasureSettings, SamplingSettings
 from steerheal.measure import sweep
+from steerheal.measure.readings.table import Rules
 from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
 from steerheal.records import Completion, Scores, Sweep
@@ -24,6 +25,7 @@ def swept(
     measure: MeasureSettings,
     sampling: SamplingSettings,
     seed: int,
+    rules: Rules | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Sweep:
     """The doses, and the control that costs as much KL as the largest of them.
@@ -40,10 +42,11 @@ def swept(
         measure: Whose instrument reads the vignettes.
         sampling: Of the free answers.
         seed: Of the answers and of the control.
+        rules: What tells coherent answers; without it that reading is unknown.
         progress: Called with the number of rows done, as `rows` counts them.
     """
     steered = student.steered(vector, max(doses))
-    ask = sweep.asked(persona, check, measure, sampling, seed)
+    ask = sweep.asked(persona, check, measure, sampling, seed, rules=rules)
     texts = [row.completion for row in zero.persona[: check.base_texts]]
     control = matched(chat, student, steered, texts, seed) if check.control else None
     return sweep.sweep(chat, steered, doses, ask, control=control, known=zero, progress=progress)

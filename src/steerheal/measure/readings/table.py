@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol
 
+from steerheal.config import MeasureSettings
 from steerheal.measure import readings
 from steerheal.measure.pairs import CORE, Paired, called, paired, rows_of
 from steerheal.measure.stats import mean, share, share_change
 from steerheal.personas import Axis, Persona
-from steerheal.records import Completion, Part, Reading, Scores, UnitRow
+from steerheal.personas import Pair as Pole
+from steerheal.records import Completion, Part, PersonaRow, Reading, Scores, UnitRow
 
 Kind = Literal["trait", "coherence", "guard"]
 KINDS: tuple[Kind, ...] = ("trait", "coherence", "guard")
@@ -35,6 +37,19 @@ class Answer(NamedTuple):
     """Mean KL(state‖base) per token, nats."""
 
 
+class Rules(Protocol):
+    """Which answers are not coherent, by limits that the base's own text sets on this model."""
+
+    @property
+    def key(self) -> str:
+        """Digest of the limits."""
+        ...
+
+    def broken(self, rows: Sequence[PersonaRow]) -> list[tuple[str, ...]]:
+        """Why each answer is not coherent; nothing for one that is."""
+        ...
+
+
 class Asking(Protocol):
     """What makes a reading's own rows: a state and the base, at the time of an evaluation."""
 
@@ -44,8 +59,34 @@ class Asking(Protocol):
         ...
 
     @property
+    def measure(self) -> MeasureSettings:
+        """How much is read."""
+        ...
+
+    @property
     def scores(self) -> Scores:
         """What the evaluation has read of the state so far."""
+        ...
+
+    @property
+    def rules(self) -> Rules | None:
+        """What tells coherent answers; None where nothing does."""
+        ...
+
+    def trait(self, pairs: Sequence[Pole]) -> list[list[float]]:
+        """Expected log-odds of every free answer under every wording, nats per token."""
+        ...
+
+    def writes(self, prompts: Sequence[str], tokens: int) -> list[Completion]:
+        """What the state answers greedily, at most so many tokens each."""
+        ...
+
+    def base_answers(self, prompts: Sequence[str], tokens: int) -> list[Completion]:
+        """What the base answers: the same to every state."""
+        ...
+
+    def spill(self, answers: Sequence[Completion]) -> list[float]:
+        """Mean KL(state‖base) per token on given answers that have tokens, nats."""
         ...
 
     def answers(self, prompts: Sequence[str], tokens: int, *, greedy: bool = False) -> list[Answer]:
@@ -109,7 +150,7 @@ class Entry:
     """Makes rows of its own; every state gets them in its evaluation."""
     swept: bool = False
     """Whether the doses of a sweep and of a scan get them too."""
-    size: int = 0
+    size: int | Callable[[MeasureSettings], int] = 0
     """How many of them the progress of an evaluation counts."""
 
     @property
@@ -263,9 +304,10 @@ def own_rows(asking: Asking, *, swept: bool = False) -> dict[str, tuple[UnitRow,
     }
 
 
-def own_size() -> int:
+def own_size(settings: MeasureSettings) -> int:
     """How many of them the progress counts."""
-    return sum(entry.size for entry in entries() if entry.rows)
+    sizes = [entry.size for entry in entries() if entry.rows]
+    return sum(size if isinstance(size, int) else size(settings) for size in sizes)
 
 
 def revisions() -> Iterator[str]:
