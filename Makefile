@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check setup bench clean
+# One process per core, one thread each.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=logical --dist=worksteal --durations=10
+
+.PHONY: demo test quick check setup bench clean
 
 setup: .venv/ready
 
@@ -17,7 +20,10 @@ demo: setup
 	$(BIN)/steerheal run love --preset quick --name demo
 
 test: setup
-	$(BIN)/pytest
+	$(TESTS)
+
+quick: setup
+	$(TESTS) -m 'not slow'
 
 check: setup
 	$(BIN)/ruff format --check .

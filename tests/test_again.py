@@ -20,6 +20,8 @@ from test_edge import options
 
 import tiny
 
+pytestmark = pytest.mark.slow
+
 CALM = Path(__file__).parents[1] / "examples" / "calm.toml"
 
 

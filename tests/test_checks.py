@@ -816,6 +816,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs / "run"
 
 
+@pytest.mark.slow
 def test_a_run_notes_every_check_and_keeps_it(straight: Path) -> None:
     record = store.read_run(straight)
     seen = [[finding.check for finding in row.findings] for row in record.rounds]
@@ -825,6 +826,7 @@ def test_a_run_notes_every_check_and_keeps_it(straight: Path) -> None:
         assert f">{finding.check}</b>" in text and finding.outcome in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("until", "changes"),
     [("check1", {}), ("check2", {}), ("check1", {"check": {"doses": ()}})],
@@ -852,6 +854,7 @@ def test_a_run_ends_after_the_check_and_goes_on_from_there(
         assert once["record"] == again["record"]
 
 
+@pytest.mark.slow
 def test_the_command_line_ends_after_a_check_and_resume_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -888,6 +891,7 @@ def test_a_recorded_line_ends_where_the_run_does(
     assert with_option(line, "--until", until) == expected
 
 
+@pytest.mark.slow
 def test_findings_are_escaped_and_their_tone_is_also_text(tmp_path: Path) -> None:
     finding = Finding(
         check="check 1", outcome="works", words=reports.HOSTILE, advice="<b>do</b>",

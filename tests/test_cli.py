@@ -15,6 +15,8 @@ from steerheal.store import read_run
 
 import tiny
 
+pytestmark = pytest.mark.slow
+
 CALM = str(Path(__file__).parents[1] / "examples" / "calm.toml")
 OPTIONS = [
     "--model", "{model}", "--device", "cpu", "--rounds", "1", "--coherence-floor", "0",

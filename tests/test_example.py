@@ -20,7 +20,10 @@ from steerheal.state.adapter import Adapter
 import tiny
 
 # PEFT asks the model by a name that transformers calls deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
+]
 FILE = Path(__file__).parents[1] / "examples" / "loop.py"
 
 

@@ -302,6 +302,7 @@ def test_the_labelled_rows_are_many_and_blind_second_readings_agree(bench: Modul
     assert same / len(both) > 0.95
 
 
+@pytest.mark.slow
 def test_precision_and_recall_on_the_labelled_rows(bench: ModuleType) -> None:
     strict = bench.judged(FilterSettings(false_drop=0.4))
     rows = [(row, why) for row, why in strict if row.label["temperature"] == 1]

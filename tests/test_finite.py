@@ -306,6 +306,7 @@ def test_a_sweep_reads_nan_at_the_dose_that_is_too_strong_and_nowhere_else() -> 
     assert [found.completions[0].broken for found in said] == [False, True]
 
 
+@pytest.mark.slow
 def test_a_run_whose_doses_break_the_model_ends_as_starved_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,8 @@ from steerheal.store import (
 
 import tiny
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, Any] = {
     "rounds": 2,
     "coherence_floor": 0.0,

@@ -131,6 +131,7 @@ def test_a_device_that_is_not_there_is_one_clear_message() -> None:
         load(ModelSettings(device="cuda:77"))
 
 
+@pytest.mark.slow
 def test_a_truncated_gguf_is_one_clear_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

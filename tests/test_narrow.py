@@ -30,6 +30,8 @@ from test_loop import start
 
 import tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def chat() -> Iterator[ChatModel]:

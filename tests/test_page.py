@@ -18,6 +18,8 @@ from steerheal.records import Comparison, Internalisation, Reading, RunRecord
 from steerheal.report import page, plates, theme
 from steerheal.report.captions import direction
 
+pytestmark = pytest.mark.slow
+
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 WIDE = """<!doctype html><meta charset="utf-8"><body>

@@ -128,6 +128,7 @@ def test_backtracking_takes_loops_back_and_lowers_the_dose() -> None:
             assert repeats(after.tokens) == 0
 
 
+@pytest.mark.slow
 def test_rows_that_are_taken_back_do_not_change_their_neighbours() -> None:
     chat, settings, draws = looping()
     push = PushSettings(backtrack=True, spike=1.0)
@@ -136,6 +137,7 @@ def test_rows_that_are_taken_back_do_not_change_their_neighbours() -> None:
     assert together == alone
 
 
+@pytest.mark.slow
 def test_two_thousand_tokens_with_rewinds_keep_the_cache_as_long_as_the_text(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -24,6 +24,8 @@ from steerheal.store import read_record, read_run, read_scores
 
 import tiny
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = [
     "--model.device", "cpu", "--rounds", "1", "--coherence-floor", "0", "--seed", "3",
     "--vector.contexts", "4", "--sampling.tokens", "8", "--sampling.rows", "8",

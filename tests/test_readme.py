@@ -34,6 +34,7 @@ def test_every_command_is_there_and_light_ones_run(line: str) -> None:
         assert stop.code in (None, 0)
 
 
+@pytest.mark.slow
 def test_the_python_block_runs_and_is_short(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = [text for kind, text in BLOCKS if kind == "python"]
     assert sum(bool(line.strip()) for line in block.splitlines()) <= 20

@@ -125,6 +125,7 @@ def test_an_interrupted_run_with_nothing_evaluated_is_readable(tmp_path: Path) -
     assert not (tmp_path / "figures").exists()
 
 
+@pytest.mark.slow
 def test_a_failed_run_shows_its_error_and_what_it_finished(tmp_path: Path) -> None:
     half = folded(1).model_copy(update={"healed": None, "heal": None, "kl_cumulative": math.nan})
     record = run_record(status="failed", error="boom\nat line 3", rounds=(folded(0), half), best=0)

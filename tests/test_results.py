@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^python (lab/evidence/tables\.py \w+)", RESULTS, flags=re.MULTILINE)

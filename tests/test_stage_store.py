@@ -16,6 +16,8 @@ from steerheal.pipeline.stage_store import STAGES, Store, holds_less
 from steerheal.records import RoundRecord, RunRecord
 from steerheal.store import read_run, write_record
 
+pytestmark = pytest.mark.slow
+
 SHORT = {"rounds": 1, "check": {"doses": (1.0,), "prompts": 2, "per_foundation": 1, "tokens": 4}}
 
 

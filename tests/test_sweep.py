@@ -245,6 +245,7 @@ def test_dose_0_takes_what_an_evaluation_has_read_and_the_points_stay_the_same()
     assert one.summary.coherence == pytest.approx(other.summary.coherence, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_order_of_the_doses_changes_nothing() -> None:
     one, other = swept((0.5, 1.0, 2.0)), swept((2.0, 0.5, 1.0, 0.5))
     assert [point.dose for point in one.points] == [0.5, 1.0, 2.0]
@@ -389,6 +390,7 @@ SMALL = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_scan_leaves_a_record_and_a_figure_and_minds_its_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -226,6 +226,7 @@ def test_any_teacher_is_harvested_filtered_and_healed_by_the_same_stages(
     assert other != found
 
 
+@pytest.mark.slow
 def test_a_run_takes_another_teacher_than_the_vector(tmp_path: Path) -> None:
     chat, persona = tiny.chat(), tiny.persona()
     config = RunConfig.model_validate(merge(TINY, {"rounds": 1}))

@@ -129,6 +129,7 @@ def test_a_day_changes_the_fingerprint_only_of_a_template_that_prints_it(
     assert (one.template.date == "") is same
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_date_that_it_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
