@@ -13,12 +13,12 @@ from test_cli import OPTIONS
 
 import tiny
 
+pytestmark = pytest.mark.slow
+
 SOURCE = Path(__file__).parents[1] / "src"
 EDGE = """
 import dataclasses, functools, importlib, os, signal, sys
 from steerheal import __main__ as edge
-
-pytestmark = pytest.mark.slow
 number, moment = getattr(signal, sys.argv[1]), sys.argv[2]
 sys.argv[1:] = sys.argv[3:]
 
