@@ -270,7 +270,7 @@ def walked(breaking: float, teacher: State | None = None, **changes: object):
     )
 
 
-def test_the_walk_stops_at_the_first_multiplier_that_survives() -> None:
+def test_the_walk_stops_at_the_first_dose_that_survives() -> None:
     found = walked(0.8)
     assert [step.multiplier for step in found.walk] == [1.0, 0.75]
     assert found.walk[0].survival == pytest.approx(2 / 3)
@@ -286,7 +286,7 @@ def test_a_top_up_draws_what_is_likely_to_be_enough_and_no_more() -> None:
         sum(row.batch == name for row in found.judged)
         for name in dict.fromkeys(row.batch for row in found.judged)
     ]
-    # Twelve at each multiplier of the walk; all twelve of the second survive, two are missing.
+    # Twelve at each dose of the walk; all twelve of the second survive, two are missing.
     assert sizes == [12, 12, 3]
     assert len(found.kept(14)) == 14
 

@@ -64,10 +64,10 @@ def test_doses_in_one_batch_read_the_kl_of_one_dose_at_a_time() -> None:
     texts = said(chat)
     doses = (0.25, 2.0, 0.0, 1.0)
     found = probe(chat, tiny.steered(vectors, (1.0,))[0], texts, doses)
-    assert [item.coefficient for item in found] == list(doses)
+    assert [item.dose for item in found] == list(doses)
     assert found[2].kl == pytest.approx(0, abs=1e-6)
     for item in found:
-        alone = p95_alone(chat, vectors, texts, item.coefficient)
+        alone = p95_alone(chat, vectors, texts, item.dose)
         assert item.kl == pytest.approx(alone, rel=1e-2, abs=1e-6)
 
 
@@ -78,20 +78,20 @@ def test_calibration_hits_its_target_and_equals_a_plain_bisection(target: float)
     found = calibrate(chat, tiny.steered(vectors, (1.0,))[0], texts, target, tolerance=0.005)
     assert found.outcome == "found", found.words()
     assert found.kl == pytest.approx(target, rel=0.005)
-    assert found.low <= found.coefficient <= found.high
-    assert p95_alone(chat, vectors, texts, found.coefficient) == pytest.approx(target, rel=0.05)
+    assert found.low <= found.dose <= found.high
+    assert p95_alone(chat, vectors, texts, found.dose) == pytest.approx(target, rel=0.05)
     low, high = found.low, found.high
     for _ in range(20):
         middle = math.sqrt(low * high)
         below = p95_alone(chat, vectors, texts, middle) < target
         low, high = (middle, high) if below else (low, middle)
-    assert found.coefficient == pytest.approx(low, rel=0.03)
+    assert found.dose == pytest.approx(low, rel=0.03)
 
 
 def quadratic(scale: float, batches: list[int]) -> Callable[[Sequence[float]], list[Probe]]:
     def measure(fan: Sequence[float]) -> list[Probe]:
         batches.append(len(fan))
-        return [Probe(coefficient=c, kl=scale * c**2) for c in fan]
+        return [Probe(dose=c, kl=scale * c**2) for c in fan]
 
     return measure
 
@@ -99,39 +99,37 @@ def quadratic(scale: float, batches: list[int]) -> Callable[[Sequence[float]], l
 def test_a_smooth_curve_takes_two_batches() -> None:
     batches: list[int] = []
     found = search(quadratic(0.1, batches), 1.0)
-    assert found.coefficient == pytest.approx(math.sqrt(10), rel=0.01)
+    assert found.dose == pytest.approx(math.sqrt(10), rel=0.01)
     assert len(batches) == 2
-    assert [item.coefficient for item in found.tried] == sorted(
-        item.coefficient for item in found.tried
-    )
+    assert [item.dose for item in found.tried] == sorted(item.dose for item in found.tried)
 
 
 def test_what_cannot_be_reached_is_said_and_never_loops() -> None:
     batches: list[int] = []
     weak = search(quadratic(1e-9, batches), 1.0)
-    assert weak.outcome == "too weak" and math.isnan(weak.coefficient) and len(batches) == 1
+    assert weak.outcome == "too weak" and math.isnan(weak.dose) and len(batches) == 1
     assert "16" in weak.words()
     strong = search(quadratic(1e9, batches), 1.0)
     assert strong.outcome == "too strong" and "already" in strong.words()
-    broken = search(lambda fan: [Probe(coefficient=c, kl=math.nan) for c in fan], 1.0)
+    broken = search(lambda fan: [Probe(dose=c, kl=math.nan) for c in fan], 1.0)
     assert broken.outcome == "not finite" and len(broken.tried) == 6
 
     def jump(fan: Sequence[float]) -> list[Probe]:
-        return [Probe(coefficient=c, kl=0.1 if c < 1.234 else 9.0) for c in fan]
+        return [Probe(dose=c, kl=0.1 if c < 1.234 else 9.0) for c in fan]
 
     assert search(jump, 1.0).outcome == "jumps"
 
     def collapse(fan: Sequence[float]) -> list[Probe]:
-        return [Probe(coefficient=c, kl=0.1 * c if c < 1.2 else math.nan) for c in fan]
+        return [Probe(dose=c, kl=0.1 * c if c < 1.2 else math.nan) for c in fan]
 
     assert search(collapse, 1.0).outcome == "not finite"
 
 
 def test_a_curve_that_turns_back_is_met_at_its_first_crossing() -> None:
     def bump(fan: Sequence[float]) -> list[Probe]:
-        return [Probe(coefficient=c, kl=2 * c if c < 1 else 2 / c) for c in fan]
+        return [Probe(dose=c, kl=2 * c if c < 1 else 2 / c) for c in fan]
 
-    assert search(bump, 1.0).coefficient == pytest.approx(0.5, rel=0.03)
+    assert search(bump, 1.0).dose == pytest.approx(0.5, rel=0.03)
 
 
 def test_a_zero_vector_is_too_weak_and_has_no_equal() -> None:

@@ -37,7 +37,7 @@ class Tried(NamedTuple):
 
     bands: Sequence[Band]
     doses: Sequence[float]
-    """Multiples of each band's calibrated coefficient."""
+    """Multiples of each band's calibrated dose."""
     target_kl: float
     """In nats, at a multiple of 1; 0 is no calibration."""
     contexts: int
@@ -95,9 +95,7 @@ def _calibrated(
     if target == 0:
         return ScanBand(band=band.text, blocks=blocks, coefficient=1.0, words="")
     found = calibrate(chat, base().steered(vector, 1.0), texts, target)
-    return ScanBand(
-        band=band.text, blocks=blocks, coefficient=found.coefficient, words=found.words()
-    )
+    return ScanBand(band=band.text, blocks=blocks, coefficient=found.dose, words=found.words())
 
 
 def _points(

@@ -43,7 +43,7 @@ class ScanCommand(ReadCommand):
     )
     """Blocks that are steered, as fractions of depth."""
     doses: Doses = (0.5, 1.0, 1.5)
-    """Multiples of the coefficient that reaches the target KL, band by band."""
+    """Multiples of the dose that reaches the target KL, band by band."""
     target_kl: Amount = 1.0
     """95th percentile over positions of KL(steered‖base) at dose 1, in nats: bands compare at equal
     KL. 0 switches it off: doses are then multiples of the raw vector."""

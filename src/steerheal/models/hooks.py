@@ -25,17 +25,17 @@ def hooked(hooks: Mapping[nn.Module, Hook]) -> Iterator[None]:
 
 @dataclass
 class Dosed:
-    """A coefficient that hooks read: one number, or one per row or per position of a forward."""
+    """A dose that hooks read: one number, or one per row or per position of a forward."""
 
     dose: float | Float[Tensor, "B ..."]
 
     def set(self, doses: float | Float[Tensor, "B ..."]) -> None:
-        """Coefficients of the rows in the forwards that follow."""
+        """Doses of the rows in the forwards that follow."""
         self.dose = doses
 
     @contextmanager
     def at(self, doses: float | Float[Tensor, "B ..."]) -> Iterator[None]:
-        """Coefficients of the rows in the forwards inside; those of before come back."""
+        """Doses of the rows in the forwards inside; those of before come back."""
         before = self.dose
         self.dose = doses
         try:
@@ -56,12 +56,12 @@ def adding(
 ) -> Iterator[Dosed]:
     """Adds dose·v to the output of the named blocks: y = block(x) + dose·v, at every position.
 
-    A row whose coefficient is 0 gets exactly the untouched model's states.
+    A row whose dose is 0 gets exactly the untouched model's states.
 
     Args:
         chat: The model, changed only inside the context.
         vectors: One direction per block index.
-        dose: A number, or a tensor with one coefficient per row of every forward.
+        dose: A number, or a tensor with one per row of every forward.
     """
     pushes = {layer: vector.to(chat.device, chat.net.dtype) for layer, vector in vectors.items()}
     with _changing(chat, pushes, dose, _added) as state:
@@ -148,14 +148,14 @@ class _Push:
 
 
 def standing_dose(chat: ChatModel) -> float:
-    """The largest coefficient that the next forward is steered at, by size; 0 without any."""
+    """The largest dose that the next forward is steered at, by size; 0 without any."""
     hooks = [hook for block in chat.blocks for hook in block._forward_hooks.values()]
     doses = [hook.state.dose for hook in hooks if isinstance(hook, _Push)]
     return max((float(torch.as_tensor(dose).abs().max()) for dose in doses), default=0.0)
 
 
 def per_row(dose: float | Tensor, states: Float[Tensor, "B T D"]) -> float | Tensor:
-    """The coefficient, one or one per row or per position, in a shape that multiplies states."""
+    """The dose, one or one per row or per position, in a shape that multiplies states."""
     if not isinstance(dose, Tensor):
         return dose
     if dose.ndim == 2:

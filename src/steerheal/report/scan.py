@@ -36,9 +36,9 @@ class ScanPoint(Record):
     band: str
     """As it was asked for, such as 0.4-0.6."""
     multiple: float
-    """Dose as asked for: in multiples of the band's calibrated coefficient, or of the vector."""
+    """Dose as asked for: in multiples of the band's calibrated dose, or as it is."""
     read: DosePoint
-    """Its dose is the coefficient on the raw vector."""
+    """Its dose is that on the raw vector."""
     on_front: bool = False
     """No other point has more of the trait at the same coherence or more."""
 

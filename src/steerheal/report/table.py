@@ -90,14 +90,14 @@ def surgical_cell(summary: Summary) -> Cell:
 
 
 def survival(step: WalkStep) -> str:
-    """Kept over drawn at one multiplier."""
+    """Kept over drawn at one top dose."""
     return number(step.kept / step.drawn if step.drawn else math.nan)
 
 
 def walk_cell(row: RoundRecord) -> Cell:
-    """The multipliers tried, over the share that survived at each."""
+    """The top doses tried, over the share that survived at each."""
     if not row.walk:
-        return Cell(UNKNOWN, why="no multiplier was tried")
+        return Cell(UNKNOWN, why="no dose was tried")
     return Cell(
         " → ".join(number(step.multiplier) for step in row.walk),
         " → ".join(survival(step) for step in row.walk),
@@ -123,12 +123,12 @@ def _internalised(row: RoundRecord) -> Cell:
 
 COURSE = (
     Column(
-        "multiplier",
+        "top dose",
         "of the vector",
-        "strength at which the round's data was kept",
+        "largest dose at which the round's text was kept",
         lambda row: plain(row.multiplier),
     ),
-    Column("walk", "survival", "multipliers walk-C tried, over the share kept at each", walk_cell),
+    Column("walk", "survival", "top doses walk-C tried, over the share kept at each", walk_cell),
     Column(
         "kept",
         "of drawn",

@@ -34,7 +34,7 @@ class Part:
         return [adapters, vectors, self.system, self.acts_from]
 
     def scaled(self, dose: float, whole: float) -> Self:
-        """Every coefficient times dose/whole; one that equals `whole` is the dose itself."""
+        """Every dose times dose/whole; one that equals `whole` is the dose itself."""
         return replace(
             self, vectors=tuple((vector, dose * (own / whole)) for vector, own in self.vectors)
         )

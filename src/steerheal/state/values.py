@@ -70,7 +70,7 @@ class State(ABC):
 
     @property
     def dose(self) -> float:
-        """The largest coefficient on any of its vectors, by size; 0 without any."""
+        """The largest dose on any of its vectors, by size; 0 without any."""
         doses = [dose for leaf in self.leaves for _, dose in leaf.vectors]
         return max(doses, key=abs, default=0.0)
 
@@ -79,7 +79,7 @@ class State(ABC):
         return self.mapped(lambda leaf: replace(leaf, vectors=(*leaf.vectors, (vector, dose))))
 
     def at_dose(self, dose: float) -> "State":
-        """The state with all its coefficients in proportion, the largest of them `dose`.
+        """The state with all its doses in proportion, the largest of them `dose`.
 
         Raises:
             UserError: it has no vector.

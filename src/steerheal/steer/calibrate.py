@@ -1,8 +1,8 @@
-"""Doses at equal divergence: the coefficient whose KL to the unsteered model hits a target.
+"""Doses at equal divergence: the dose whose KL to the unsteered model hits a target.
 
     p95(c) = 95th percentile over positions of KL(model under c·v ‖ model), nats per token
 on completions that the unsteered model wrote. Sought is the least c with p95(c) = target. Several
-coefficients go through one batch, rows = texts × coefficients, and the bracket closes in a few
+doses go through one batch, rows = texts × doses, and the bracket closes in a few
 batches: KL grows about as c², so that between two points it is read off a line in ln c and ln p95.
 
 It knows states, not methods: whatever has a dose can be calibrated.
@@ -25,16 +25,16 @@ from steerheal.state.values import State, entered
 
 Outcome = Literal["found", "too weak", "too strong", "not finite", "jumps"]
 Measure = Callable[[Sequence[float]], list["Probe"]]
-"""A batch of coefficients to their probes, in the order given."""
+"""A batch of doses to their probes, in the order given."""
 TARGET = 1.0
 """Nats of p95 that the reference recipe calibrates to."""
 PERCENTILE = 0.95
 SPAN = (1 / 16, 16.0)
-"""Least and largest coefficient tried, unless the caller says otherwise."""
+"""Least and largest dose tried, unless the caller says otherwise."""
 FAN = 6
-"""Coefficients of the first batch, in equal steps of ln c."""
+"""Doses of the first batch, in equal steps of ln c."""
 CLOSER = (-0.3, 0.0, 0.3)
-"""Coefficients of later batches: shares of the way from the guess to the bracket's ends."""
+"""Doses of later batches: shares of the way from the guess to the bracket's ends."""
 TOLERANCE = 0.02
 """Relative error of p95 at which the search ends."""
 BATCHES = 6
@@ -42,9 +42,9 @@ BATCHES = 6
 
 
 class Probe(Record):
-    """One coefficient that was tried."""
+    """One dose that was tried."""
 
-    coefficient: float
+    dose: float
     kl: float
     """p95 over positions of the KL to the unsteered model, nats per token."""
 
@@ -54,14 +54,14 @@ class DoseSearch(Record):
 
     outcome: Outcome
     target: float
-    coefficient: float
+    dose: float
     """NaN unless found."""
     kl: float
-    """Measured p95 at the coefficient; NaN unless found."""
+    """Measured p95 at the dose; NaN unless found."""
     low: float
-    """Largest coefficient tried below the target before it is first reached."""
+    """Largest dose tried below the target before it is first reached."""
     high: float
-    """Least coefficient tried that reaches the target."""
+    """Least dose tried that reaches the target."""
     tried: tuple[Probe, ...]
     """Ascending."""
 
@@ -70,16 +70,16 @@ class DoseSearch(Record):
         least, most = self.tried[0], self.tried[-1]
         match self.outcome:
             case "found":
-                return f"p95 of KL is {self.kl:.3g} nats at {self.coefficient:.3g}"
+                return f"p95 of KL is {self.kl:.3g} nats at {self.dose:.3g}"
             case "too weak":
                 return (
-                    f"p95 of KL reaches {most.kl:.3g} nats at {most.coefficient:.3g}, the largest "
-                    f"coefficient tried, and not {self.target:g}"
+                    f"p95 of KL reaches {most.kl:.3g} nats at {most.dose:.3g}, the largest "
+                    f"dose tried, and not {self.target:g}"
                 )
             case "too strong":
                 return (
-                    f"p95 of KL is {least.kl:.3g} nats already at {least.coefficient:.3g}, the "
-                    f"least coefficient tried; the target is {self.target:g}"
+                    f"p95 of KL is {least.kl:.3g} nats already at {least.dose:.3g}, the "
+                    f"least dose tried; the target is {self.target:g}"
                 )
             case "not finite":
                 return f"p95 of KL is not finite before it reaches {self.target:g} nats"
@@ -91,17 +91,17 @@ class DoseSearch(Record):
 
 
 def probe(
-    chat: ChatModel, state: State, texts: Sequence[Completion], coefficients: Sequence[float]
+    chat: ChatModel, state: State, texts: Sequence[Completion], doses: Sequence[float]
 ) -> list[Probe]:
-    """p95 at every coefficient, in the order given, all of them in the same batches.
+    """p95 at every dose, in the order given, all of them in the same batches.
 
     Args:
         chat: The model, in no state.
         state: What is steered, at any dose.
         texts: What it wrote at dose 0.
-        coefficients: The doses that are tried.
+        doses: The doses that are tried.
     """
-    return _gauge(chat, state, texts)(coefficients)
+    return _gauge(chat, state, texts)(doses)
 
 
 def calibrate(
@@ -113,14 +113,14 @@ def calibrate(
     span: tuple[float, float] = SPAN,
     tolerance: float = TOLERANCE,
 ) -> DoseSearch:
-    """The least coefficient whose p95 is the target, to within the tolerance.
+    """The least dose whose p95 is the target, to within the tolerance.
 
     Args:
         chat: The model, in no state.
         state: What is steered, at any dose.
         texts: Completions that it wrote at dose 0.
         target: Nats per token.
-        span: Least and largest coefficient tried.
+        span: Least and largest dose tried.
         tolerance: Relative error of the measured p95.
     """
     return search(_gauge(chat, state, texts), target, span=span, tolerance=tolerance)
@@ -133,19 +133,19 @@ def search(
     span: tuple[float, float] = SPAN,
     tolerance: float = TOLERANCE,
 ) -> DoseSearch:
-    """Closes a bracket around the target, a batch of coefficients at a time; always ends.
+    """Closes a bracket around the target, a batch of doses at a time; always ends.
 
     Args:
         measure: What reads a batch.
         target: Above 0.
-        span: Least and largest coefficient.
-        tolerance: Relative error of p95 at which a coefficient is taken.
+        span: Least and largest dose.
+        tolerance: Relative error of p95 at which a dose is taken.
     """
     assert target > 0 and 0 < span[0] < span[1], f"target {target}, span {span}"
     fan = [span[0] * (span[1] / span[0]) ** (k / (FAN - 1)) for k in range(FAN)]
     tried: list[Probe] = []
     for _ in range(BATCHES):
-        tried = sorted([*tried, *measure(fan)], key=lambda item: item.coefficient)
+        tried = sorted([*tried, *measure(fan)], key=lambda item: item.dose)
         low, high = _bracket(tried, target)
         if high is None:
             return _ended("too weak", target, tried)
@@ -168,16 +168,14 @@ def _gauge(chat: ChatModel, state: State, texts: Sequence[Completion]) -> Measur
         plain = torch.cat(continuation_states(rest, answer_pairs(rest, texts)))
 
     @torch.no_grad()
-    def measure(coefficients: Sequence[float]) -> list[Probe]:
-        with entered(chat, [state.at_dose(c) for c in coefficients]) as reader:
-            pairs = [
-                pair for i in range(len(coefficients)) for pair in answer_pairs(reader, texts, i)
-            ]
+    def measure(doses: Sequence[float]) -> list[Probe]:
+        with entered(chat, [state.at_dose(c) for c in doses]) as reader:
+            pairs = [pair for i in range(len(doses)) for pair in answer_pairs(reader, texts, i)]
             steered = torch.cat(continuation_states(reader, pairs))
-        divergences = kl_between(rest, steered, plain.repeat(len(coefficients), 1), reader)
-        rows = divergences.float().cpu().view(len(coefficients), -1)
+        divergences = kl_between(rest, steered, plain.repeat(len(doses), 1), reader)
+        rows = divergences.float().cpu().view(len(doses), -1)
         levels = rows.quantile(PERCENTILE, dim=1).tolist()
-        return [Probe(coefficient=c, kl=kl) for c, kl in zip(coefficients, levels, strict=True)]
+        return [Probe(dose=c, kl=kl) for c, kl in zip(doses, levels, strict=True)]
 
     return measure
 
@@ -193,8 +191,8 @@ def _bracket(tried: Sequence[Probe], target: float) -> tuple[Probe | None, Probe
 
 
 def _closer(low: Probe, high: Probe, target: float) -> list[float]:
-    """Coefficients around where the target should be, inside the bracket."""
-    ends = (math.log(low.coefficient), math.log(high.coefficient))
+    """Doses around where the target should be, inside the bracket."""
+    ends = (math.log(low.dose), math.log(high.dose))
     share = 0.5
     if low.kl > 0 and math.isfinite(high.kl):
         share = math.log(target / low.kl) / math.log(high.kl / low.kl)
@@ -221,9 +219,9 @@ def _ended(
     return DoseSearch(
         outcome=outcome,
         target=target,
-        coefficient=best.coefficient if best else math.nan,
+        dose=best.dose if best else math.nan,
         kl=best.kl if best else math.nan,
-        low=low.coefficient if low else math.nan,
-        high=high.coefficient if high else math.nan,
+        low=low.dose if low else math.nan,
+        high=high.dose if high else math.nan,
         tried=tuple(tried),
     )

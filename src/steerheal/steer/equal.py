@@ -68,7 +68,7 @@ def equal_kl(
     )
     if found.outcome != "found":
         return EqualKl(None, found, target)
-    return EqualKl(drawn * found.coefficient, found, target)
+    return EqualKl(drawn * found.dose, found, target)
 
 
 def _steering(state: State) -> Mapping[int, Float[Tensor, " D"]]:
