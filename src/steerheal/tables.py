@@ -154,11 +154,11 @@ METHODS = Table(
             "steer.methods.random:METHOD",
         ),
         "ablation": Row(
-            "takes the state's part along the mean difference away",
+            "removes the hidden state's part along the mean difference",
             "steer.methods.ablation:METHOD",
         ),
         "cosine_gate": Row(
-            "adds the mean difference only where the state points along it",
+            "adds the mean difference only where the hidden state points along it",
             "steer.methods.cosine_gate:METHOD",
         ),
     },

@@ -43,7 +43,7 @@ BAR = 24
 class EvaluateCommand(ReadCommand):
     """Reads a model, a run's round or a PEFT adapter; compares two readings with intervals.
 
-    A run is read as it was read in its making, except for what is given here.
+    A run is read with the settings of its own readings, except for what is given here.
     """
 
     target: Annotated[FilePath | None, POSITIONAL] = None
@@ -53,7 +53,7 @@ class EvaluateCommand(ReadCommand):
     round: RoundOrBest = 0
     """Round of the run, from 1; 0 is the run's best."""
     gate: Gate = 1.0
-    """Dial on every adapter; 0 is the base."""
+    """Gate, that is scale, of every adapter; 0 is the base."""
     persona: Place = "love"
     """Whose axis and prompts are read, when the target is not a run."""
     quick: bool = False

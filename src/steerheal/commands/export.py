@@ -22,7 +22,7 @@ class ExportCommand(Command):
     round: RoundOrBest = 0
     """Last round of the history, from 1; 0 is the run's best."""
     gate: Gate = 1.0
-    """Dial on every adapter of the history; 0 is the base, whose adapter changes nothing."""
+    """Gate of every adapter of the history; 0 is the base, whose adapter changes nothing."""
     out: FilePath | None = None
     """Where to; `<run>/export-<format>` when not given."""
 

@@ -23,7 +23,7 @@ class SampleCommand(Command):
     round: RoundOrBest = 0
     """Round whose student answers, from 1; 0 is the run's best."""
     gate: Gate = 1.0
-    """Dial on every adapter of the history; 0 is the base."""
+    """Gate, that is scale, of every adapter of the history; 0 is the base."""
     prompt: Annotated[tuple[Text, ...], Field(max_length=1_000)] = ()
     """What is asked, one or more; - takes a prompt from every line of standard input; the persona's
     show prompts when not given."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class SeedsCommand(Command):
-    """Reads runs that differ in their seed alone together: means with intervals over seeds."""
+    """Reads together runs that differ only in their seed: means with intervals over seeds."""
 
     runs: Annotated[tuple[FilePath, ...], POSITIONAL, Field(max_length=MOST_LISTED)]
     """Two or more run folders."""

@@ -90,7 +90,7 @@ class ModelSettings(Settings):
     a model think. Thinking is off where the template has a switch for it."""
     date: Date = ""
     """Date, or date and time, that a chat template prints, such as 2026-03-14; empty is now, once
-    for the whole run. A template without a date does not read it."""
+    for the whole run. It changes nothing where a template prints no date."""
 
     def template_text(self) -> str:
         """What the template file holds; empty where none is given.

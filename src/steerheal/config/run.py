@@ -27,13 +27,13 @@ class RunConfig(Settings):
     rounds: Rounds = 4
     """Most rounds of the loop."""
     gate: PositiveFraction = 1.0
-    """Gate at which a finished round is folded in."""
+    """Gate, which is the adapter's scale, at which a finished round is folded into the weights."""
     coherence_floor: Fraction = 0.95
     """The loop stops when answer mass falls below this share of the base's."""
     kl_budget: Amount = 0.0
     """The loop stops once this many nats of KL per token are spent: the rounds' sum, or the
     student's own KL to the base where that is more, and the best round is one within it; 0 is no
-    budget. Steering without healing is published to break down near 1.7."""
+    budget. Published work saw steering without healing break down near 1.7."""
     patience: CountOrNone = 2
     """The loop stops when this many rounds in a row have not raised the trait above the best round
     before them; 0 goes on."""

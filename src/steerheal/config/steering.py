@@ -67,8 +67,8 @@ class PushSettings(Settings):
     decay_tokens: Tokens = 64
     """linear: the dose is 0 from this token on; exponential: it halves every so many tokens."""
     kl_budget: Amount = 0.0
-    """Most nats of KL(steered‖base) at any token; the dose is lowered where it would be more, as
-    far as the token's own dose can. 0 is no budget. The base runs along in the same batch."""
+    """Most nats of KL(steered‖base) at any token: where it would be more, the token is read again
+    at a lower dose, 0 at the least. 0 is no budget. The base runs along in the same batch."""
     backtrack: bool = False
     """Take tokens back where the text loops or its KL spikes, and go on at a lower dose."""
     spike: Amount = 0.0

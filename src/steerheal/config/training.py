@@ -22,7 +22,7 @@ from steerheal.tables import AGGREGATES, BARRIERS, NO_BARRIER, OBJECTIVES, Table
 
 
 class FilterSettings(Settings):
-    """Which completions are kept."""
+    """Which completions are kept: rejection sampling by rules."""
 
     tail_perplexity: PositiveAmount = 4.0
     """Highest perplexity of a completion's last quarter under the base, in multiples of the base's
@@ -62,7 +62,7 @@ class FilterSettings(Settings):
 
 
 class HealSettings(Settings):
-    """How the adapter is trained: L = fit + λ·relu(D − τ) + spectral·Σ‖ΔW‖."""
+    """How the adapter is trained: L = fit + λ·relu(D − τ) + anchor·KL + spectral·Σ‖ΔW‖."""
 
     objective: Annotated[str, OBJECTIVES] = "sft"
     """The fit. distill reads a per-token dose trace as its nominal dose."""

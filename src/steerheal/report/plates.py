@@ -47,9 +47,10 @@ PLATES = (
         "trajectory",
         "What healing does to trait and coherence",
         captions.trajectory,
-        "A numbered square is a round with its hook on, the circle of the same number that round "
-        "healed, without a hook; the arrow joins them. Further up is more of the trait, further "
-        "right more coherent: a good heal goes right and hardly down. Bars are 95 % intervals.",
+        "A numbered square is a round steered (the hook adds the vector), the circle of the same "
+        "number that round healed, without a hook; the arrow joins them. Further up is more of the "
+        "trait, further right more coherent: a good heal goes right and hardly down. Bars are "
+        "95 % intervals.",
         figures.trajectory,
         no_state,
     ),
@@ -64,10 +65,10 @@ PLATES = (
     ),
     Plate(
         "foundations",
-        "The target foundation against one that should stay",
+        "The target foundation against one that should not move",
         captions.foundations,
-        "Where the vignettes are read to lie. Up or down is the persona's target; sideways is a "
-        "foundation that it should leave alone.",
+        "Every point is a state, by what the vignettes read of two foundations. Up or down is the "
+        "persona's target; sideways is a foundation that it should leave alone.",
         figures.foundations,
         no_state,
     ),
@@ -85,8 +86,9 @@ PLATES = (
         "How the training went",
         captions.heal,
         "The loss on what is trained on (line) and on completions held out (diamonds); with a "
-        "barrier also the divergence D from the reference with its limit τ, what the barrier, "
-        "λ·relu(D − τ), added to the loss, and its pressure, ‖∇barrier‖/‖∇CE‖.",
+        "barrier (a KL penalty with a margin) also the divergence D from the reference with the "
+        "margin τ, what the barrier, λ·relu(D − τ), added to the loss, and its pressure, "
+        "‖∇barrier‖/‖∇CE‖.",
         figures.heal,
         no_heal,
     ),
@@ -94,7 +96,7 @@ PLATES = (
         "kl",
         "How far the student is from the base",
         captions.budget,
-        "The dotted line is where steering without healing is published to break down, on whatever "
+        "At the dotted line published work saw steering without healing break down, on whatever "
         "schedule. The rounds' sum and the direct reading differ, since divergences do not add up.",
         figures.budget,
         no_budget,

@@ -187,7 +187,7 @@ PRICE = (
     Column(
         "cos(v_r, v₀)",
         "",
-        "direction of this round's vector against the first round's; below 0.5 it wanders",
+        "cosine of this round's vector with the first round's; below 0.5 the direction wanders",
         lambda row: plain(row.direction_cosine),
     ),
     Column(
