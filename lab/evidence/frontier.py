@@ -41,7 +41,7 @@ from steerheal.models.generate import Draw, write
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states, token_logprobs
-from steerheal.personas import Persona, find
+from steerheal.personas import HALVES, Half, Persona, find
 from steerheal.records import Calibration, Completion, Verdict
 from steerheal.state.adapter import Adapter
 from steerheal.state.formulas import plausible
@@ -168,7 +168,7 @@ class Lab:
         scored = scored_by(self.chat, said, self.persona, logodds=False)
         return calibrated(said, scored, self.persona, FilterSettings(read_trait=False))
 
-    def poles(self, half: str) -> list[tuple[str, str]]:
+    def poles(self, half: Half) -> list[tuple[str, str]]:
         """Wordings of the poles."""
         pairs = self.persona.pairs(half)[: self.scale.pairs]
         return [(pair.positive, pair.negative) for pair in pairs]
@@ -221,7 +221,7 @@ class Lab:
                 answers.completions, rows, logs, verdicts, strict=True
             )
         ]
-        for half in ("train", "held_out"):
+        for half in HALVES:
             found = expected_logodds(self.chat, answers, self.poles(half))
             row[f"trait_{half}"] = [[round(x, 5) for x in one] for one in found.tolist()]
         row["spill"] = spill(self.chat, state, self.control)
@@ -340,7 +340,7 @@ class Lab:
             seconds=time.monotonic() - began,
             sample=[text.text for text in texts[:4]],
         )
-        done.adapter.save(folder, base=self.chat.name)
+        done.adapter.save(folder)
         return done.adapter
 
     def breaking(self, tag: str, student: State, vector: SteeringVector) -> float:
