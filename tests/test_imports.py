@@ -16,7 +16,7 @@ NAMES = "__init__"
 ORDER = [
     {"errors"},
     {"tables"},
-    {"prompts", "bounds", "line", "disk"},
+    {"prompts", "bounds", "line", "disk", "streams"},
     {"config"},
     {"personas"},
     {"records"},

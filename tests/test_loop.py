@@ -41,7 +41,7 @@ TINY: dict[str, Any] = {
     "coherence_floor": 0.0,
     "vector": {"contexts": 4, "band": (0.3, 0.8)},
     "sampling": {"tokens": 12, "rows": 8},
-    "dose": {"want": 8, "minimum": 4, "batches": 3, "walks": 2, "target": 0.1},
+    "dose": {"start": 1.0, "want": 8, "minimum": 4, "batches": 3, "walks": 2, "target": 0.1},
     "filter": {
         "false_drop": 0.0,
         "rule_drop": 0.0,

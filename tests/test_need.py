@@ -70,6 +70,16 @@ def test_time_left_is_in_proportion_to_the_pace_and_grows_with_the_rounds() -> N
     assert need.seconds_left(more, 56, 30.0) - left == pytest.approx(30.0 * each / base)
 
 
+def test_a_curve_of_doses_is_counted_where_one_is_read() -> None:
+    config = resolve("quick")
+    # Seven levels with dose 0, sixteen prompts, written once and read once.
+    assert need.curve_tokens(config) == 7 * 16 * 2 * (40 + 24)
+    given = config.model_copy(update={"dose": config.dose.model_copy(update={"start": 1.0})})
+    assert need.curve_tokens(given) == 0
+    gap = need.rest_tokens(config, 56)[1] - need.rest_tokens(given, 56)[1]
+    assert gap == need.curve_tokens(config)
+
+
 def test_a_reading_is_counted_by_hand() -> None:
     measure = resolve("quick").measure.model_copy(
         update={

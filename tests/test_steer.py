@@ -14,7 +14,7 @@ from steerheal.models.generate import Draw
 from steerheal.models.model import band_layers
 from steerheal.personas import HALVES, Pair, Paraphrases, Persona, built_in, find
 from steerheal.pipeline.walk import harvest
-from steerheal.records import Calibration, Completion, Verdict
+from steerheal.records import Calibration, Completion, Harvest, Verdict
 from steerheal.state.formulas import contrast
 from steerheal.state.values import State, base
 from steerheal.state.vector import SteeringVector
@@ -237,8 +237,10 @@ LIMITS = Calibration(
 V = SteeringVector({1: torch.ones(4)})
 
 
-def walked(breaking: float, teacher: State | None = None, **changes: object):
-    """A world in which completions survive exactly below a dose."""
+def walked(
+    breaking: float, teacher: State | None = None, *, lost: float = 0.0, **changes: object
+) -> Harvest:
+    """A world in which completions survive exactly below a dose; the base's own lose a share."""
 
     def one(state: State, draw: Draw) -> tuple[Completion, Verdict]:
         dose = state.dose
@@ -256,7 +258,7 @@ def walked(breaking: float, teacher: State | None = None, **changes: object):
         )
 
     settings = DoseSettings.model_validate(
-        {"want": 30, "minimum": 6, "walks": 5, "batches": 4} | changes
+        {"start": 1.0, "want": 30, "minimum": 6, "walks": 5, "batches": 4} | changes
     )
     prompts = ["a", "b", "c", "d"]
     return harvest(
@@ -266,7 +268,7 @@ def walked(breaking: float, teacher: State | None = None, **changes: object):
         settings,
         rows=12,
         seed=1,
-        calibration=LIMITS,
+        calibration=LIMITS.model_copy(update={"fresh": {"together": lost}} if lost else {}),
     )
 
 
@@ -278,6 +280,21 @@ def test_the_walk_stops_at_the_first_dose_that_survives() -> None:
     assert found.multiplier == 0.75
     assert len(found.kept(30)) == 30
     assert all(item.dose <= 0.75 for item in found.kept())
+
+
+def test_what_must_survive_is_a_share_of_what_the_base_s_own_text_survives() -> None:
+    # Two thirds of the first batch survive: less than 0.75, and more than 0.75 of 0.8.
+    assert walked(0.8).needed == 0.75 and len(walked(0.8).walk) == 2
+    found = walked(0.8, lost=0.2)
+    assert found.needed == pytest.approx(0.6)
+    assert [step.multiplier for step in found.walk] == [1.0]
+    assert len(walked(0.8, lost=0.1).walk) == 2
+
+
+def test_the_walk_needs_a_number_to_start_at() -> None:
+    with pytest.raises(UserError, match=r"dose\.start is auto"):
+        walked(0.8, start="auto")
+    assert walked(0.8, base(), start="auto").multiplier == 0.0
 
 
 def test_a_top_up_draws_what_is_likely_to_be_enough_and_no_more() -> None:

@@ -27,6 +27,7 @@ from steerheal.state.vector import SteeringVector
 from steerheal.steer.calibrate import Probe, calibrate, probe, search
 from steerheal.steer.equal import equal_kl, random_like
 from steerheal.store import read_record
+from steerheal.streams import EVALUATION, stream
 from test_forced_choice import short
 from test_loop import TINY, Silent
 
@@ -169,7 +170,8 @@ CHECK = CheckSettings(doses=(1.0, 0.5), prompts=3, per_foundation=1, tokens=6, b
 
 
 def asking(measure: MeasureSettings = MEASURE) -> sweep.Asked:
-    return sweep.asked(tiny.persona(), CHECK, measure, ORDINARY, 0)
+    # An evaluation of a run of seed 0 draws from these.
+    return sweep.asked(tiny.persona(), CHECK, measure, ORDINARY, stream(0, EVALUATION))
 
 
 def swept(doses: Sequence[float]) -> Sweep:

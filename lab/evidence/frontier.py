@@ -52,12 +52,6 @@ from steerheal.steer.vector import extract
 
 IMPLAUSIBLE = -5.0
 """ln p₀ below which the base finds a token implausible."""
-INCOHERENT = {
-    "incoherent", "collapses at the end", "loses the thread", "compresses", "few distinct words",
-    "foreign characters", "KL spike", "loops (tokens)", "loops (words)", "loops (characters)",
-    "too short", "not finite",
-}  # fmt: skip
-"""The filter's rules that say that a text is not coherent."""
 LADDER = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 SHARES = (0.5, 0.75, 1.0)
 """Doses of a harvest, in multiples of the dose that breaks the text."""
@@ -351,7 +345,7 @@ class Lab:
 
             def coherent(state: State) -> float:
                 found = self.verdicts(self.written(state, asked))
-                return sum(not INCOHERENT & set(one.reasons) for one in found) / len(found)
+                return sum(not broken(one) for one in found) / len(found)
 
             shares = {0.0: coherent(student)}
             for dose in LADDER:

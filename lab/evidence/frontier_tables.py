@@ -16,9 +16,9 @@ from typing import Any
 
 import kept
 import numpy as np
-from frontier import INCOHERENT
 from scipy.stats import t as student
 
+from steerheal.filter.coherent import APART
 from steerheal.measure.stats import jackknife, log_of_means, mean
 from steerheal.records import FOUNDATIONS, Reading
 
@@ -92,7 +92,7 @@ def numbers(row: State) -> State:
     if "answers" in row:
         answers = row["answers"]
         found |= {
-            "coherent": np.mean([not INCOHERENT & set(one["reasons"]) for one in answers]),
+            "coherent": np.mean([set(one["reasons"]) <= APART for one in answers]),
             "trait": np.nanmean(row["trait_held_out"]),
             "kl": np.nanmean([one["kl"] for one in answers]),
             "implausible": np.nanmean([one["implausible"] for one in answers]),

@@ -16,7 +16,7 @@ from steerheal.errors import UserError
 from steerheal.tables import Table
 
 MOST_SEED = 2**31 - 1
-"""Draws are seeded by (seed·1,009 + round)·1,000,003 + number, which has to fit 63 bits."""
+"""Draws are seeded by (seed·1,009 + use)·1,000,003 + number, which has to fit 63 bits."""
 MOST_ROUNDS, MOST_TEXT, MOST_PATH, MOST_NAME = 100, 8_000, 4_096, 100
 PART = 255
 """Most bytes that file systems take in one part of a path."""

@@ -177,6 +177,8 @@ class Console:
         head = f"round {record.round + 1} {record.outcome}"
         if record.drawn:
             head += f" · kept {record.kept} of {record.drawn} at multiplier {record.multiplier:.3g}"
+            if record.curve is not None:
+                head += f" · knee {record.curve.dose:.3g}"
         parts = [head]
         for state in (record.steered, record.healed):
             if state is not None:

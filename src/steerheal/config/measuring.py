@@ -69,8 +69,9 @@ class MeasureSettings(Settings):
 class CheckSettings(Settings):
     """The sweep of doses that is read before the first harvest."""
 
-    doses: Doses = (0.5, 1.0)
-    """Doses read, as multiples of the one the walk starts at; none switches the sweep off."""
+    doses: Doses = (0.5, 1.0, 2.0)
+    """Doses read, as multiples of the one the walk starts at; none switches the sweep off. The
+    largest should plainly break text: what does not fall there sees no damage."""
     control: bool = True
     """Also read a random vector whose KL equals that of the largest dose."""
     prompts: Annotated[Count, Field(ge=2)] = 16

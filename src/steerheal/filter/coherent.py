@@ -1,4 +1,4 @@
-"""Which free answers are coherent: the filter's rules, less those on what an answer is about."""
+"""Which texts are coherent: the filter's rules, less those on what a text is about."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,15 @@ from steerheal.config import FilterSettings
 from steerheal.filter.features import Scored
 from steerheal.filter.rules import BASE_LIKE, NARRATES, REFUSES, THOUGHT, judge
 from steerheal.personas import Persona
-from steerheal.records import Calibration, PersonaRow
+from steerheal.records import Calibration, PersonaRow, Verdict
 
 APART = frozenset({THOUGHT, NARRATES, REFUSES, BASE_LIKE})
 """Reasons to drop a text that say nothing against its coherence."""
+
+
+def broken(verdict: Verdict) -> tuple[str, ...]:
+    """Why a text is not coherent; nothing for one that is."""
+    return tuple(reason for reason in verdict.reasons if reason not in APART)
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,4 @@ class CoherenceRules:
             [row.completion for row in rows], scored, self.persona,
             calibration=self.calibration, settings=self.settings,
         )  # fmt: skip
-        return [
-            tuple(reason for reason in verdict.reasons if reason not in APART)
-            for verdict in verdicts
-        ]
+        return [broken(verdict) for verdict in verdicts]

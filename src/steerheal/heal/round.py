@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
-from steerheal import prompts
+from steerheal import prompts, streams
 from steerheal.config import HealSettings, SamplingSettings
 from steerheal.heal.batches import Data
 from steerheal.heal.checkpoint import Checkpoint
@@ -15,6 +15,7 @@ from steerheal.models.score import Pair, continuation_states
 from steerheal.records import Completion, HealStep
 from steerheal.state.fold import assert_alive
 from steerheal.state.values import State, base
+from steerheal.streams import stream
 from steerheal.tables import OBJECTIVES
 
 
@@ -74,7 +75,8 @@ def heal(
 def unrelated(reader: ChatModel, seed: int) -> Data:
     """The reference's answers to prompts that no persona is about, and its states on them."""
     asked = prompts.control_train()
-    draws = [Draw(prompt, seed=seed * 1_000_003 + i) for i, prompt in enumerate(asked)]
+    draws_from = stream(seed, streams.ANCHOR) * 1_000_003
+    draws = [Draw(prompt, seed=draws_from + i) for i, prompt in enumerate(asked)]
     said = generate(reader, draws, SamplingSettings())
     pairs = training_pairs(reader, [item for item in said if item.tokens])
     return Data(pairs, continuation_states(reader, pairs))

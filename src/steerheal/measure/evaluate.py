@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from steerheal import streams
 from steerheal.config import MeasureSettings, SamplingSettings
 from steerheal.measure import coherence, damage, free, instruments, vignettes
 from steerheal.measure.own import Asker
@@ -14,6 +15,7 @@ from steerheal.personas import Persona
 from steerheal.prompts import lines
 from steerheal.records import Scores
 from steerheal.state.values import State, base
+from steerheal.streams import stream
 
 
 def evaluate(
@@ -38,17 +40,18 @@ def evaluate(
         persona: Axis and evaluation prompts.
         settings: What is read, and how much of it.
         sampling: How free answers are sampled; their length is the evaluation's own.
-        seed: Of the free answers; the same for every state.
+        seed: The run's: the free answers have a stream of it, the same for every state.
         previous: The student before this round.
         rules: What tells coherent answers; without it that reading is unknown.
         progress: Called with the number of rows done.
     """
     chosen = vignettes.chosen(settings)
     asked = persona.prompts.evaluate[: settings.prompts]
+    draws = stream(seed, streams.EVALUATION)
 
     def written(reader: ChatModel, prompts: Sequence[str], tokens: int) -> free.Answers:
         length = sampling.model_copy(update={"tokens": tokens})
-        return free.answers(reader, prompts, length, seed=seed, progress=progress)
+        return free.answers(reader, prompts, length, seed=draws, progress=progress)
 
     with state.entered(chat) as reader:
         read = instruments.read(reader, chosen, settings, progress=progress)
@@ -72,7 +75,7 @@ def evaluate(
         closed_early=read.closed_early,
     )
     asker = Asker(
-        chat, state, persona, found, sampling, seed, settings, answers, rules, progress
+        chat, state, persona, found, sampling, draws, settings, answers, rules, progress
     )  # fmt: skip
     return found.model_copy(update={"own": table.own_rows(asker)})
 
@@ -105,7 +108,8 @@ def answer_test(
     asked = persona.prompts.test[: settings.prompts]
     length = sampling.model_copy(update={"tokens": settings.tokens})
     with state.entered(chat) as reader:
-        answers = free.answers(reader, asked, length, seed=seed, progress=progress)
+        draws = stream(seed, streams.TEST)
+        answers = free.answers(reader, asked, length, seed=draws, progress=progress)
     said = tuple(free.judge(chat, answers, persona))
     return Scores(state=role, instrument=settings.instrument, vignettes=(), canary=(), persona=said)
 

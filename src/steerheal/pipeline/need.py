@@ -81,7 +81,16 @@ def rest_tokens(config: RunConfig, vignettes: int) -> tuple[float, float]:
     # Draws that are dropped come on top of those that are wanted; the walk's are among them.
     harvest = want / config.dose.target * drawn
     vector = 2 * config.vector.contexts * (PROMPT + SYSTEM)
-    return once, vector + harvest + trained + reads
+    return once, vector + curve_tokens(config) + harvest + trained + reads
+
+
+def curve_tokens(config: RunConfig) -> float:
+    """Tokens of a round's curve of doses, written once and read once by the base."""
+    dose = config.dose
+    if dose.start != "auto":
+        return 0.0
+    answer = PROMPT + min(dose.curve_tokens, config.sampling.tokens)
+    return (1 + len(dose.curve)) * dose.curve_prompts * 2 * answer
 
 
 def seconds_left(config: RunConfig, vignettes: int, base_seconds: float) -> float:

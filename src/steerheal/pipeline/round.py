@@ -18,6 +18,7 @@ from steerheal.pipeline.ends import Until
 from steerheal.pipeline.stages import Stages
 from steerheal.records import (
     Comparison,
+    Curve,
     Finding,
     Harvest,
     Reading,
@@ -71,6 +72,13 @@ class Frame:
         self.listener.note(f"{finding.check} · {finding.outcome}: {finding.words}")
         return record.model_copy(update={"findings": (*record.findings, finding)})
 
+    def knee(self, stages: Stages, number: int, teacher: State) -> Curve | None:
+        """The round's curve of doses, where one is read; its knee is noted."""
+        found = stages.curve(number, teacher)
+        if found is not None:
+            self.listener.note(f"round {number + 1} · {found.words()}")
+        return found
+
     def ends(self, check: Until) -> bool:
         """Whether the user asked to end here."""
         return self.until == check
@@ -83,13 +91,14 @@ def one_round(
     student = place.student
     vector = stages.vector(number, student)
     place = place._replace(first=place.first or vector)
-    sweep = stages.swept(number, student, vector, frame.scores)
+    teacher = frame.teach(student, vector)
+    curve = frame.knee(stages, number, teacher)
+    sweep = stages.swept(number, student, vector, frame.scores, found=curve)
     this = Round(stages, frame, place, sweep)
-    record = this.begun(number, vector)
+    record = this.begun(number, vector, curve)
     if sweep is not None and frame.ends("check1"):
         return record, place
-    teacher = frame.teach(student, vector)
-    found = stages.harvest(number, teacher)
+    found = stages.harvest(number, teacher, curve)
     record, steered = this.steered(record, teacher, found)
     if sweep is None and frame.ends("check1"):
         return record, place
@@ -122,7 +131,7 @@ class Round:
         """The student at the round's start against the base."""
         return self._summary(self.place.scores)
 
-    def begun(self, number: int, vector: SteeringVector) -> RoundRecord:
+    def begun(self, number: int, vector: SteeringVector, curve: Curve | None) -> RoundRecord:
         """The vector, and check 1 where doses were read."""
         assert self.place.first is not None, "a round begins with a vector"
         record = RoundRecord(
@@ -135,6 +144,7 @@ class Round:
             outcome="stopped",
             vector_norms=vector.norms(),
             direction_cosine=vector.cosine(self.place.first),
+            curve=curve,
             sweep=self.sweep,
             gate=self.stages.config.gate,
         )

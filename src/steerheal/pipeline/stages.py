@@ -10,9 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from steerheal import prompts
+from steerheal import prompts, streams
 from steerheal.code import key_of
-from steerheal.config import HealSettings, MeasureSettings, RunConfig, VectorSettings
+from steerheal.config import (
+    DoseSettings,
+    HealSettings,
+    MeasureSettings,
+    RunConfig,
+    VectorSettings,
+)
 from steerheal.filter.calibrate import calibrate, seed_of
 from steerheal.filter.coherent import CoherenceRules
 from steerheal.heal.checkpoint import Checkpoint
@@ -26,10 +32,12 @@ from steerheal.measure.show import show
 from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
 from steerheal.pipeline.harvest import harvested
+from steerheal.pipeline.knee import curve
 from steerheal.pipeline.stage import Artifact, Made, Stage, record
 from steerheal.pipeline.stage_store import Store
 from steerheal.records import (
     Calibration,
+    Curve,
     Harvest,
     HealLog,
     HealStep,
@@ -52,6 +60,7 @@ from steerheal.store import (
     write_harvest,
     write_record,
 )
+from steerheal.streams import stream
 from steerheal.tables import AGGREGATES, BARRIERS, INSTRUMENTS, METHODS, OBJECTIVES
 
 T = TypeVar("T")
@@ -72,6 +81,10 @@ def _taught(persona: Persona) -> object:
 
 def _tested(persona: Persona) -> object:
     return persona.prompts.test, persona.positive, persona.negative
+
+
+def _curved(settings: DoseSettings) -> object:
+    return settings.coherence, settings.curve, settings.curve_prompts, settings.curve_tokens
 
 
 def _read(settings: MeasureSettings) -> object:
@@ -132,6 +145,10 @@ CALIBRATE = Stage(
     "calibrate", calibrate, record("calibration.json", Calibration), by=("filter.calibrate",),
     counts={"persona": _taught},
 )  # fmt: skip
+CURVE = Stage(
+    "curve", curve, record("curve.json", Curve), by=("pipeline.knee", *STATES),
+    counts={"persona": _taught, "dose": _curved},
+)  # fmt: skip
 HARVEST = Stage(
     "harvest", harvested, Artifact(write_harvest, read_harvest_folder),
     by=("pipeline.harvest", *STATES), counts={"persona": _taught},
@@ -146,7 +163,7 @@ INTERNALISE = Stage(
     by=("steer.internalise", *STATES),
 )  # fmt: skip
 STAGES: tuple[Stage[..., Any], ...] = (
-    QUALIFY, EVALUATE, TESTED, SHOW, VECTOR, SWEEP, CALIBRATE, HARVEST, HEALED, INTERNALISE,
+    QUALIFY, EVALUATE, TESTED, SHOW, VECTOR, CURVE, SWEEP, CALIBRATE, HARVEST, HEALED, INTERNALISE,
 )  # fmt: skip
 
 
@@ -234,17 +251,42 @@ class Stages:
             made, number, "vector", find(settings.method).rows(settings, len(chosen))
         )
 
+    def curve(self, number: int, teacher: State) -> Curve | None:
+        """Coherence over the teacher's doses; None where there is none, or the start is given."""
+        config = self.config
+        if config.dose.start != "auto" or not teacher.dose:
+            return None
+        made = CURVE.of(
+            self.chat, teacher, self.persona, self.calibrated(),
+            dose=config.dose, push=config.push, sampling=config.sampling, rules=config.filter,
+            seed=stream(config.seed, streams.CURVE, number),
+        )  # fmt: skip
+        return self._made(made, number, bar=partial(self._bar, number))
+
     def swept(
-        self, number: int, student: State, vector: SteeringVector, zero: Scores
+        self,
+        number: int,
+        student: State,
+        vector: SteeringVector,
+        zero: Scores,
+        *,
+        found: Curve | None = None,
     ) -> Sweep | None:
         """The first round's student under the doses of check 1; None in later rounds.
 
-        `zero` is the student's own evaluation.
+        Args:
+            number: The round, from 0.
+            student: What is steered.
+            vector: The round's.
+            zero: The student's own evaluation.
+            found: The curve that says what the doses are multiples of, where none was given.
         """
         config, check, persona = self.config, self.config.check, self.persona
         if number > 0 or not check.doses:
             return None
-        doses = [config.dose.start * multiple for multiple in check.doses]
+        start = self._dose(found).start
+        assert not isinstance(start, str)
+        doses = [start * multiple for multiple in check.doses]
         made = SWEEP.of(
             self.chat, student, vector, doses, zero,
             persona=persona, check=check, measure=config.measure, sampling=config.sampling,
@@ -266,13 +308,20 @@ class Stages:
         """What tells coherent answers on this model."""
         return CoherenceRules(self.persona, self.calibrated(), self.config.filter)
 
-    def harvest(self, number: int, teacher: State) -> Harvest:
-        """What the teacher writes in the round, judged; its dose is walked."""
+    def _dose(self, found: Curve | None) -> DoseSettings:
+        """The settings of the dose, with a number to start at."""
+        dose = self.config.dose
+        if dose.start != "auto":
+            return dose
+        return dose.model_copy(update={"start": 1.0 if found is None else found.dose})
+
+    def harvest(self, number: int, teacher: State, found: Curve | None = None) -> Harvest:
+        """What the teacher writes in the round, judged; its dose is walked from the knee down."""
         config = self.config
         made = HARVEST.of(
             self.chat, teacher, self.persona, self.calibrated(),
-            dose=config.dose, push=config.push, sampling=config.sampling, rules=config.filter,
-            seed=config.seed * 1_009 + number,
+            dose=self._dose(found), push=config.push, sampling=config.sampling,
+            rules=config.filter, seed=stream(config.seed, streams.HARVEST, number),
         )  # fmt: skip
         return self._made(made, number, bar=partial(self._bar, number))
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from steerheal.config import DoseSettings
+from steerheal.errors import UserError
 from steerheal.models.generate import Draw
 from steerheal.records import Calibration, Completion, Harvest, Judged, Verdict, WalkStep
 from steerheal.state.values import State
@@ -40,9 +41,14 @@ def harvest(
         settings: Start, step, sweep, target survival, and how many are wanted.
         rows: Draws per batch; a top-up draws fewer where fewer are likely to be enough.
         seed: First draw's seed; every draw has its own.
-        calibration: The filter's limits, recorded beside the verdicts.
+        calibration: The filter's limits, recorded beside the verdicts, and what the base's own text
+            survives.
+
+    Raises:
+        UserError: a dose to walk, and no number to start at.
     """
     walked = bool(teacher.dose)
+    needed = settings.target * calibration.survival
     source = _Draws(prompts, settings.sweep if walked else (1.0,), seed)
 
     def batch(count: int, multiplier: float, name: str) -> list[Judged]:
@@ -53,12 +59,14 @@ def harvest(
             for completion, verdict in draw(states, source.take(count))
         ]
 
-    judged, walk = _walked_down(batch, settings, rows, walked=walked)
+    start = _start(settings) if walked else 0.0
+    judged, walk = _walked_down(batch, settings, rows, start=start, needed=needed)
     more = _topped_up(batch, settings, rows, walk[-1])
     have = walk[-1].kept + sum(row.verdict.kept for row in more)
     return Harvest(
         outcome="fed" if have >= settings.minimum else "starved",
         multiplier=walk[-1].multiplier,
+        needed=needed,
         walk=tuple(walk),
         judged=(*judged, *more),
         perplexity_limit=calibration.limits["tail perplexity"],
@@ -66,19 +74,25 @@ def harvest(
     )
 
 
+def _start(settings: DoseSettings) -> float:
+    if isinstance(settings.start, str):
+        raise UserError("dose.start is auto: the walk needs the dose that was found, as a number.")
+    return settings.start
+
+
 def _walked_down(
-    batch: Batch, settings: DoseSettings, rows: int, *, walked: bool
+    batch: Batch, settings: DoseSettings, rows: int, *, start: float, needed: float
 ) -> tuple[list[Judged], list[WalkStep]]:
-    """Batches at lower and lower multipliers, until enough of one survives."""
+    """Batches at lower and lower multipliers, until enough of one survives; one where it is 0."""
     judged: list[Judged] = []
     walk: list[WalkStep] = []
-    for step in range(settings.walks if walked else 1):
-        multiplier = settings.start * settings.step**step if walked else 0.0
+    for step in range(settings.walks if start else 1):
+        multiplier = start * settings.step**step
         drawn = batch(rows, multiplier, f"walk-{step}")
         judged += drawn
         kept = sum(row.verdict.kept for row in drawn)
         walk.append(WalkStep(multiplier=multiplier, drawn=len(drawn), kept=kept))
-        if kept >= settings.target * len(drawn):
+        if kept >= needed * len(drawn):
             break
     return judged, walk
 

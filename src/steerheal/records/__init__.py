@@ -12,6 +12,10 @@ from steerheal.records.base import (
     Reading,
     Record,
 )
+from steerheal.records.curve import (
+    Curve,
+    CurvePoint,
+)
 from steerheal.records.readings import (
     UNREAD,
     Comparison,
@@ -64,6 +68,8 @@ __all__ = [
     "CanaryRow",
     "Comparison",
     "Completion",
+    "Curve",
+    "CurvePoint",
     "DosePoint",
     "Evaluation",
     "Finding",

@@ -9,6 +9,7 @@ from steerheal.config import RunConfig, validated
 from steerheal.errors import UserError
 from steerheal.personas import Persona
 from steerheal.records.base import VERSION, Reading, Record
+from steerheal.records.curve import Curve
 from steerheal.records.readings import Comparison, OnTest, Summary, Sweep
 from steerheal.records.text import Completion, WalkStep
 from steerheal.records.training import HealLog
@@ -86,6 +87,8 @@ class RoundRecord(Record):
     heal: HealLog | None = None
     comparisons: tuple[Comparison, ...] = ()
     """Steered and healed against the base, and healed against steered, paired."""
+    curve: Curve | None = None
+    """Coherence over doses, where the walk's first multiplier was found on it."""
     sweep: Sweep | None = None
     """Doses read before the harvest, for check 1."""
     findings: tuple[Finding, ...] = ()

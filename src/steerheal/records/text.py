@@ -54,6 +54,11 @@ class Calibration(Record):
     too_few: dict[str, float] = {}
     """The rules of them for which the texts are too few: they drop more than they were set to."""
 
+    @property
+    def survival(self) -> float:
+        """Share of the base's own fresh text that is kept, the trait rule apart; 1 if unread."""
+        return 1 - self.fresh.get("together", 0.0)
+
 
 class Verdict(Record):
     """Whether a completion is kept, why not, and every number the rules looked at."""
@@ -110,6 +115,8 @@ class Harvest(Record):
     outcome: Literal["fed", "starved"]
     multiplier: float
     """The accepted multiplier, or the lowest one tried when nothing was accepted."""
+    needed: float = math.nan
+    """Share of a batch that had to survive for its multiplier to be accepted."""
     walk: tuple[WalkStep, ...]
     judged: tuple[Judged, ...]
     """Everything drawn; only kept completions of the accepted multiplier are trained on."""

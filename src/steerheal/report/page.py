@@ -17,6 +17,7 @@ from steerheal.measure.readings.table import listed
 from steerheal.numbers import interval, number
 from steerheal.records import HealLog, OnTest, RoundRecord, RunRecord
 from steerheal.report import axis, draw, guard, samples, table, theme
+from steerheal.report.curve import curve_table
 from steerheal.report.files import attempt, lacking
 from steerheal.report.headline import (
     Condition,
@@ -128,6 +129,9 @@ def _render(folder: Path, record: RunRecord, pictures: list[Picture]) -> str:
                 ("What healing kept, bought back and cost", table.PRICE),
             )
         ],
+        curves={
+            row.round: (row.curve.words(), curve_table(row)) for row in record.rounds if row.curve
+        },
         selected=selected(record),
         best=-1 if row is None else row.round,
         pictures=pictures,

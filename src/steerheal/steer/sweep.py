@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from steerheal import streams
 from steerheal.config import CheckSettings, MeasureSettings, SamplingSettings
 from steerheal.measure import sweep
 from steerheal.measure.readings.table import Rules
@@ -11,6 +12,7 @@ from steerheal.records import Completion, Scores, Sweep
 from steerheal.state.values import State
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.equal import equal_kl
+from steerheal.streams import stream
 
 
 def swept(
@@ -41,12 +43,13 @@ def swept(
         check: How much is asked, and whether there is a control.
         measure: Whose instrument reads the vignettes.
         sampling: Of the free answers.
-        seed: Of the answers and of the control.
+        seed: The run's: the answers have a stream of it, and the control is drawn by it.
         rules: What tells coherent answers; without it that reading is unknown.
         progress: Called with the number of rows done, as `rows` counts them.
     """
     steered = student.steered(vector, max(doses))
-    ask = sweep.asked(persona, check, measure, sampling, seed, rules=rules)
+    draws = stream(seed, streams.SWEEP)
+    ask = sweep.asked(persona, check, measure, sampling, draws, rules=rules)
     texts = [row.completion for row in zero.persona[: check.base_texts]]
     control = matched(chat, student, steered, texts, seed) if check.control else None
     return sweep.sweep(chat, steered, doses, ask, control=control, known=zero, progress=progress)
