@@ -229,7 +229,7 @@ def test_a_run_finds_its_dose_anew_in_every_round_and_reports_it(tmp_path: Path)
     first = record.rounds[0]
     assert first.sweep is not None and first.curve is not None
     doses = [point.dose for point in first.sweep.points if not point.control]
-    assert doses == pytest.approx([0.5 * first.curve.dose, first.curve.dose])
+    assert doses == pytest.approx([k * first.curve.dose for k in RunConfig().check.doses])
     page = write_report(tmp_path / "run").read_text()
     assert "coherent answers by dose" in page and "On the curve of doses" in page
     assert repr(read_run(tmp_path / "run").rounds[0].curve) == repr(first.curve)
