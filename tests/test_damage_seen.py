@@ -19,6 +19,7 @@ from steerheal.models.model import ChatModel
 from steerheal.prompts import control_held_out
 from steerheal.records import Completion, PersonaRow, Scores
 from steerheal.state.values import base
+from steerheal.streams import EVALUATION, stream
 
 import tiny
 
@@ -26,6 +27,8 @@ MEASURE = MeasureSettings(
     instrument="likelihood", per_foundation=1, prompts=3, tokens=6, long_prompts=0, json_prompts=0,
     held_out_pairs=2, control_prompts=3, control_tokens=5, tasks=4, task_tokens=6,
 )  # fmt: skip
+DRAWS = stream(0, EVALUATION)
+"""What an evaluation of seed 0 draws from."""
 SAMPLING = SamplingSettings(tokens=6)
 OFF = FilterSettings(calibration_texts=8, words=1, false_drop=0, tail_perplexity=1e9)
 
@@ -123,7 +126,7 @@ def test_the_held_out_trait_is_the_mean_expectation_over_its_wordings() -> None:
     persona = tiny.persona()
     pairs = [(p.positive, p.negative) for p in persona.pairs("held_out")[:2]]
     with base().prompted("Shout.").entered(tiny.chat()) as reader:
-        said = free.answers(reader, persona.prompts.evaluate[:3], SAMPLING, seed=0)
+        said = free.answers(reader, persona.prompts.evaluate[:3], SAMPLING, seed=DRAWS)
     want = expected_logodds(tiny.chat(), said, pairs).mean(1)
     found = [item.value for item in read("Shout.").own["trait_held_out"]]
     torch.testing.assert_close(torch.tensor(found), want, atol=2e-4, rtol=1e-3)

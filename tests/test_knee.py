@@ -194,12 +194,11 @@ def test_coherence_is_every_rule_but_those_on_what_a_text_is_about() -> None:
 
 
 def test_no_two_uses_rounds_or_seeds_share_a_stream() -> None:
-    once = (streams.EVALUATION, streams.TEST, streams.SWEEP, streams.ANCHOR)
+    once = (streams.CALIBRATION, streams.EVALUATION, streams.TEST, streams.SWEEP, streams.ANCHOR)
     each = (streams.HARVEST, streams.CURVE)
     found = [
         [stream(seed, use) for seed in range(4) for use in once],
         [stream(seed, use, number) for seed in range(4) for use in each for number in range(100)],
-        [seed * streams.PER_SEED - 1 for seed in range(4)],  # the filter's calibration
     ]
     every = list(itertools.chain(*found))
     assert len(set(every)) == len(every)

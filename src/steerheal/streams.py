@@ -1,14 +1,14 @@
 """Streams of random numbers: every use in a run draws from one of its own.
 
 A run's seed has 1,009 streams, and the i-th draw of a stream is seeded by stream·1,000,003 + i, so
-that no two uses, rounds or seeds share a draw. The filter's calibration has the one before the
-seed's first.
+that no two uses, rounds or seeds share a draw. The filter's calibration has the last stream of the
+seed below.
 """
 
 PER_SEED = 1_009
 HARVEST, CURVE = 0, 200
 """First of a hundred each, one per round."""
-EVALUATION, TEST, SWEEP, ANCHOR = 900, 901, 902, 903
+CALIBRATION, EVALUATION, TEST, SWEEP, ANCHOR = -1, 900, 901, 902, 903
 
 
 def stream(seed: int, use: int, number: int = 0) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from steerheal import streams
 from steerheal.config import FilterSettings, SamplingSettings
 from steerheal.filter.rules import calibrated
 from steerheal.filter.scores import scored_by
@@ -9,11 +10,12 @@ from steerheal.models.generate import Draw, generate
 from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
 from steerheal.records import Calibration
+from steerheal.streams import stream
 
 
 def seed_of(run: int) -> int:
-    """The seed of the texts in a run of that seed: none of its rounds has it."""
-    return run * 1_009 - 1
+    """The seed of the texts in a run of that seed."""
+    return stream(run, streams.CALIBRATION)
 
 
 def calibrate(
