@@ -56,7 +56,7 @@ class Trainer:
         self._spectral = Spectral(model, seed=seed) if settings.spectral else None
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that the next epoch hangs on."""
+        """Everything that the next epoch depends on."""
         vectors = {} if self._spectral is None else {VECTORS: self._spectral.vectors}
         return self._loop.state() | vectors
 
@@ -93,7 +93,7 @@ class Trainer:
         return place, ""
 
     def _not_finite(self, step: HealStep) -> str:
-        """Which numbers of a step are not finite; a divergence that nothing hangs on may be."""
+        """Which numbers of a step are not finite; a divergence that nothing depends on may be."""
         numbers = {"fit": step.ce, "gradient": step.gradient}
         if self._anchor is not None:
             numbers["anchor"] = step.anchor

@@ -30,7 +30,7 @@ SATURATED_P = 0.99
 SATURATED_SHARE = 0.9
 """At this share of saturated rows only vignettes that flip outright can be seen."""
 LEAST_VIGNETTES = 1.0
-"""With less mass on the target than this many vignettes give, its nats hang on single rows."""
+"""With less mass on the target than this many vignettes give, its nats depend on single rows."""
 PAIR_CORRELATION = 0.9
 """Correlation assumed between two states' p on the same vignette; the resolution rests on it."""
 
