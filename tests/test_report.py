@@ -102,9 +102,7 @@ def test_borderline_samples_follow_the_rule(healthy: tuple[Path, str]) -> None:
 def test_a_run_starved_in_its_first_round_says_so_first(tmp_path: Path) -> None:
     record = run_record(rounds=(starved(0),), best=None, outcome="starved in round 1")
     said = page.headline(record)
-    assert said.startswith(
-        "Round 1 starved: the filter kept 3 of 96 completions down to a top dose of"
-    )
+    assert said.startswith("Round 1 starved: the filter kept 3 of 96 completions down to a dose of")
     assert "a round needs 16" in said
     text = write(fill(tmp_path, record))
     assert "Round 1 has no steered or healed reading. Round 1 starved" in text

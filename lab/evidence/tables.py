@@ -406,7 +406,7 @@ def loops(found: Evidence) -> None:
         print(f"### {arm}\n")
         table(
             ("round", "seeds", "Δ persona_logodds", "answer mass / base", "Δ ln perplexity",
-             "KL to base", "Δ ln plain prose", "Σ KL of rounds", "top dose", "kept at it",
+             "KL to base", "Δ ln plain prose", "Σ KL of rounds", "dose", "kept at it",
              "kept of all drawn", "check 2", "cos(v_r, v₀)", "cos(shift, v)", "loop"), rows,
         )  # fmt: skip
         ends = {seed: found.run(arm, seed).outcome for seed in seeds}

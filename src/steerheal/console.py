@@ -176,7 +176,7 @@ class Console:
         """A round's numbers, and a line per check: what it saw and what to try."""
         head = f"round {record.round + 1} {record.outcome}"
         if record.drawn:
-            head += f" · kept {record.kept} of {record.drawn} at multiplier {record.multiplier:.3g}"
+            head += f" · kept {record.kept} of {record.drawn} at dose {record.multiplier:.3g}"
             if record.curve is not None:
                 head += f" · knee {record.curve.dose:.3g}"
         parts = [head]

@@ -55,7 +55,7 @@ class Filtering(Evidence):
     fed: bool
     drawn: int
     kept: int
-    """At the accepted top dose."""
+    """At the accepted dose."""
     multiplier: float
     dose_low: float
     """Mean dose of the lower third."""
@@ -289,7 +289,7 @@ CHECK: Check[Filtering] = Check(
         Rule(
             "starved",
             lambda e: not e.fed,
-            "Too few completions survived: {e.kept} at the last top dose, {e.multiplier}, of "
+            "Too few completions survived: {e.kept} at the last dose tried, {e.multiplier}, of "
             "{e.drawn} drawn in all; the commonest reason was {e.top_reason} ({e.top_count}).",
             "Lower --dose.start or allow more --dose.walks and --dose.batches; {e.remedy}",
             over=("separates", "inert", "keeps base", "leaks loops", "narration dominates"),

@@ -83,11 +83,11 @@ class PushSettings(Settings):
 
 
 class DoseSettings(Settings):
-    """walk-C: the sweep of doses and how it walks down until enough completions survive."""
+    """How hard the text is steered: walk-C lowers the dose until enough completions survive."""
 
     start: Dose | Literal["auto"] = "auto"
-    """Multiplier tried first in every round; 1 adds the raw difference of the two poles. auto finds
-    it anew in every round: the knee, where text of that dose is about to break."""
+    """Dose tried first in every round; 1 adds the raw difference of the two poles. auto finds it
+    anew in every round: the knee, where text of that dose is about to break."""
     coherence: PositiveFraction = 0.95
     """auto: where the knee lies, as a share of the base's own coherent answers. Lower breaks more
     text, for the filter to drop and the heal to give back."""
@@ -99,20 +99,20 @@ class DoseSettings(Settings):
     curve_tokens: Tokens = 32
     """auto: longest of those answers, in tokens; never longer than sampling.tokens."""
     sweep: Annotated[Doses, Field(min_length=1)] = (0.5, 0.75, 1.0)
-    """Doses in one batch, as fractions of the multiplier."""
+    """Doses in one batch, as multiples of the round's dose."""
     target: PositiveFraction = 0.75
-    """Share of completions that must survive the filter before the multiplier is accepted, of what
+    """Share of completions that must survive the filter before a dose is accepted, of what
     the base's own fresh text survives: at 0.75, three quarters as many."""
     step: Inside = 0.75
-    """Factor on the multiplier at each step down."""
+    """Factor on the dose at each step down."""
     walks: Count = 6
-    """Most multipliers tried in a round."""
+    """Most doses tried in a round."""
     want: Count = 64
     """Kept completions a round trains on."""
     minimum: Annotated[Count, Field(ge=2)] = 16
     """Fewest kept completions a round may train on; with fewer it ends as starved."""
     batches: Count = 4
-    """Most batches drawn at the accepted multiplier."""
+    """Most batches drawn at the accepted dose."""
 
     @model_validator(mode="after")
     def _wants_at_least_the_minimum(self) -> Self:

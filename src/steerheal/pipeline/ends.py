@@ -30,7 +30,7 @@ def stop_reason(rounds: Sequence[RoundRecord], config: RunConfig) -> str:
     if done.outcome == "starved":
         return (
             f"{name} starved: {done.kept} completions survived the filter at the lowest "
-            f"top dose, {done.multiplier:.3g}"
+            f"dose, {done.multiplier:.3g}"
         )
     if done.outcome == "rejected":
         return f"{name} rejected: {done.heal.reason if done.heal else 'no heal'}"

@@ -29,7 +29,7 @@ def harvested(
         teacher: Who writes.
         persona: Its training prompts are answered; its poles are compared with.
         calibration: The filter's limits.
-        dose: How the multiplier is walked, and how many completions are wanted.
+        dose: How the dose is walked, and how many completions are wanted.
         push: How the dose runs along a completion.
         sampling: How the teacher writes.
         rules: The filter's thresholds.

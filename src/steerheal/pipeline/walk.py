@@ -1,6 +1,6 @@
-"""walk-C: a round's training data at the highest multiplier whose completions survive the filter.
+"""walk-C: a round's training data at the highest dose whose completions survive the filter.
 
-The multiplier walks down from its start until enough of a mixed-dose batch survives; then more
+The dose walks down from its start until enough of a mixed-dose batch survives; then more
 batches top up until enough are kept, or the round ends as starved. Text comes from a state, the
 teacher; one without a vector has no dose to walk, and the walk is one step.
 """
@@ -19,7 +19,7 @@ SPARE = 1.25
 Drawer = Callable[[Sequence[State], Sequence[Draw]], list[tuple[Completion, Verdict]]]
 """States to enter together, and draws in them, to completions with the base's verdicts."""
 Batch = Callable[[int, float, str], list[Judged]]
-"""Draws, at a multiplier, under a name."""
+"""Draws, at doses, under a name."""
 
 
 def harvest(
@@ -32,7 +32,7 @@ def harvest(
     seed: int,
     calibration: Calibration,
 ) -> Harvest:
-    """Walks the multiplier down, then tops up; always ends in a record, starved or fed.
+    """Walks the dose down, then tops up; always ends in a record, starved or fed.
 
     Args:
         draw: Writes and judges.
@@ -51,8 +51,8 @@ def harvest(
     needed = settings.target * calibration.survival
     source = _Draws(prompts, settings.sweep if walked else (1.0,), seed)
 
-    def batch(count: int, multiplier: float, name: str) -> list[Judged]:
-        doses = [share * multiplier for share in settings.sweep]
+    def batch(count: int, whole: float, name: str) -> list[Judged]:
+        doses = [share * whole for share in settings.sweep]
         states = [teacher.at_dose(dose) for dose in doses] if walked else [teacher]
         return [
             Judged(completion=completion, verdict=verdict, batch=name)
@@ -83,22 +83,22 @@ def _start(settings: DoseSettings) -> float:
 def _walked_down(
     batch: Batch, settings: DoseSettings, rows: int, *, start: float, needed: float
 ) -> tuple[list[Judged], list[WalkStep]]:
-    """Batches at lower and lower multipliers, until enough of one survives; one where it is 0."""
+    """Batches at lower and lower doses, until enough of one survives; one where it is 0."""
     judged: list[Judged] = []
     walk: list[WalkStep] = []
     for step in range(settings.walks if start else 1):
-        multiplier = start * settings.step**step
-        drawn = batch(rows, multiplier, f"walk-{step}")
+        dose = start * settings.step**step
+        drawn = batch(rows, dose, f"walk-{step}")
         judged += drawn
         kept = sum(row.verdict.kept for row in drawn)
-        walk.append(WalkStep(multiplier=multiplier, drawn=len(drawn), kept=kept))
+        walk.append(WalkStep(multiplier=dose, drawn=len(drawn), kept=kept))
         if kept >= needed * len(drawn):
             break
     return judged, walk
 
 
 def _topped_up(batch: Batch, settings: DoseSettings, rows: int, last: WalkStep) -> list[Judged]:
-    """More batches at the last multiplier, until as many are kept as are wanted.
+    """More batches at the last dose, until as many are kept as are wanted.
 
     Each draws as many as are likely to be enough, and no more: a draw costs more than anything
     else.

@@ -88,7 +88,7 @@ class RoundRecord(Record):
     comparisons: tuple[Comparison, ...] = ()
     """Steered and healed against the base, and healed against steered, paired."""
     curve: Curve | None = None
-    """Coherence over doses, where the walk's first multiplier was found on it."""
+    """Coherence over doses, where the walk's first dose was found on it."""
     sweep: Sweep | None = None
     """Doses read before the harvest, for check 1."""
     findings: tuple[Finding, ...] = ()

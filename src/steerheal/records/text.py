@@ -97,7 +97,7 @@ class Judged(Record):
 
 
 class WalkStep(Record):
-    """One multiplier that walk-C tried."""
+    """One dose that walk-C tried."""
 
     multiplier: float
     drawn: int
@@ -114,19 +114,19 @@ class Harvest(Record):
 
     outcome: Literal["fed", "starved"]
     multiplier: float
-    """The accepted multiplier, or the lowest one tried when nothing was accepted."""
+    """The accepted dose, or the lowest one tried when nothing was accepted."""
     needed: float = math.nan
-    """Share of a batch that had to survive for its multiplier to be accepted."""
+    """Share of a batch that had to survive for its dose to be accepted."""
     walk: tuple[WalkStep, ...]
     judged: tuple[Judged, ...]
-    """Everything drawn; only kept completions of the accepted multiplier are trained on."""
+    """Everything drawn; only kept completions of the accepted dose are trained on."""
     perplexity_limit: float
     """Highest tail perplexity the filter let through."""
     calibration: Calibration | None = None
     """The filter's limits, and how much of the base's own text they drop."""
 
     def kept(self, want: int | None = None) -> list[Completion]:
-        """The kept completions drawn at the accepted multiplier, at most `want` of them."""
+        """The kept completions drawn at the accepted dose, at most `want` of them."""
         accepted = f"walk-{len(self.walk) - 1}"
         good = [
             row.completion

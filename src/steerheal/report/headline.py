@@ -106,7 +106,7 @@ def stuck(record: RunRecord, row: RoundRecord) -> str:
             lowest = number(row.walk[-1].multiplier if row.walk else row.multiplier)
             return (
                 f"Round {row.round + 1} starved: the filter kept {row.kept} of {row.drawn} "
-                f"completions down to a top dose of {lowest}, and a round needs {minimum}."
+                f"completions down to a dose of {lowest}, and a round needs {minimum}."
             )
         case "rejected":
             why = one_line(row.heal.reason) if row.heal else ""

@@ -185,7 +185,7 @@ def _limits_table(calibration: Calibration | None) -> Table:
 
 
 def _walk_table(walk: Sequence[WalkStep]) -> Table:
-    heads = [Cell("top dose", "of the vector"), Cell("drawn"), Cell("kept")]
+    heads = [Cell("dose", "of the vector"), Cell("drawn"), Cell("kept")]
     rows = [
         [
             plain(step.multiplier),

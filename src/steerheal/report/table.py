@@ -90,12 +90,12 @@ def surgical_cell(summary: Summary) -> Cell:
 
 
 def survival(step: WalkStep) -> str:
-    """Kept over drawn at one top dose."""
+    """Kept over drawn at one dose."""
     return number(step.kept / step.drawn if step.drawn else math.nan)
 
 
 def walk_cell(row: RoundRecord) -> Cell:
-    """The top doses tried, over the share that survived at each."""
+    """The doses tried, over the share that survived at each."""
     if not row.walk:
         return Cell(UNKNOWN, why="no dose was tried")
     return Cell(
@@ -123,12 +123,12 @@ def _internalised(row: RoundRecord) -> Cell:
 
 COURSE = (
     Column(
-        "top dose",
+        "dose",
         "of the vector",
-        "largest dose at which the round's text was kept",
+        "the round's dose: its texts are written at several multiples of it",
         lambda row: plain(row.multiplier),
     ),
-    Column("walk", "survival", "top doses walk-C tried, over the share kept at each", walk_cell),
+    Column("walk", "survival", "doses walk-C tried, over the share kept at each", walk_cell),
     Column(
         "kept",
         "of drawn",
