@@ -28,7 +28,7 @@ NOTHING = "There is no {0} to try; name one or more after --{0}s."
 
 
 class ScanCommand(ReadCommand):
-    """Tries bands of blocks times doses, and names the knee of trait against coherence."""
+    """Tries bands of blocks times doses, and names the best trade of trait against coherence."""
 
     persona: Annotated[Place, POSITIONAL] = "love"
     """A built-in persona or a TOML file."""
@@ -171,7 +171,7 @@ def _show(record: "ScanRecord", console: Console) -> None:
             shown(state.delta_nats[record.foundation]),
             shown(state.coherence),
             *(shown(state.values.get(entry.name)) for entry in prices),
-            ("knee" if point.name == record.knee else "yes") if point.on_front else "",
+            ("best trade" if point.name == record.knee else "yes") if point.on_front else "",
         )
         for point, state in zip(record.points, states, strict=True)
     ]

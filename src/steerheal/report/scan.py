@@ -151,7 +151,8 @@ def _advice(record: ScanRecord, point: ScanPoint | None, *, flat: bool) -> str:
     words += ["--reverse"] if asked.get("reverse") else []
     words += ["--model.name", str(asked["model"])] if asked.get("model") else []
     words += ["--vector.band", low, high, "--dose.start", f"{point.read.dose:.3g}"]
-    return f"{why}The knee is band {point.band} at dose {point.read.dose:.3g}: {shlex.join(words)}"
+    where = f"band {point.band} at dose {point.read.dose:.3g}"
+    return f"{why}The best trade is {where}: {shlex.join(words)}"
 
 
 def figure(record: ScanRecord) -> Figure:
@@ -177,7 +178,7 @@ def figure(record: ScanRecord) -> Figure:
         marks = [(name, line("-", *_style(i))) for i, name in enumerate(names)]
         ends = [("Pareto front", line("--", INK))]
         if record.knee:
-            ends.append((f"knee: {record.knee}", line("", RED, "o", hollow=True)))
+            ends.append((f"best trade: {record.knee}", line("", RED, "o", hollow=True)))
         key(drawing, [*marks, *ends])
     return drawing
 
