@@ -23,7 +23,7 @@ from steerheal.measure.vignettes import chosen
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.personas import find
-from steerheal.pipeline.stages import ADAPTER, VECTOR
+from steerheal.pipeline.stages import ADAPTER, VECTOR_FILE
 from steerheal.records import Record, Scores, VignetteRow
 from steerheal.state.adapter import Adapter
 from steerheal.state.values import State, base
@@ -71,7 +71,7 @@ def states(
                 if arm.name == "nll":
                     # The dose that run.py reads the steered student at.
                     dose = row.multiplier * max(read_run(folder).settings(folder).dose.sweep)
-                    vector = SteeringVector.load(place / VECTOR)
+                    vector = SteeringVector.load(place / VECTOR_FILE)
                     steered = base().steered(vector, dose)
                     yield persona, seed, STEERED, lambda steered=steered: steered
                     yield persona, seed, RANDOM, partial(random, chat, folder, steered, seed)

@@ -30,6 +30,7 @@ from steerheal.config import (
     SamplingSettings,
     VectorSettings,
 )
+from steerheal.filter.coherent import broken
 from steerheal.filter.rules import calibrated, judge
 from steerheal.filter.scores import scored_by
 from steerheal.heal.batches import Data
@@ -350,8 +351,8 @@ class Lab:
             shares = {0.0: coherent(student)}
             for dose in LADDER:
                 shares[dose] = coherent(student.steered(vector, dose))
-            broken = [d for d in LADDER if shares[d] < BROKEN * shares[0.0]]
-            self.note(key, dose=min(broken, default=LADDER[-1]), shares=shares)
+            over = [d for d in LADDER if shares[d] < BROKEN * shares[0.0]]
+            self.note(key, dose=min(over, default=LADDER[-1]), shares=shares)
         return self.lines[key]["dose"]
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from steerheal.code import key_of
 from steerheal.config import FilterSettings
@@ -28,7 +27,7 @@ class CoherenceRules:
     calibration: Calibration
     settings: FilterSettings
 
-    @cached_property
+    @property
     def key(self) -> str:
         """Digest of the limits and of whose poles are compared with."""
         poles = self.persona.positive, self.persona.negative

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from steerheal import streams
 from steerheal.config import MeasureSettings, SamplingSettings
 from steerheal.measure import coherence, damage, free, instruments, vignettes
 from steerheal.measure.own import Asker
@@ -15,7 +14,7 @@ from steerheal.personas import Persona
 from steerheal.prompts import lines
 from steerheal.records import Scores
 from steerheal.state.values import State, base
-from steerheal.streams import stream
+from steerheal.streams import EVALUATION, TEST, stream
 
 
 def evaluate(
@@ -47,7 +46,7 @@ def evaluate(
     """
     chosen = vignettes.chosen(settings)
     asked = persona.prompts.evaluate[: settings.prompts]
-    draws = stream(seed, streams.EVALUATION)
+    draws = stream(seed, EVALUATION)
 
     def written(reader: ChatModel, prompts: Sequence[str], tokens: int) -> free.Answers:
         length = sampling.model_copy(update={"tokens": tokens})
@@ -108,7 +107,7 @@ def answer_test(
     asked = persona.prompts.test[: settings.prompts]
     length = sampling.model_copy(update={"tokens": settings.tokens})
     with state.entered(chat) as reader:
-        draws = stream(seed, streams.TEST)
+        draws = stream(seed, TEST)
         answers = free.answers(reader, asked, length, seed=draws, progress=progress)
     said = tuple(free.judge(chat, answers, persona))
     return Scores(state=role, instrument=settings.instrument, vignettes=(), canary=(), persona=said)
