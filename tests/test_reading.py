@@ -163,11 +163,13 @@ def test_quick_reads_no_more_than_the_preset_and_never_more_than_the_run(run: Pa
     options = parse("evaluate", ["--quick"])
     assert isinstance(options, EvaluateCommand)
     ask = options.asked(persona)
-    assert (ask.measure.prompts, ask.measure.per_foundation, ask.measure.long_prompts) == (20, 4, 2)
+    assert (ask.measure.prompts, ask.measure.per_foundation, ask.measure.long_prompts) == (20, 2, 0)
     options = parse("evaluate", [str(run), "--quick"])
     assert isinstance(options, EvaluateCommand)
     assert options.asked(persona).measure.prompts == 3
-    assert options.asked(persona).how == f"read as {run} was"
+    # The run's few of everything stay; the preset has no long answers and no JSON replies.
+    how = options.asked(persona).how
+    assert how == f"read as {run} was, but --long-prompts 0 --json-prompts 0"
 
 
 def test_more_prompts_than_the_persona_has_are_refused(run: Path) -> None:
