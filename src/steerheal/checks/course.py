@@ -43,6 +43,8 @@ class Course(Evidence):
     gain_before: Reading
     """The same in the round before."""
     coherence: float
+    coherence_high: float = math.nan
+    """The upper end of its interval, where it is a share of few answers."""
     perplexity: float
     """Over the base's."""
     kl: float
@@ -55,6 +57,11 @@ class Course(Evidence):
     kept: int
     leash: bool
     """Whether a barrier holds the rounds to the base."""
+
+    @property
+    def at_best(self) -> float:
+        """Coherence as far as it is not shown to be lower."""
+        return self.coherence_high if known(self.coherence_high) else self.coherence
 
     @property
     def grows(self) -> bool:
@@ -118,6 +125,7 @@ def evidence(
         gain=now.gain,
         gain_before=before.gain,
         coherence=now.coherence,
+        coherence_high=now.coherence_high,
         perplexity=over(now.perplexity, base.perplexity),
         kl=last.kl_spent,
         cosine=last.direction_cosine,
@@ -139,7 +147,7 @@ CHECK: Check[Course] = Check(
     (
         Rule(
             "compounding",
-            lambda e: e.grows and coherent(e.coherence, e.perplexity),
+            lambda e: e.grows and coherent(e.at_best, e.perplexity),
             "The trait grows: {e.trait} at coherence {e.coherence}; {e.line}.",
             "Go on: --rounds says how far.",
             tone="good",
@@ -154,7 +162,7 @@ CHECK: Check[Course] = Check(
         Rule(
             "collapse",
             lambda e: (
-                incoherent(e.coherence, e.perplexity)
+                incoherent(e.at_best, e.perplexity)
                 and (e.distinct_fall >= WORSE or e.loops_rise >= WORSE)
             ),
             "Coherence falls to {e.coherence} (perplexity ×{e.perplexity}) while kept text decays "

@@ -25,6 +25,7 @@ from steerheal.checks.rules import (
 )
 from steerheal.config import HealSettings
 from steerheal.filter.rules import narrates
+from steerheal.measure import sight
 from steerheal.numbers import written
 from steerheal.personas import Axis, Persona
 from steerheal.records import HealLog, HealStep, Reading, RoundRecord, Scores, Summary
@@ -62,7 +63,11 @@ class Healing(Evidence):
     retain: Reading
     recovered: Reading
     coherence: float
+    coherence_high: float = math.nan
+    """The upper end of its interval, where it is a share of few answers."""
     coherence_steered: float
+    read_by: str = ""
+    """What coherence is read by, where that is not the canary."""
     mass_change: Reading
     """Change of the answer mass from base, healed."""
     perplexity: float
@@ -99,7 +104,8 @@ class Healing(Evidence):
     @property
     def back(self) -> bool:
         """Whether coherence is the base's."""
-        return coherent(self.coherence, self.perplexity) and self.coherence >= BACK
+        best = self.coherence_high if known(self.coherence_high) else self.coherence
+        return coherent(best, self.perplexity) and best >= BACK
 
     @property
     def lost(self) -> bool:
@@ -136,7 +142,9 @@ class Healing(Evidence):
     def result(self) -> str:
         """Retain, recovered and coherence in one phrase."""
         why = f" ({self.retain.reason})" if self.retain.reason else ""
-        rest = ", recovered {e.recovered}, coherence {e.coherence_steered} → {e.coherence} of base"
+        by = f" ({self.read_by})" if self.read_by else ""
+        rest = f", recovered {{e.recovered}}, coherence{by} {{e.coherence_steered}} → "
+        rest += "{e.coherence} of base"
         return (
             written("retain {e.retain}", self)
             + why
@@ -205,7 +213,9 @@ def evidence(
         retain=record.retain or lost,
         recovered=record.recovered or lost,
         coherence=healed.coherence if healed else math.nan,
+        coherence_high=healed.coherence_high if healed else math.nan,
         coherence_steered=steered.coherence if steered else math.nan,
+        read_by=sight.read_by(healed) if healed else "",
         mass_change=healed.mass_change if healed else lost,
         perplexity=over(healed.perplexity, base.perplexity) if healed else math.nan,
         ce_fall=_fall(logs.steps),

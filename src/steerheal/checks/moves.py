@@ -16,6 +16,8 @@ class Move(Record):
 
     dose: float
     coherence: float
+    coherence_high: float = math.nan
+    """The upper end of its interval, where it is a share of few answers."""
     perplexity: float
     """Over the base's."""
     kl: float
@@ -25,9 +27,14 @@ class Move(Record):
     """The off-target foundations, nats."""
 
     @property
+    def at_best(self) -> float:
+        """Coherence as far as it is not shown to be lower."""
+        return self.coherence_high if known(self.coherence_high) else self.coherence
+
+    @property
     def coherent(self) -> bool:
         """Whether the model still speaks and answers at this dose."""
-        return coherent(self.coherence, self.perplexity)
+        return coherent(self.at_best, self.perplexity)
 
     @property
     def said(self) -> str:
@@ -72,6 +79,7 @@ def move_of(point: DosePoint, base_perplexity: float, axis: Axis, start: Summary
     return Move(
         dose=point.dose,
         coherence=point.summary.coherence,
+        coherence_high=point.summary.coherence_high,
         perplexity=over(point.summary.perplexity, base_perplexity),
         kl=point.summary.kl.value,
         trait={

@@ -200,12 +200,12 @@ class Steering(Evidence):
     @property
     def felt(self) -> bool:
         """Whether the highest dose costs coherence."""
-        return self.last.coherence < BACK or self.last.perplexity > FLAT_PERPLEXITY
+        return self.last.at_best < BACK or self.last.perplexity > FLAT_PERPLEXITY
 
     @property
     def unfelt(self) -> bool:
         """Whether the highest dose is known to cost nothing."""
-        return self.last.coherence >= BACK and self.last.perplexity <= FLAT_PERPLEXITY
+        return self.last.at_best >= BACK and self.last.perplexity <= FLAT_PERPLEXITY
 
     @property
     def other(self) -> str:
@@ -292,7 +292,7 @@ CHECK: Check[Steering] = Check(
         ),
         Rule(
             "too strong",
-            lambda e: bool(e.doses) and incoherent(e.first.coherence, e.first.perplexity),
+            lambda e: bool(e.doses) and incoherent(e.first.at_best, e.first.perplexity),
             "Coherence is gone at the lowest dose read, {e.first.dose}: {e.first.price}; "
             "{e.first.said}.",
             "Lower --dose.start or the fractions of --dose.sweep; a narrower --vector.band "

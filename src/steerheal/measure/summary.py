@@ -91,12 +91,19 @@ def retain(healed: Scores, steered: Scores, before: Scores) -> Reading:
     return ratio(pair)
 
 
-def recovered(healed: Scores, steered: Scores, before: Scores) -> Reading:
-    """Share of the coherence lost to steering that the healed student has back."""
-    low = _units("coherence", steered)
-    pair = np.stack([_units("coherence", state) - low for state in (healed, before)], axis=1)
+def recovered(healed: Scores, steered: Scores, before: Scores, name: str = "") -> Reading:
+    """Share of the coherence lost to steering that the healed student has back.
+
+    `name` is the reading that coherence is read by, the table's own when it is empty.
+    """
+    entry = next(
+        (entry for entry in table.entries() if entry.name == name), table.headed("coherence")
+    )
+    states = [in_order(state) for state in (healed, before, steered)]
+    back, whole, low = (np.array(entry.units(state), dtype=np.float64) for state in states)
+    pair = np.stack([back - low, whole - low], axis=1)
     if not mean(pair[:, 1]).low > 0:
-        return Reading.unknown("steering lost no answer mass beyond its interval")
+        return Reading.unknown(f"steering lost no {entry.title} beyond its interval")
     return ratio(pair)
 
 

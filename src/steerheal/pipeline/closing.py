@@ -34,10 +34,12 @@ def _healed(record: RunRecord, folder: Path, console: Console) -> None:
         console.say(f"best    {record.best_reason}")
     if record.best is not None:
         before = read_shown(folder, -1, "base").completions[0]
+        steered = read_shown(folder, record.best, "steered").completions[0]
         after = read_shown(folder, record.best, "healed").completions[0]
         console.say(f"\nprompt  {before.prompt}")
-        console.say(f"before  {before.text}")
-        console.say(f"after   {after.text}")
+        console.say(f"base    {before.text}")
+        console.say(f"steered {steered.text}")
+        console.say(f"healed  {after.text}")
 
 
 def _unhealed(row: RoundRecord, folder: Path, console: Console) -> None:

@@ -34,7 +34,7 @@ def stop_reason(rounds: Sequence[RoundRecord], config: RunConfig) -> str:
         )
     if done.outcome == "rejected":
         return f"{name} rejected: {done.heal.reason if done.heal else 'no heal'}"
-    if done.healed is not None and not done.healed.coherence >= floor:
+    if done.healed is not None and not done.healed.at_best >= floor:
         return f"coherence fell to {done.healed.coherence:.3f} of the base in {name}, floor {floor}"
     if config.kl_budget and done.kl_spent >= config.kl_budget:
         return (
@@ -67,7 +67,7 @@ def best_round(
     where the answer mass is blind to damage, its perplexity and KL still show it.
     """
     folded = [(done, done.healed) for done in rounds if done.healed is not None]
-    above = [(done, read) for done, read in folded if read.coherence >= floor]
+    above = [(done, read) for done, read in folded if read.at_best >= floor]
     fit = [(done, read) for done, read in above if not budget or done.kl_spent <= budget]
     limits = f"at the coherence floor {floor:g}" + (
         f" within the KL budget {budget:g}" if budget else ""

@@ -10,7 +10,7 @@ line see the whole configuration.
 from collections.abc import Mapping, Sequence
 
 from steerheal.checks import course
-from steerheal.measure import summary
+from steerheal.measure import sight, summary
 from steerheal.measure.qualify import in_words, qualify
 from steerheal.pipeline.ends import Until, asked_end, best_round, stop_reason
 from steerheal.pipeline.need import time_line
@@ -53,6 +53,10 @@ def run(
         done, place = one_round(stages, number, place, frame)
         if done.healed is not None:
             folded[number] = place.student
+        if place.sight is not None and record.sight is None:
+            said = (*record.notes, sight.in_words(place.sight))
+            base = sight.led(frame.base, place.head)
+            record = record.model_copy(update={"sight": place.sight, "base": base, "notes": said})
         done = in_course(stages, record.rounds, done, frame)
         record = _written(stages, record, rounds=(*record.rounds, done))
         listener.round_done(done)

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import NamedTuple, Protocol
 
 from steerheal.checks import filtering, healing, moves, steering
-from steerheal.measure import summary
+from steerheal.measure import sight, summary
 from steerheal.measure.compare import compare
 from steerheal.measure.qualify import Qualification
 from steerheal.pipeline.ends import Until
@@ -24,6 +24,7 @@ from steerheal.records import (
     Reading,
     RoundRecord,
     Scores,
+    Sight,
     Summary,
     Sweep,
 )
@@ -48,11 +49,19 @@ class Listener(Protocol):
 
 
 class Position(NamedTuple):
-    """Where the loop stands: the student, its readings, and the first round's vector."""
+    """Where the loop stands: the student, its readings, and what the first round found."""
 
     student: State
     scores: Scores
     first: SteeringVector | None
+    """Its vector."""
+    sight: Sight | None = None
+    """Which readings of coherence see, where its doses were read."""
+
+    @property
+    def head(self) -> str:
+        """What coherence is read by; empty where nothing was found."""
+        return self.sight.head if self.sight else ""
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,9 @@ def one_round(
     teacher = frame.teach(student, vector)
     curve = frame.knee(stages, number, teacher)
     sweep = stages.swept(number, student, vector, frame.scores, found=curve)
+    if sweep is not None:
+        place = place._replace(sight=seen_by(sweep, frame))
+        sweep = sight.led_sweep(sweep, place.head)
     this = Round(stages, frame, place, sweep)
     record = this.begun(number, vector, curve)
     if sweep is not None and frame.ends("check1"):
@@ -112,7 +124,17 @@ def one_round(
     after = student.folded(result.adapter, stages.config.gate)
     shift = stages.internalised(number, student, after, vector)
     record, scores = this.healed(record, after, steered)
-    return record.model_copy(update={"internalised": shift}), Position(after, scores, place.first)
+    return record.model_copy(update={"internalised": shift}), place._replace(
+        student=after, scores=scores
+    )
+
+
+def seen_by(sweep: Sweep, frame: Frame) -> Sight | None:
+    """Which readings of coherence see, which is noted."""
+    found = sight.sight(sweep)
+    if found is not None:
+        frame.listener.note(sight.in_words(found))
+    return found
 
 
 @dataclass(frozen=True)
@@ -207,7 +229,7 @@ class Round:
         if steered is not None:
             others.append(steered)
             retain = summary.retain(scores, steered, before)
-            recovered = summary.recovered(scores, steered, before)
+            recovered = summary.recovered(scores, steered, before, self.place.head)
         compared = [self._compared(scores, other) for other in others]
         record = record.model_copy(
             update={
@@ -224,10 +246,12 @@ class Round:
         return self._healing(record, narration=said), scores
 
     def _summary(self, scores: Scores) -> Summary:
-        return summary.summarise(scores, self.frame.scores, self.stages.persona.axis)
+        read = summary.summarise(scores, self.frame.scores, self.stages.persona.axis)
+        return sight.led(read, self.place.head)
 
     def _compared(self, scores: Scores, other: Scores) -> Comparison:
-        return compare(scores, other, self.stages.persona.axis, base=self.frame.scores)
+        found = compare(scores, other, self.stages.persona.axis, base=self.frame.scores)
+        return sight.headed(found, self.place.head)
 
     def _steering(self, record: RoundRecord, sweep: Sweep) -> RoundRecord:
         axis = self.stages.persona.axis

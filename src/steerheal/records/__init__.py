@@ -24,6 +24,7 @@ from steerheal.records.readings import (
     OnTest,
     Part,
     Readings,
+    Sight,
     Summary,
     Sweep,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "RunRecord",
     "Scores",
     "Shown",
+    "Sight",
     "StageMark",
     "Summary",
     "Sweep",

@@ -4,6 +4,7 @@ Every reading is an entry of the table of readings (`measure.readings`) and stan
 What a run decides by is named by the part that it plays: one reading is the trait, one coherence.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -90,8 +91,30 @@ class Summary(Readings):
     """Change of `nats` from the base."""
     coherence: float
     """What coherence is read by, over the base's."""
+    coherence_high: float = math.nan
+    """The upper end of its interval, where it is read by a share of few answers; NaN where the
+    value itself is compared with a floor."""
     surgical: bool | None
     """The target foundation moved as intended and more than every off-target; None: not moved."""
+
+    @property
+    def at_best(self) -> float:
+        """Coherence as far as it is not shown to be lower: what a floor is held against."""
+        return self.coherence if math.isnan(self.coherence_high) else self.coherence_high
+
+
+class Sight(Record):
+    """Which readings of coherence see damage on this model, by a sweep of doses."""
+
+    dose: float
+    """The largest dose, where they were judged, and under a random vector of its KL."""
+    sees: tuple[str, ...]
+    """Readings that show damage beyond their intervals."""
+    blind: tuple[str, ...]
+    """Those that do not, and that nothing is decided by."""
+    head: str = ""
+    """What coherence is read by: of those that see, the share that lost most of the base's; empty
+    where none sees, and the canary stands in."""
 
 
 class Evaluation(Record):

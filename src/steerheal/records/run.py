@@ -10,7 +10,7 @@ from steerheal.errors import UserError
 from steerheal.personas import Persona
 from steerheal.records.base import VERSION, Reading, Record
 from steerheal.records.curve import Curve
-from steerheal.records.readings import Comparison, OnTest, Summary, Sweep
+from steerheal.records.readings import Comparison, OnTest, Sight, Summary, Sweep
 from steerheal.records.text import Completion, WalkStep
 from steerheal.records.training import HealLog
 
@@ -145,6 +145,8 @@ class RunRecord(Record):
     persona: Annotated[Persona | dict[str, Any], Field(union_mode="left_to_right")]
     """Its persona, or the same."""
     base: Summary | None = None
+    sight: Sight | None = None
+    """Which readings of coherence see; None where no doses were read."""
     rounds: tuple[RoundRecord, ...] = ()
     best: int | None = None
     """The round to use; None when no round was folded."""

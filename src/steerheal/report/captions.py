@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from steerheal.numbers import interval, number
 from steerheal.records import BREAKDOWN, Reading, RoundRecord, RunRecord, Summary
 from steerheal.report import axis
-from steerheal.report.words import chosen, number_setting, one_line
+from steerheal.report.words import chosen, coherence_title, number_setting, one_line
 
 DIRECTIONS = (
     "rose",
@@ -90,7 +90,8 @@ def coherence(record: RunRecord) -> str:
     parts = [f"after healing {healed}" if healed else "", f"steered {steered}" if steered else ""]
     said = "; ".join(part for part in parts if part) or "not read in any round"
     end = "" if math.isnan(floor) else f" The floor is {number(floor)}."
-    return f"Answer mass as a share of the base's: {said}.{end}"
+    title = coherence_title(record.base)
+    return f"{title[:1].upper()}{title[1:]} as a share of the base's: {said}.{end}"
 
 
 def _series(record: RunRecord, state: str, read: Callable[[Summary], float]) -> str:

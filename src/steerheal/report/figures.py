@@ -31,7 +31,7 @@ from steerheal.report.draw import (
 )
 from steerheal.report.front import front
 from steerheal.report.theme import LIGHT
-from steerheal.report.words import number_setting
+from steerheal.report.words import coherence_title, number_setting
 
 ACROSS = 3
 """Panels beside each other."""
@@ -78,7 +78,7 @@ def trajectory(record: RunRecord) -> Figure:
             lambda summary: summary.trait,
             whiskers=True,
         )
-        axes.set_xlabel("coherence: answer mass over the base's (share)")
+        axes.set_xlabel(f"coherence: {coherence_title(record.base)} over the base's (share)")
         axes.set_ylabel("trait: log-odds of the poles (nats/token)")
         legend(
             figure,

@@ -12,10 +12,11 @@ def guard_table(record: RunRecord) -> Table | None:
     columns = _states(record)
     if not columns:
         return None
+    blind = record.sight.blind if record.sight else ()
     heads = [Cell("reading"), Cell("unit"), *(Cell(name) for name, _ in columns)]
     rows = [
         [
-            Cell(entry.title),
+            Cell(entry.title, under="blind here" if entry.name in blind else ""),
             Cell(entry.unit),
             *(reading(state.values.get(entry.name)) for _, state in columns),
         ]

@@ -9,7 +9,16 @@ from steerheal.measure.readings.table import Entry, listed
 from steerheal.numbers import number
 from steerheal.records import UNREAD, Reading, Record, RoundRecord, RunRecord, Summary
 from steerheal.report import axis
-from steerheal.report.words import change, chosen, number_setting, one_line, persona_name, tested
+from steerheal.report.plain import plainly
+from steerheal.report.words import (
+    change,
+    chosen,
+    coherence_title,
+    number_setting,
+    one_line,
+    persona_name,
+    tested,
+)
 
 
 class Condition(Record):
@@ -31,7 +40,9 @@ def headline_parts(record: RunRecord) -> tuple[str, str]:
     row, halted = chosen(record), [stuck(record, item) for item in record.rounds]
     if row is None:
         return _joined(_status(record), *halted, _nothing(record)), ""
-    first = _joined(_status(record), _faults(record, row), _result(record, row))
+    first = _joined(
+        _status(record), plainly(record, row), _faults(record, row), _result(record, row)
+    )
     return first, _joined(guarded(record, row), *halted)
 
 
@@ -135,7 +146,7 @@ def _faults(record: RunRecord, row: RoundRecord) -> str:
     if math.isnan(row.healed.coherence):
         reason = one_line(row.healed.mass.reason) or "no reason"
         faults.append(f"coherence could not be read ({reason})")
-    elif row.healed.coherence < floor:
+    elif row.healed.at_best < floor:
         faults.append(f"coherence fell below {number(floor)} of the base")
     text = ", and ".join(faults)
     return text[:1].upper() + text[1:] + "." if text else ""
@@ -149,7 +160,7 @@ def _result(record: RunRecord, row: RoundRecord) -> str:
         f"{persona_name(record)} {change(read.gain)} over the base without any hook at a "
         f"KL of {number(read.kl.value)} nats/token, {_pool(record, row)}",
         axis.move(record, healed),
-        f"answer mass {number(healed.coherence)} of the base",
+        f"{coherence_title(healed)} {number(healed.coherence)} of the base",
     ]
     said = ", ".join(part for part in parts if part)
     tail = "; the trait moved beyond its interval" if read.gain.low > 0 else ""
@@ -169,9 +180,10 @@ def conditions(record: RunRecord, shown_differs: tuple[int, int] | None) -> list
     `shown_differs` is how many of how many show prompts got another text than from the base.
     """
     row, floor = chosen(record), number_setting(record, "coherence_floor")
+    title = coherence_title(row.healed if row else record.base)
     texts = (
         "The trait rose above the base by more than its 95 % interval, without any hook",
-        f"The answer mass stayed at or above {number(floor)} of the base",
+        f"Coherence ({title}) stayed at or above {number(floor)} of the base",
         "The text differs from the base's on the show prompts",
     )
     if row is None or row.healed is None:
@@ -202,7 +214,7 @@ def _coherent(text: str, record: RunRecord, row: RoundRecord, floor: float) -> C
     numbers = f"{number(share)} of the base"
     if record.base is not None:
         numbers += f" ({number(mass.value)} against {number(record.base.mass.value)})"
-    return Condition(text=text, holds=share >= floor, numbers=numbers)
+    return Condition(text=text, holds=row.healed.at_best >= floor, numbers=numbers)
 
 
 def _text_differs(text: str, shown_differs: tuple[int, int] | None) -> Condition:

@@ -150,7 +150,7 @@ COURSE = (
     Column(
         "steered coherence",
         "share of base",
-        "answer mass over the base's, with the hook on",
+        "what coherence is read by over the base's, with the hook on",
         _of("steered", coherence_cell),
     ),
     Column(
@@ -169,13 +169,13 @@ PRICE = (
     Column(
         "recovered",
         "share",
-        "lost answer mass that the heal bought back; 1 is all of it",
+        "lost coherence that the heal bought back; 1 is all of it",
         lambda row: _healed_reading(row, row.recovered),
     ),
     Column(
         "cost",
         "share/nat",
-        "answer mass lost per nat/token of trait, healed against base; lower is better",
+        "canary mass lost per nat/token of trait, healed against base; lower is better",
         _of("healed", lambda summary: reading(summary.cost)),
     ),
     Column(

@@ -7,8 +7,9 @@ a page.
 import math
 import unicodedata
 
+from steerheal.measure.readings.table import listed
 from steerheal.numbers import interval, number
-from steerheal.records import OnTest, Reading, RoundRecord, RunRecord
+from steerheal.records import OnTest, Reading, Readings, RoundRecord, RunRecord
 
 JOINERS = frozenset("\u200c\u200d\u200e\u200f")
 """Format characters that scripts and emoji need."""
@@ -54,6 +55,12 @@ def at(value: object, *path: str) -> object:
     for name in path:
         value = value.get(name) if isinstance(value, dict) else getattr(value, name, None)
     return value
+
+
+def coherence_title(read: Readings | None) -> str:
+    """What coherence is read by, for people."""
+    name = "" if read is None else read.heads.get("coherence", "")
+    return listed([name])[0].title if name else "answer mass"
 
 
 def number_setting(record: RunRecord, *path: str) -> float:

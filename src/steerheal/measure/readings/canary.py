@@ -9,7 +9,7 @@ from steerheal.records import Reading
 
 
 def coh_cost(delta_mass: Reading, delta_trait: Reading) -> Reading:
-    """|Δ answer mass| per nat of |Δ trait|; unknown while the trait has not moved."""
+    """|Δ canary mass| per nat of |Δ trait|; unknown while the trait has not moved."""
     if not delta_trait.moved:
         return Reading.unknown("the trait has not moved beyond its interval")
     found = quotient(delta_mass, delta_trait)
@@ -40,7 +40,7 @@ def _mass(case: Case) -> Reading:
 ENTRIES = (
     Entry(
         name="canary_mass",
-        title="answer mass",
+        title="canary mass",
         kind="coherence",
         unit="share",
         needs=("canary",),

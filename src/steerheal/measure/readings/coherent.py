@@ -44,6 +44,7 @@ ENTRIES = (
         rows=_coherent,
         swept=True,
         meaning="free answers that pass the filter's rules of coherence",
+        of=lambda row: row.value,
         **share_of("answers_coherent", lambda row: row.value),
     ),
     Entry(

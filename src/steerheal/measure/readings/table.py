@@ -175,6 +175,15 @@ class Entry:
         """Unit of a change."""
         return self.change_unit or self.unit
 
+    @property
+    def heads(self) -> bool:
+        """Whether it can be what coherence is read by: a share of which damage takes away."""
+        return self.kind == "coherence" and self.unit == "share" and self.damage < 0
+
+    def damaged(self, change: Reading) -> bool:
+        """Whether a change is damage beyond its interval."""
+        return change.high < 0 if self.damage < 0 else self.damage * change.low > 0
+
     def revision(self) -> str:
         """Digest of what makes its rows: rows of another one are made again."""
         module = inspect.getmodule(self.rows)
