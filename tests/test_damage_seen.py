@@ -150,6 +150,18 @@ def test_the_base_writes_its_control_answers_once(monkeypatch: pytest.MonkeyPatc
     assert one.own["control_spill"] != other.own["control_spill"]
 
 
+def test_only_a_forced_choice_has_an_answer_mass_of_its_own() -> None:
+    scores = read()
+    forced = scores.model_copy(update={"instrument": "forced_choice"})
+    axis = tiny.persona().axis
+    found = summarise(forced, forced, axis)
+    mean = sum(row.p_ans_any for row in scores.vignettes) / len(scores.vignettes)
+    assert found.values["choice_mass"].value == pytest.approx(mean)
+    assert found.changes["choice_mass"].value == 0.0
+    other = summarise(scores, scores, axis)
+    assert "choice_mass" not in other.values.keys() | other.changes.keys()
+
+
 def test_the_base_s_own_nats_of_every_token_are_kept_with_an_answer() -> None:
     for item in read("Shout.").persona:
         assert len(item.logprobs) == len(item.entropies) == len(item.completion.tokens)

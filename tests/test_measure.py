@@ -327,7 +327,7 @@ def test_the_base_against_itself_has_not_moved_and_costs_are_unknown_with_a_reas
     assert math.isnan(found.cost.value) and found.cost.reason
     assert found.surgical is None
     assert math.isnan(summary.retain(HEALED, BASE, BASE).value)
-    assert "lost no answer mass" in summary.recovered(HEALED, BASE, BASE).reason
+    assert "lost no canary mass" in summary.recovered(HEALED, BASE, BASE).reason
 
 
 def test_a_target_that_moves_the_wrong_way_is_not_surgical() -> None:

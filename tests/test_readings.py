@@ -195,7 +195,9 @@ def test_an_older_record_opens_with_the_numbers_that_its_rows_give() -> None:
     ):
         assert held is not None
         again = summarise(state, zero, axis)
-        assert len(held.values) == 15 and held.values.keys() == again.values.keys()
+        # The answer mass of a forced choice was in the rows and no reading yet.
+        assert len(held.values) == 15
+        assert again.values.keys() - held.values.keys() == {"choice_mass"}
         for name, reading in held.values.items():
             assert reading.value == pytest.approx(again.values[name].value), name
         for part in ("gain", "mass_change", "cost"):

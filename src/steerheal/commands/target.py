@@ -10,7 +10,7 @@ from steerheal.console import Console
 from steerheal.errors import UserError
 from steerheal.filter.calibrate import calibrate, seed_of
 from steerheal.filter.coherent import CoherenceRules
-from steerheal.measure import guards, summary
+from steerheal.measure import guards, sight, summary
 from steerheal.measure.auto import resolve
 from steerheal.measure.evaluate import evaluate, size
 from steerheal.measure.qualify import in_words, qualify
@@ -39,6 +39,8 @@ class Target(NamedTuple):
     """The run's own readings of its base, where they hold what is asked."""
     limits: Calibration | None = None
     """The run's own limits of the filter."""
+    head: str = ""
+    """What the run reads coherence by, where its doses said."""
 
 
 def of_run(
@@ -54,7 +56,8 @@ def of_run(
     name = f"{folder} round {last}, gate {gate:g}"
     # Another seed or another base's readings go with limits of their own.
     limits = None if base is None else _limits(folder)
-    return Target(chat, student, persona, name, ask, base, limits)
+    head = record.sight.head if record.sight else ""
+    return Target(chat, student, persona, name, ask, base, limits, head)
 
 
 def of_model(
@@ -113,7 +116,7 @@ def read(target: Target, outside: Sequence[str], console: Console) -> Evaluation
         persona=persona,
         instrument=last.instrument,
         think=last.think,
-        aggregates=summary.summarise(last, base, persona.axis),
+        aggregates=sight.led(summary.summarise(last, base, persona.axis), target.head),
         guards=found,
         rows=last.vignettes,
         others=last.model_copy(update={"vignettes": ()}),

@@ -132,9 +132,9 @@ class Entry:
     Without any, its own."""
     of: Callable[[Any], float] | None = None
     """A row's number; its mean is the value, and the mean paired difference the change."""
-    value: Callable[[Case], Reading] | None = None
-    """What a state reads, where that is not the mean."""
-    change: Callable[[Pair], Reading] | None = None
+    value: Callable[[Case], Reading | None] | None = None
+    """What a state reads, where that is not the mean; None where the state cannot have it."""
+    change: Callable[[Pair], Reading | None] | None = None
     """How two states differ, where that is not the mean difference. Alone: only two have it."""
     change_unit: str = ""
     """Where it is not that of the value."""

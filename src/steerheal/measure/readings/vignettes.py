@@ -4,10 +4,12 @@ import numpy as np
 
 from steerheal.measure.qualify import centre, hits
 from steerheal.measure.readings.table import Case, Entry, Pair
-from steerheal.measure.stats import share, share_change
-from steerheal.records import FOUNDATIONS, Reading, VignetteRow
+from steerheal.measure.stats import mean, share, share_change
+from steerheal.records import FOUNDATIONS, Reading, Scores, VignetteRow
 
 SOCIAL = FOUNDATIONS.index("social")
+FORCED = "forced_choice"
+"""The instrument that offers answers."""
 
 
 def _right(case: Case) -> Reading:
@@ -28,7 +30,37 @@ def _fine(row: VignetteRow) -> float:
     return row.p[SOCIAL]
 
 
+def _mass(row: VignetteRow) -> float:
+    return row.p_ans_any
+
+
+def _chosen(case: Case) -> Reading | None:
+    """Only forced choice asks for an answer that there could be no mass on."""
+    return mean(list(map(_mass, case.scores.vignettes))) if _forced(case.scores) else None
+
+
+def _chosen_change(pair: Pair) -> Reading | None:
+    return pair.units("vignettes").change(_mass) if _forced(pair.b) else None
+
+
+def _forced(scores: Scores) -> bool:
+    return scores.instrument == FORCED
+
+
 ENTRIES = (
+    Entry(
+        name="choice_mass",
+        title="answer mass of the choice",
+        kind="coherence",
+        unit="share",
+        needs=("vignettes",),
+        of=_mass,
+        value=_chosen,
+        change=_chosen_change,
+        damage=-1,
+        brief=True,
+        meaning="probability on the allowed answers of the forced choice itself, p_ans_any",
+    ),
     Entry(
         name="top1",
         title="top-1 of the vignettes",
