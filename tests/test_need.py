@@ -72,8 +72,8 @@ def test_time_left_is_in_proportion_to_the_pace_and_grows_with_the_rounds() -> N
 
 def test_a_curve_of_doses_is_counted_where_one_is_read() -> None:
     config = resolve("quick")
-    # Seven levels with dose 0, sixteen prompts, written once and read once.
-    assert need.curve_tokens(config) == 7 * 16 * 2 * (40 + 24)
+    # Seven levels with dose 0, twelve prompts, written once and read once.
+    assert need.curve_tokens(config) == 7 * 12 * 2 * (40 + 48)
     given = config.model_copy(update={"dose": config.dose.model_copy(update={"start": 1.0})})
     assert need.curve_tokens(given) == 0
     gap = need.rest_tokens(config, 56)[1] - need.rest_tokens(given, 56)[1]

@@ -63,8 +63,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sampling": {"tokens": 48},
         "dose": {
             "coherence": 0.75,
-            "curve_prompts": 16,
-            "curve_tokens": 24,
+            "curve_prompts": 12,
+            "curve_tokens": 48,
             "want": 48,
             "minimum": 12,
             "batches": 2,
@@ -89,7 +89,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "per_foundation": 1,
             "tokens": 24,
         },
-        "filter": {"calibration_texts": 24},
+        "filter": {"calibration_texts": 64},
     },
     "standard": {},
     "full": {
