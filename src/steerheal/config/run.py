@@ -58,8 +58,9 @@ class RunConfig(Settings):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
-        "rounds": 2,
+        "rounds": 1,
         "vector": {"contexts": 48},
+        "heal": {"epochs": 3},
         "sampling": {"tokens": 48},
         "dose": {
             "coherence": 0.75,
