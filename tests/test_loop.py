@@ -157,7 +157,9 @@ def test_runs_that_differ_only_in_the_heal_share_everything_before_it(finished: 
 def test_heals_that_come_out_the_same_are_read_once(finished: Path) -> None:
     # One step is too short for a barrier to do anything.
     start(finished.parent, "none", heal={"barrier": "none"}, rounds=1)
-    assert made(finished.parent / "none") == ["heal"]
+    # Only the best round of a run is tested, which need not be the first.
+    fresh = [] if read_run(finished).best == 0 else ["test-healed"]
+    assert made(finished.parent / "none") == ["heal", *fresh]
 
 
 def test_a_starved_round_is_recorded_and_is_no_crash(tmp_path: Path) -> None:
