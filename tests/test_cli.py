@@ -31,6 +31,8 @@ OPTIONS = [
     "--measure.json-prompts", "1", "--measure.held-out-pairs", "1",
     "--measure.control-prompts", "2", "--measure.control-tokens", "4",
     "--measure.tasks", "2", "--measure.task-tokens", "4",
+    "--check.prompts", "3", "--check.tokens", "4", "--check.per-foundation", "1",
+    "--dose.curve-prompts", "2", "--dose.curve-tokens", "4",
 ]  # fmt: skip
 
 

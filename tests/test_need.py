@@ -101,7 +101,7 @@ def test_a_reading_is_counted_by_hand() -> None:
 )
 def test_the_line_about_time_reads_naturally(seconds: float, said: str) -> None:
     line = need.time_line(resolve("quick"), 56, seconds)
-    assert line.startswith("about ") and "left for 2 rounds" in line and line.endswith(said)
+    assert line.startswith("about ") and "left for 1 round" in line and line.endswith(said)
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(

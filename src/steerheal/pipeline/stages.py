@@ -6,7 +6,7 @@ A result is made once per key of its inputs; whatever comes out alike remakes no
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -219,7 +219,7 @@ class Stages:
         file = "scores.json" if number == BASE else f"{role}.json"
         made = EVALUATE.called(role, record(file, Scores)).of(
             self.chat, role, state, persona, config.measure,
-            sampling=config.sampling, seed=config.seed, previous=before, rules=self.rules(),
+            sampling=config.sampling, seed=config.seed, previous=before, rules=self.rules,
         )  # fmt: skip
         return self._barred(made, number, f"reading {role}", size(config.measure, persona))
 
@@ -257,7 +257,7 @@ class Stages:
         if config.dose.start != "auto" or not teacher.dose:
             return None
         made = CURVE.of(
-            self.chat, teacher, self.persona, self.calibrated(),
+            self.chat, teacher, self.persona, self.calibrated,
             dose=config.dose, push=config.push, sampling=config.sampling, rules=config.filter,
             seed=stream(config.seed, streams.CURVE, number),
         )  # fmt: skip
@@ -290,13 +290,14 @@ class Stages:
         made = SWEEP.of(
             self.chat, student, vector, doses, zero,
             persona=persona, check=check, measure=config.measure, sampling=config.sampling,
-            seed=config.seed, rules=self.rules(),
+            seed=config.seed, rules=self.rules,
         )  # fmt: skip
         total = rows(doses, persona, check, config.measure, config.sampling)
         return self._barred(made, number, "sweep of doses", total)
 
+    @cached_property
     def calibrated(self) -> Calibration:
-        """The filter's limits on the base's own text."""
+        """The filter's limits on the base's own text, one stage of the run however often used."""
         config = self.config
         made = CALIBRATE.of(
             self.chat, self.persona, config.sampling, config.filter, seed=seed_of(config.seed)
@@ -304,9 +305,10 @@ class Stages:
         texts = config.filter.calibration_texts
         return self._barred(made, BASE, "calibrating the filter", texts)
 
+    @cached_property
     def rules(self) -> CoherenceRules:
         """What tells coherent answers on this model."""
-        return CoherenceRules(self.persona, self.calibrated(), self.config.filter)
+        return CoherenceRules(self.persona, self.calibrated, self.config.filter)
 
     def _dose(self, found: Curve | None) -> DoseSettings:
         """The settings of the dose, with a number to start at."""
@@ -319,7 +321,7 @@ class Stages:
         """What the teacher writes in the round, judged; its dose is walked from the knee down."""
         config = self.config
         made = HARVEST.of(
-            self.chat, teacher, self.persona, self.calibrated(),
+            self.chat, teacher, self.persona, self.calibrated,
             dose=self._dose(found), push=config.push, sampling=config.sampling,
             rules=config.filter, seed=stream(config.seed, streams.HARVEST, number),
         )  # fmt: skip
