@@ -88,6 +88,7 @@ def test_comments_blank_lines_and_docstrings_do_not_count(tmp_path: Path) -> Non
     assert changed(root) == set()
 
 
+@pytest.mark.slow
 def test_the_digest_is_the_same_in_every_process() -> None:
     program = "from steerheal.pipeline.stages import all_of_it; print(all_of_it())"
     found = {
@@ -174,6 +175,7 @@ def test_a_stage_of_the_same_inputs_and_other_code_is_made_again_and_said_so(
     assert [mark.reused for mark in marks] == [False, False, False, True]
 
 
+@pytest.mark.slow
 def test_a_run_after_a_change_of_the_vectors_code_makes_it_and_what_differs_by_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -216,6 +216,7 @@ def test_a_start_is_auto_or_a_number() -> None:
 AUTO = {"start": "auto", "curve": (0.5, 1.0, 2.0), "curve_prompts": 3, "curve_tokens": 6}
 
 
+@pytest.mark.slow
 def test_a_run_finds_its_dose_anew_in_every_round_and_reports_it(tmp_path: Path) -> None:
     record = start(tmp_path, dose=AUTO, check={"prompts": 2, "per_foundation": 1, "tokens": 6})
     assert len(record.rounds) == 2
@@ -234,6 +235,7 @@ def test_a_run_finds_its_dose_anew_in_every_round_and_reports_it(tmp_path: Path)
     assert repr(read_run(tmp_path / "run").rounds[0].curve) == repr(first.curve)
 
 
+@pytest.mark.slow
 def test_a_number_reads_no_curve(tmp_path: Path) -> None:
     record = start(tmp_path, rounds=1)
     assert record.rounds[0].curve is None and record.rounds[0].walk[0].multiplier == 1.0
@@ -241,6 +243,7 @@ def test_a_number_reads_no_curve(tmp_path: Path) -> None:
     assert "curve of doses" not in write_report(tmp_path / "run").read_text()
 
 
+@pytest.mark.slow
 def test_the_table_has_the_knee_in_its_place(tmp_path: Path) -> None:
     (row,) = start(tmp_path, rounds=1).rounds
     table = curve_table(row.model_copy(update={"curve": found([16, 16, 16, 14, 10])}))
