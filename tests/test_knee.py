@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from steerheal import streams
+from steerheal.cli import parse
 from steerheal.config import (
     DoseSettings,
     FilterSettings,
@@ -251,3 +252,10 @@ def test_the_table_has_the_knee_in_its_place(tmp_path: Path) -> None:
     assert table.rows[4][0].under == "the knee" and table.rows[4][2].text == "0.75"
     whole = curve_table(row.model_copy(update={"curve": found([16, 16, 16, 15, 14])}))
     assert len(whole.rows) == 5
+
+
+def test_a_wrong_start_is_one_sentence_with_what_is_allowed() -> None:
+    with pytest.raises(UserError) as told:
+        parse("run", ["--dose.start", "-1"])
+    assert str(told.value).count("--dose.start") == 1
+    assert "above 0" in str(told.value) and "auto" in str(told.value)

@@ -56,7 +56,9 @@ def problems(
         error: Why it could not be.
         name: What the user calls the setting at a place in it.
     """
-    return [_sentence(kind, item, name) for item in _first_each(error.errors())]
+    # A union's members have places of their own, and the same sentence.
+    said = (_sentence(kind, item, name) for item in _first_each(error.errors()))
+    return list(dict.fromkeys(said))
 
 
 def _first_each(items: Sequence[Any]) -> list[Any]:
