@@ -283,15 +283,16 @@ CHECK: Check[Filtering] = Check(
             "inert",
             lambda e: abs(e.drop) < FLAT_SURVIVAL,
             "Survival does not follow the dose: {e.course}.",
-            "Raise --dose.start until text breaks; if broken text is kept at every dose, lower "
-            "--filter.tail-perplexity and the repetition limits.",
+            "Lower --dose.coherence, or raise --dose.start, until text breaks; if broken text is "
+            "kept at every dose, lower --filter.tail-perplexity and the repetition limits.",
         ),
         Rule(
             "starved",
             lambda e: not e.fed,
             "Too few completions survived: {e.kept} at the last dose tried, {e.multiplier}, of "
             "{e.drawn} drawn in all; the commonest reason was {e.top_reason} ({e.top_count}).",
-            "Lower --dose.start or allow more --dose.walks and --dose.batches; {e.remedy}",
+            "Raise --dose.coherence, lower --dose.start, or allow more --dose.walks and "
+            "--dose.batches; {e.remedy}",
             over=("separates", "inert", "keeps base", "leaks loops", "narration dominates"),
         ),
         Rule(

@@ -287,16 +287,16 @@ CHECK: Check[Steering] = Check(
             "too weak",
             lambda e: e.still and e.unfelt and not e.last.leans,
             "Nothing moves up to dose {e.last.dose}: {e.last.said}{e.together}; {e.last.price}.",
-            "Raise --dose.start; widen --vector.band a little, or take a persona with a plainer "
-            "contrast.",
+            "Lower --dose.coherence or raise --dose.start; widen --vector.band a little, or take a "
+            "persona with a plainer contrast.",
         ),
         Rule(
             "too strong",
             lambda e: bool(e.doses) and incoherent(e.first.at_best, e.first.perplexity),
             "Coherence is gone at the lowest dose read, {e.first.dose}: {e.first.price}; "
             "{e.first.said}.",
-            "Lower --dose.start or the fractions of --dose.sweep; a narrower --vector.band "
-            "compounds less.",
+            "Raise --dose.coherence, lower --dose.start or the fractions of --dose.sweep; a "
+            "narrower --vector.band compounds less.",
         ),
         Rule(
             "imprecise",
