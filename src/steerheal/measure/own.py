@@ -1,4 +1,4 @@
-"""Rows that readings bring themselves: what a state answers to their prompts and makes of texts."""
+"""Rows that readings bring themselves: what a state answers to their prompts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +13,6 @@ from steerheal.measure import free
 from steerheal.measure.poles import expected_logodds
 from steerheal.measure.readings.table import Answer, Rules
 from steerheal.measure.spill import base_texts, spill
-from steerheal.models.chat import document_ids
 from steerheal.models.finite import refuse_at_rest
 from steerheal.models.generate import Draw, generate
 from steerheal.models.model import ChatModel
@@ -21,7 +20,6 @@ from steerheal.models.score import (
     chosen_logprobs,
     continuation_states,
     kl_between,
-    token_logprobs,
 )
 from steerheal.personas import Pair, Persona
 from steerheal.records import Completion, Scores
@@ -109,9 +107,3 @@ class Asker:
         if self.state == base():
             return [0.0] * len(answers)
         return spill(self.chat, self.state, answers)
-
-    def texts(self, texts: Sequence[str]) -> list[float]:
-        """Mean negative log-likelihood per token of plain texts under the state, nats."""
-        with self.state.entered(self.chat) as reader:
-            logs = token_logprobs(reader, [document_ids(reader, text) for text in texts])
-        return [-row.mean().item() for row in logs]

@@ -93,10 +93,6 @@ class Asking(Protocol):
         """What the state writes to the prompts, at most so many tokens each."""
         ...
 
-    def texts(self, texts: Sequence[str]) -> list[float]:
-        """Mean negative log-likelihood per token of plain texts under the state, nats."""
-        ...
-
 
 class Case(NamedTuple):
     """A state's rows, and the base's on the same units."""
