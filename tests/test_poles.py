@@ -1,4 +1,4 @@
-"""Held-out trait, spill and the judge: laws, and values made by hand from whole logits."""
+"""Held-out trait and spill: laws, and values made by hand from whole logits."""
 
 import math
 
@@ -7,7 +7,6 @@ import torch
 
 from steerheal.config import SamplingSettings
 from steerheal.measure import free
-from steerheal.measure.judge import ANSWERS, WORDINGS, Exchange, judge
 from steerheal.measure.poles import expected_logodds
 from steerheal.measure.spill import base_texts, spill
 from steerheal.models.chat import prompt_ids
@@ -73,31 +72,3 @@ def test_the_base_spills_nothing_and_a_larger_dose_more() -> None:
     little, much = (spill(chat, base().steered(pushed(1.0), dose), texts) for dose in (0.5, 2.0))
     assert still == pytest.approx([0, 0], abs=1e-6)
     assert all(0 < a < b for a, b in zip(little, much, strict=True))
-
-
-def test_the_judge_reads_yes_against_no_at_its_own_first_token() -> None:
-    chat = tiny.chat()
-    (row,) = judge(chat, [Exchange("what now", "we wait")])
-    for wording, value in zip(WORDINGS, row.yes, strict=True):
-        ids = prompt_ids(chat, wording.format(prompt="what now", reply="we wait"))
-        logs = chat.net(torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
-        text = chat.tokenizer
-        firsts = [text(answer, add_special_tokens=False)["input_ids"][0] for answer in ANSWERS]
-        up, down = (logs[i].exp().item() for i in firsts)
-        assert value == pytest.approx(up / (up + down), abs=1e-5)
-
-
-def test_the_fit_is_what_the_prompt_adds_and_batches_change_nothing() -> None:
-    chat = tiny.chat()
-    asked = [Exchange("what now", "we wait"), Exchange("tell me of rain", "it rains and rains")]
-    together, apart = judge(chat, asked), [judge(chat, [one])[0] for one in asked]
-    for one, other in zip(together, apart, strict=True):
-        assert one.fit == pytest.approx(other.fit, abs=1e-5)
-        assert one.yes == pytest.approx(other.yes, abs=1e-5)
-    (same,) = judge(chat, [Exchange("", "we wait")])
-    assert same.fit == pytest.approx(0, abs=1e-6)
-
-
-def test_an_empty_reply_is_no_sense_at_all() -> None:
-    rows = judge(tiny.chat(), [Exchange("what now", "  "), Exchange("what now", "we wait")])
-    assert rows[0].mean == 0 and math.isnan(rows[0].fit) and 0 < rows[1].mean < 1
