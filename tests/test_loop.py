@@ -40,7 +40,7 @@ TINY: dict[str, Any] = {
     "rounds": 2,
     "coherence_floor": 0.0,
     "vector": {"contexts": 4, "band": (0.3, 0.8)},
-    "sampling": {"tokens": 12, "rows": 8},
+    "sampling": {"tokens": 10, "rows": 8},
     "dose": {"start": 1.0, "want": 8, "minimum": 4, "batches": 3, "walks": 2, "target": 0.1},
     "filter": {
         "false_drop": 0.0,
@@ -54,11 +54,11 @@ TINY: dict[str, Any] = {
         "barrier": "kl_rev", "epochs": 1, "rows": 4, "rank": 2, "alpha": 4, "lr": 1e-3,
     },
     "measure": {
-        "instrument": "likelihood", "per_foundation": 1, "prompts": 3, "tokens": 6,
-        "long_prompts": 2, "long_tokens": 8, "json_prompts": 2, "held_out_pairs": 1,
-        "control_prompts": 2, "control_tokens": 4, "tasks": 2, "task_tokens": 4,
+        "instrument": "likelihood", "per_foundation": 1, "statements": 4, "prompts": 3, "tokens": 5,
+        "long_prompts": 1, "long_tokens": 6, "json_prompts": 0, "held_out_pairs": 1,
+        "control_prompts": 1, "control_tokens": 4, "tasks": 1, "task_tokens": 4,
     },
-    "check": {"prompts": 3, "per_foundation": 1, "tokens": 6},
+    "check": {"doses": (0.5, 2.0), "prompts": 3, "per_foundation": 1, "tokens": 5},
 }  # fmt: skip
 
 

@@ -208,7 +208,7 @@ def test_the_embedded_base_ranks_the_published_vignettes_far_above_chance(shared
     asked = vignettes.load(str(shared / "tinymfv" / "vignettes_classic_other_violate.jsonl"))
     scores = Scores(
         state="base", instrument="likelihood", vignettes=tuple(likelihood.read(chat, asked[::2])),
-        canary=tuple(coherence.read(chat)), persona=(),
+        canary=tuple(coherence.read(chat, prompts.lines("statements")[:4])), persona=(),
     )  # fmt: skip
     assert summary.summarise(scores, scores, AXIS).values["top1"].value >= 0.45
     mass = [row.p_ans_any for row in scores.canary]

@@ -222,7 +222,8 @@ class Lab:
         row["spill"] = spill(self.chat, state, self.control)
         with state.entered(self.chat) as reader:
             row["tasks"] = self._tasks(reader)
-            row["canary"] = [item.p_ans_any for item in coherence.sweep(reader)[0]]
+            (slots,) = coherence.sweep(reader, prompts.lines("statements"))
+            row["canary"] = [item.p_ans_any for item in slots]
             row["plain"] = damage.plain_perplexity(reader)
             for tokens in scale.think if scale.vignettes is not None else ():
                 if tokens == 0 or think:

@@ -31,6 +31,8 @@ class MeasureSettings(Settings):
     """Who acts in the vignettes: someone else, or the reader."""
     per_foundation: CountOrNone = 0
     """Vignettes per foundation, a stratified subset; 0 is all of them."""
+    statements: Annotated[Count, Field(ge=2)] = 32
+    """Statements that the canary is read on."""
     prompts: Annotated[Count, Field(ge=2)] = 32
     """The persona's evaluation prompts that are answered freely."""
     tokens: Tokens = 48
@@ -52,10 +54,11 @@ class MeasureSettings(Settings):
     task_tokens: Tokens = 32
     """Longest of those answers, in tokens."""
 
-    @field_validator("long_prompts", "json_prompts", "control_prompts", "tasks")
+    @field_validator("statements", "long_prompts", "json_prompts", "control_prompts", "tasks")
     @classmethod
     def _as_many_as_bundled(cls, count: int, info: ValidationInfo) -> int:
         most = {
+            "statements": lambda: lines("statements"),
             "long_prompts": lambda: lines("open"),
             "json_prompts": lambda: lines("json"),
             "control_prompts": control_held_out,

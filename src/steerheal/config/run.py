@@ -73,6 +73,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "measure": {
             "instrument": "likelihood",
             "per_foundation": 2,
+            "statements": 16,
             "prompts": 20,
             "tokens": 32,
             "long_prompts": 0,

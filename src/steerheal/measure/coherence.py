@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from steerheal.config import MeasureSettings
 from steerheal.measure import finite
 from steerheal.models.asking import Offered, offered
 from steerheal.models.model import ChatModel
@@ -23,12 +24,17 @@ ANSWERS = (" true", " false", "true", "false")
 EXAMPLES = (("Ice is frozen water.", True), ("A week has nine days.", False))
 
 
+def asked(settings: MeasureSettings) -> tuple[str, ...]:
+    """The statements that an evaluation reads: the first of the bundled ones."""
+    return lines("statements")[: settings.statements]
+
+
 def read(
     chat: ChatModel,
-    statements: Sequence[str] | None = None,
+    statements: Sequence[str],
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[CanaryRow]:
-    """A row per statement, in the order given; the bundled statements when none are given.
+    """A row per statement, in the order given.
 
     Raises:
         UserError: logits that are not finite.
@@ -41,14 +47,14 @@ def read(
 @torch.no_grad()
 def sweep(
     chat: ChatModel,
-    statements: Sequence[str] | None = None,
+    statements: Sequence[str],
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[list[CanaryRow]]:
     """The rows of every entered state, all states in the same batches.
 
     Args:
         chat: The model, or what a state's door gives.
-        statements: What is asked; the bundled ones when none are given.
+        statements: What is asked.
         progress: Called with the number of rows read, over all states.
 
     What is not finite under a dose stays NaN.
@@ -56,9 +62,8 @@ def sweep(
     Raises:
         UserError: logits that are not finite without a dose.
     """
-    texts = list(statements) if statements is not None else list(lines("statements"))
     opened = [
-        _opened(chat, statement, state) for state in range(chat.entered) for statement in texts
+        _opened(chat, statement, state) for state in range(chat.entered) for statement in statements
     ]
     # One token more stands for whatever follows the opening, which is what is asked for.
     pairs = [(one.line.without(one.slot), [*one.forced(), 0]) for one in opened]
@@ -69,9 +74,9 @@ def sweep(
         forced = torch.tensor(one.forced(), dtype=torch.long)
         nll = -logs[:-1].gather(1, forced[:, None]).mean().item()
         mass = logs[-1, allowed].exp().sum().item()
-        name = f"statement-{len(rows) % len(texts):02d}"
+        name = f"statement-{len(rows) % len(statements):02d}"
         rows.append(CanaryRow(id=name, p_ans_any=mass, nll_prefill=nll))
-    read = [rows[start : start + len(texts)] for start in range(0, len(rows), len(texts))]
+    read = [rows[start : start + len(statements)] for start in range(0, len(rows), len(statements))]
     finite.refuse_broken(chat, read)
     return read
 

@@ -54,7 +54,7 @@ def evaluate(
 
     with state.entered(chat) as reader:
         read = instruments.read(reader, chosen, settings, progress=progress)
-        (canary,) = coherence.sweep(reader, None, progress)
+        (canary,) = coherence.sweep(reader, coherence.asked(settings), progress)
         plain = damage.plain_perplexity(reader)
         answers = written(reader, asked, settings.tokens)
         replies = written(reader, _json(settings), damage.JSON_TOKENS)
@@ -125,5 +125,5 @@ def size(settings: MeasureSettings, persona: Persona) -> int:
     """Rows that `evaluate` will report as progress."""
     chosen = vignettes.chosen(settings)
     asked = persona.prompts.evaluate[: settings.prompts]
-    parts = (chosen, lines("statements"), asked, _json(settings), _open(settings))
+    parts = (chosen, coherence.asked(settings), asked, _json(settings), _open(settings))
     return sum(map(len, parts)) + table.own_size(settings)

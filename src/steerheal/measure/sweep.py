@@ -18,7 +18,6 @@ from steerheal.measure.readings.table import Rules
 from steerheal.measure.vignettes import Vignette
 from steerheal.models.model import ChatModel
 from steerheal.personas import Axis, Persona
-from steerheal.prompts import lines
 from steerheal.records import CanaryRow, DosePoint, Scores, Sweep
 from steerheal.state.values import State, entered
 
@@ -42,7 +41,7 @@ class Asked:
     @property
     def rows(self) -> int:
         """Rows that one dose reports as progress."""
-        return len(self.vignettes) + len(lines("statements")) + len(self.prompts)
+        return len(self.vignettes) + len(coherence.asked(self.measure)) + len(self.prompts)
 
 
 def asked(
@@ -91,7 +90,7 @@ def read(
     fresh = [dose for dose in doses if dose or known is None]
     with entered(chat, [state.at_dose(dose) for dose in fresh]) as reader:
         acts = instruments.sweep(reader, ask.vignettes, ask.measure, progress=progress)
-        slots = coherence.sweep(reader, None, progress)
+        slots = coherence.sweep(reader, coherence.asked(ask.measure), progress)
     with entered(chat, [state.at_dose(dose) for dose in doses]) as reader:
         answers = free.sweep(reader, ask.prompts, ask.sampling, seed=ask.seed, progress=progress)
     together = free.Answers(
