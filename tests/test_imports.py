@@ -139,7 +139,7 @@ for arguments in {LIGHT}:
 
 
 def test_a_command_is_a_module_of_its_name_with_its_options_refusals_and_work() -> None:
-    bases = {"Command", "ReadCommand"}
+    bases = {"Command", "ModelCommand", "ReadCommand"}
     found = {
         name.removeprefix("commands."): node
         for name, tree in modules().items()

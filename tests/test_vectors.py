@@ -249,7 +249,7 @@ def test_a_block_that_writes_some_other_way_is_a_clear_message() -> None:
 def test_random_moves_the_model_as_far_as_the_mean_difference(family: str, seed: int) -> None:
     chat, chosen = tiny_chat(family), settings(method="random", seed=seed)
     systems = (tiny.persona().positive, tiny.persona().negative)
-    texts = random.sampled(Source(chat, systems, CONTEXTS, chosen, [1, 2]))
+    texts = random.sampled(Source(chat, [systems], CONTEXTS, chosen, [1, 2]))
     assert len(texts) == len(CONTEXTS)
 
     def tail(vector: SteeringVector) -> float:
@@ -332,12 +332,12 @@ def test_answers_are_read_as_a_plain_forward_would(family: str, reading: str) ->
 
 def test_a_stop_token_is_no_part_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     chat = tiny_chat()
-    source = Source(chat, ("", ""), CONTEXTS, settings(answer_tokens=6), [1])
-    free = source.answers("")
+    source = Source(chat, [("", "")], CONTEXTS, settings(answer_tokens=6), [1])
+    free = source.answers(0)
     # The third token becomes one that ends a turn.
     stop = free[0][2]
     monkeypatch.setattr(type(chat), "stop_ids", lambda _: (stop,))
-    cut = source.answers("")
+    cut = source.answers(0)
     assert cut[0] == free[0][: free[0].index(stop)] or cut[0] == [stop]
     assert all(stop not in answer or answer == [stop] for answer in cut)
 

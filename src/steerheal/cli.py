@@ -10,6 +10,7 @@ from steerheal.commands.evaluate import EvaluateCommand
 from steerheal.commands.export import ExportCommand
 from steerheal.commands.helping import asked
 from steerheal.commands.personas import PersonasCommand
+from steerheal.commands.rank import RankCommand
 from steerheal.commands.report import ReportCommand
 from steerheal.commands.run import RunCommand
 from steerheal.commands.sample import SampleCommand
@@ -24,6 +25,7 @@ KINDS: dict[str, type[Command]] = {
         RunCommand,
         PersonasCommand,
         EvaluateCommand,
+        RankCommand,
         ScanCommand,
         SeedsCommand,
         SampleCommand,

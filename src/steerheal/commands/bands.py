@@ -6,21 +6,24 @@ all of its doses share their batches, and every point is paired with the same re
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from steerheal import prompts
+from steerheal.commands.ranks import PROMPTS, TOKENS, show
 from steerheal.config import VectorSettings
 from steerheal.console import Console
 from steerheal.measure import sweep
+from steerheal.measure.fisher import ground
+from steerheal.measure.spill import base_texts
 from steerheal.measure.summary import fluency
-from steerheal.models.model import ChatModel, band_layers
+from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
-from steerheal.records import Completion, Scores
+from steerheal.records import Completion, RankRow, Scores
 from steerheal.report.scan import ScanBand, ScanPoint, ScanRecord
 from steerheal.state.values import base
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.calibrate import calibrate
+from steerheal.steer.rank import hull, ranked, within
 from steerheal.steer.vector import extract
 
 
@@ -46,14 +49,14 @@ class Tried(NamedTuple):
 def read(chat: ChatModel, tried: Tried, ask: sweep.Asked, console: Console) -> ScanRecord:
     """Every band at every dose."""
     whole = _extracted(chat, tried, ask.persona, console)
+    ranks = _ranked(chat, tried, whole, ask, console)
     with console.stage("base", ask.rows) as progress:
         (zero,) = sweep.read(chat, base().steered(whole, 1.0), (0.0,), ask, progress)
     texts = [row.completion for row in zero.persona]
     found: list[ScanBand] = []
     points: list[ScanPoint] = []
     for band in tried.bands:
-        layers = band_layers(len(chat.blocks), (band.low, band.high))
-        vector = replace(whole, layers={layer: whole.layers[layer] for layer in layers})
+        vector = within(chat, whole, (band.low, band.high))
         found.append(_calibrated(chat, band, vector, texts, tried.target_kl))
         if not math.isfinite(found[-1].coefficient):
             console.note(f"band {band.text} left out: {found[-1].words}")
@@ -66,6 +69,7 @@ def read(chat: ChatModel, tried: Tried, ask: sweep.Asked, console: Console) -> S
         settings={},
         instrument=ask.measure.instrument,
         base_perplexity=fluency(zero),
+        ranks=ranks,
         bands=tuple(found),
         points=tuple(points),
         against="coherence",
@@ -75,13 +79,25 @@ def read(chat: ChatModel, tried: Tried, ask: sweep.Asked, console: Console) -> S
 
 def _extracted(chat: ChatModel, tried: Tried, persona: Persona, console: Console) -> SteeringVector:
     """The vector on every block from the first to the last that any band steers."""
-    depth = len(chat.blocks)
-    layers = {i for band in tried.bands for i in band_layers(depth, (band.low, band.high))}
-    hull = (min(layers) / depth, (max(layers) + 1) / depth)
-    settings = VectorSettings(contexts=tried.contexts, band=hull)
+    bands = {band.text: (band.low, band.high) for band in tried.bands}
+    settings = VectorSettings(contexts=tried.contexts, band=hull(len(chat.blocks), bands))
     chosen = prompts.first_contexts(tried.contexts)
     with console.stage("vector", 2 * len(chosen)) as progress:
         return extract(chat, persona, chosen, settings, progress)
+
+
+def _ranked(
+    chat: ChatModel, tried: Tried, whole: SteeringVector, ask: sweep.Asked, console: Console
+) -> tuple[RankRow, ...]:
+    """Every band's Fisher cosine, shown before any text is steered."""
+    sampling = ask.sampling.model_copy(update={"tokens": TOKENS})
+    texts = base_texts(chat, ask.persona.prompts.train[:PROMPTS], sampling, seed=ask.seed)
+    bands = {band.text: within(chat, whole, (band.low, band.high)) for band in tried.bands}
+    with console.stage("directions", len(bands)) as progress:
+        found = [(VectorSettings(contexts=tried.contexts), bands)]
+        rows = tuple(ranked(chat, ground(chat, ask.persona, texts), found, progress))
+    show(rows, f"bands for {ask.persona.name}", console)
+    return rows
 
 
 def _calibrated(

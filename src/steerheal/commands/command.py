@@ -85,8 +85,8 @@ class Command(BaseModel):
         """
 
 
-class ReadCommand(Command):
-    """What every command that reads a model asks for."""
+class ModelCommand(Command):
+    """What every command that loads a model asks for."""
 
     model: Place = ""
     """Base model: empty for the embedded one, a hub id, a local folder or a GGUF file."""
@@ -96,6 +96,16 @@ class ReadCommand(Command):
     """Variables of the chat template, as NAME=VALUE or one JSON object."""
     date: Date = ""
     """Date, or date and time, that a chat template prints, such as 2026-03-14; empty is now."""
+
+    def asked_model(self) -> ModelSettings:
+        """The options as settings of a model."""
+        own = self.model_dump(include={"template", "template_vars", "date"})
+        return ModelSettings(name=self.model, **own)
+
+
+class ReadCommand(ModelCommand):
+    """What every command that reads a model's vignettes and answers asks for."""
+
     instrument: Instrument = "auto"
     """How the vignettes are read."""
     protocol: Place = ""
@@ -112,11 +122,6 @@ class ReadCommand(Command):
     """forced_choice: the options forwards and backwards, or every option once at every position."""
     seed: Seed = 0
     """Seed of the free answers."""
-
-    def asked_model(self) -> ModelSettings:
-        """The options as settings of a model."""
-        own = self.model_dump(include={"template", "template_vars", "date"})
-        return ModelSettings(name=self.model, **own)
 
     def measure(self) -> MeasureSettings:
         """The options as settings of an evaluation."""

@@ -3,10 +3,13 @@
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from steerheal.config import MeasureSettings
 from steerheal.errors import UserError
 from steerheal.measure import moralmaps, protocol, vignettes
+from steerheal.records import Record
+from steerheal.store import read_record
 
 
 def refuse_unreadable(settings: MeasureSettings) -> None:
@@ -41,6 +44,19 @@ def writable_folder(folder: Path, option: str) -> None:
         UserError: it is a file, or lies in what is no folder or cannot be written.
     """
     _refuse_closed(folder.absolute(), option)
+
+
+def refuse_other(file: Path, kind: type[Record], settings: dict[str, Any]) -> None:
+    """Refuses a file that holds the same kind of record, made with other options.
+
+    Raises:
+        UserError: it does, or it cannot be read.
+    """
+    if file.exists() and getattr(read_record(file, kind), "settings", None) != settings:
+        raise UserError(
+            f"{file.parent} holds a {file.stem} with other settings. Choose another folder with "
+            "--out, or remove it."
+        )
 
 
 def _refuse_closed(folder: Path, option: str) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field
 from steerheal import prompts
 from steerheal.bounds import Amount, Count, CountOrNone, FilePath, Label, Place, Tokens
 from steerheal.commands.command import POSITIONAL, ReadCommand
-from steerheal.commands.refuse import refuse_unreadable, writable_folder
+from steerheal.commands.refuse import refuse_other, refuse_unreadable, writable_folder
 from steerheal.config import MOST_LISTED, CheckSettings, Doses, SamplingSettings
 from steerheal.console import Console
 from steerheal.disk import write_bytes, write_text
@@ -18,12 +18,13 @@ from steerheal.errors import UserError
 from steerheal.measure import vignettes
 from steerheal.numbers import shown
 from steerheal.personas import Persona, find
-from steerheal.store import read_record, write_record
+from steerheal.store import write_record
 
 if TYPE_CHECKING:
     from steerheal.report.scan import ScanRecord
 
 RECORD, FIGURE = "scan.json", "scan"
+BANDS = ("0.2-0.4", "0.3-0.5", "0.4-0.6", "0.5-0.7", "0.45-0.55")
 NOTHING = "There is no {0} to try; name one or more after --{0}s."
 
 
@@ -34,13 +35,7 @@ class ScanCommand(ReadCommand):
     """A built-in persona or a TOML file."""
     reverse: bool = False
     """Swap the persona's poles."""
-    bands: Annotated[tuple[Label, ...], Field(max_length=MOST_LISTED)] = (
-        "0.2-0.4",
-        "0.3-0.5",
-        "0.4-0.6",
-        "0.5-0.7",
-        "0.45-0.55",
-    )
+    bands: Annotated[tuple[Label, ...], Field(max_length=MOST_LISTED)] = BANDS
     """Blocks that are steered, as fractions of depth."""
     doses: Doses = (0.5, 1.0, 1.5)
     """Multiples of the dose that reaches the target KL, band by band."""
@@ -77,14 +72,14 @@ class ScanCommand(ReadCommand):
         from steerheal.models.chat import prompt_notes
         from steerheal.models.load import load
         from steerheal.report.draw import png, svg
-        from steerheal.report.scan import advised, figure
+        from steerheal.report.scan import ScanRecord, advised, figure
 
         works()
         persona = find(self.persona, reverse=self.reverse)
         options = self._within_pool(persona, console)
         settings = options.model_dump(mode="json", exclude={"out"})
         out = self.out or Path("runs") / f"scan-{persona.name}"
-        _refuse_other(out, settings)
+        refuse_other(out / RECORD, ScanRecord, settings)
         # What lies on a hub is fetched before the model is loaded.
         vignettes.chosen(self.measure())
         chat = load(self.asked_model())
@@ -138,18 +133,6 @@ def fractions(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
             )
         found[text] = ends
     return found
-
-
-def _refuse_other(out: Path, settings: dict[str, object]) -> None:
-    from steerheal.report.scan import ScanRecord
-
-    if not (out / RECORD).exists():
-        return
-    if read_record(out / RECORD, ScanRecord).settings != settings:
-        raise UserError(
-            f"{out} holds a scan with other settings. Choose another folder with --out, or remove "
-            "it."
-        )
 
 
 def _show(record: "ScanRecord", console: Console) -> None:

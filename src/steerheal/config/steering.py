@@ -27,6 +27,9 @@ class VectorSettings(Settings):
 
     contrast: Literal["negative", "neutral"] = "negative"
     """The pole that the positive one is compared with."""
+    wordings: Literal["poles", "paraphrases"] = "poles"
+    """What words the poles: their own texts, or the training half of the persona's paraphrases,
+    every context under the next of them; the poles, where it has none."""
     contexts: Count = 256
     """Diverse user messages averaged over; more gives a less noisy direction."""
     band: Band = (0.4, 0.6)

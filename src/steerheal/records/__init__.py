@@ -16,6 +16,11 @@ from steerheal.records.curve import (
     Curve,
     CurvePoint,
 )
+from steerheal.records.fisher import (
+    Fisher,
+    RankRecord,
+    RankRow,
+)
 from steerheal.records.readings import (
     UNREAD,
     Comparison,
@@ -74,6 +79,7 @@ __all__ = [
     "DosePoint",
     "Evaluation",
     "Finding",
+    "Fisher",
     "Harvest",
     "HealLog",
     "HealStep",
@@ -84,6 +90,8 @@ __all__ = [
     "OnTest",
     "Part",
     "PersonaRow",
+    "RankRecord",
+    "RankRow",
     "Reading",
     "Readings",
     "Record",

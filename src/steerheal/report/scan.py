@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 from steerheal.personas import Persona
-from steerheal.records import DosePoint, Reading, Record
+from steerheal.records import DosePoint, RankRow, Reading, Record
 from steerheal.report.draw import CARD, INK, RED, key, level, line, note, sheet, styled
 from steerheal.report.front import front, knee
 from steerheal.report.words import at
@@ -70,6 +70,8 @@ class ScanRecord(Record):
     """The command's options that decide the readings."""
     instrument: str
     base_perplexity: float
+    ranks: tuple[RankRow, ...] = ()
+    """Every band's Fisher cosine, read before any text was steered."""
     bands: tuple[ScanBand, ...]
     points: tuple[ScanPoint, ...]
     against: Literal["coherence", "fluency"]

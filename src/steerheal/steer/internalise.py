@@ -49,8 +49,8 @@ def internalised(
         progress: Called with the number of rows read since the last call.
     """
     layers = sorted(vector.layers)
-    source = Source(chat, (neutral, neutral), contexts, VectorSettings(), layers, progress)
-    prompts = source.prompts(neutral)
+    source = Source(chat, [(neutral, neutral)], contexts, VectorSettings(), layers, progress)
+    prompts = source.prompts(0)
     means: list[dict[int, Float[Tensor, " D"]]] = []
     for student in (before, after):
         with student.entered(chat) as reader, reader.resting():

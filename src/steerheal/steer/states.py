@@ -5,8 +5,10 @@ token of the chat-templated prompt), or over a short greedy answer that the pole
 its last token, or as the mean over its tokens. A stop token is no part of an answer.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -19,10 +21,13 @@ from steerheal.models.generate import Draw, generate
 from steerheal.models.hooks import recording
 from steerheal.models.model import ChatModel
 from steerheal.models.score import hidden_after_shared
-from steerheal.state.values import base
+from steerheal.state.values import base, entered
 
 Span = tuple[int, int]
 """First position read in a row of tokens, and the one after the last."""
+Side = Literal[0, 1]
+"""The positive pole, and the one that it is compared with."""
+SIDES: tuple[Side, Side] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,13 @@ class Poles:
 
 @dataclass(frozen=True)
 class Source:
-    """What a method may draw on: the model, both system prompts, the contexts, the settings."""
+    """What a method may draw on: the model, both poles' system prompts, contexts, settings."""
 
     chat: ChatModel
     """The model as it stands: a student's, where one was entered."""
-    systems: tuple[str, str]
-    """System prompt of the positive pole, and of the one it is compared with."""
+    wordings: Sequence[tuple[str, str]]
+    """System prompts of the positive pole and of the one it is compared with; a context is read
+    under one of the pairs, which take turns."""
     contexts: Sequence[str]
     settings: VectorSettings
     layers: list[int]
@@ -68,17 +74,22 @@ class Source:
 
     def poles(self) -> dict[int, Poles]:
         """Per block, both poles' states at the settings' position."""
-        return paired(*(self._pole(system) for system in self.systems))
+        return paired(*(self._pole(side) for side in SIDES))
 
-    def prompts(self, system: str = "") -> list[list[int]]:
-        """Every context under a system prompt, as token ids."""
-        return [prompt_ids(self.chat, context, system=system) for context in self.contexts]
+    def prompts(self, side: Side | None = None) -> list[list[int]]:
+        """Every context under its system prompt of a side, or under none, as token ids."""
+        turns = itertools.cycle(self.wordings)
+        return [
+            prompt_ids(self.chat, context, system="" if side is None else pair[side])
+            for context, pair in zip(self.contexts, turns, strict=False)
+        ]
 
-    def answers(self, system: str) -> list[list[int]]:
-        """What the model answers greedily to every context under a system prompt, as token ids."""
+    def answers(self, side: Side) -> list[list[int]]:
+        """What the model answers greedily to every context under a side, as token ids."""
         sampling = SamplingSettings(tokens=self.settings.answer_tokens, temperature=0)
-        draws = [Draw(context) for context in self.contexts]
-        with base().prompted(system).entered(self.chat) as reader:
+        count = len(self.wordings)
+        draws = [Draw(context, i % count) for i, context in enumerate(self.contexts)]
+        with entered(self.chat, [base().prompted(pair[side]) for pair in self.wordings]) as reader:
             said = generate(reader, draws, sampling, progress=self.progress)
         stops = set(self.chat.stop_ids())
         return [
@@ -96,11 +107,11 @@ class Source:
         spans = [(len(prompt), len(prompt) + len(answer)) for prompt, answer in both]
         return read(self, [[*prompt, *answer] for prompt, answer in both], spans)
 
-    def _pole(self, system: str) -> dict[int, PoleStates]:
-        prompts = self.prompts(system)
+    def _pole(self, side: Side) -> dict[int, PoleStates]:
+        prompts = self.prompts(side)
         if self.settings.position == "tag":
             return self.read(prompts)
-        answers = self.answers(system)
+        answers = self.answers(side)
         if self.settings.position == "mean":
             return self.read(prompts, answers)
         return self.read([[*a, *b] for a, b in zip(prompts, answers, strict=True)])

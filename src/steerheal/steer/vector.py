@@ -8,7 +8,7 @@ from steerheal.config import VectorSettings
 from steerheal.errors import UserError
 from steerheal.models.finite import dose_of, not_finite
 from steerheal.models.model import ChatModel, band_layers
-from steerheal.personas import Persona
+from steerheal.personas import Pair, Persona
 from steerheal.state.values import State, base
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.methods.find import find
@@ -31,7 +31,7 @@ def extract(
         chat: The model.
         persona: Whose poles are compared.
         contexts: Diverse user messages.
-        settings: Method, contrast, band, position; the number of contexts is not read here.
+        settings: Method, contrast, wordings, band, position; not the number of contexts.
         progress: Called with the number of rows written or read since the last call.
         student: Whose vector it is; the model as it stands when not given.
 
@@ -42,11 +42,10 @@ def extract(
     if not contexts:
         raise UserError("A vector needs at least one context.")
     method = find(settings.method)
-    low = persona.negative if settings.contrast == "negative" else persona.neutral
     with (student or base()).entered(chat) as reader, reader.resting():
         source = Source(
             chat,
-            (persona.positive, low),
+            _wordings(persona, settings),
             contexts[: method.contexts],
             settings,
             band_layers(len(chat.blocks), settings.band),
@@ -61,3 +60,11 @@ def extract(
             f"{settings.method}. Use more contexts, another --vector.method or another persona."
         )
     return SteeringVector(layers, method.kind)
+
+
+def _wordings(persona: Persona, settings: VectorSettings) -> list[tuple[str, str]]:
+    """Both system prompts of every pair that the contexts go through; never a held-out one."""
+    poles = Pair(positive=persona.positive, negative=persona.negative)
+    pairs = persona.pairs("train") if settings.wordings == "paraphrases" else (poles,)
+    neutral = persona.neutral if settings.contrast == "neutral" else ""
+    return [(pair.positive, neutral or pair.negative) for pair in pairs]

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from steerheal.steer.methods import mean_difference
 from steerheal.steer.methods.method import Method
-from steerheal.steer.states import Source, paired
+from steerheal.steer.states import SIDES, Source, paired
 
 
 def directions(source: Source) -> dict[int, Float[Tensor, " D"]]:
     """The mean difference of the two poles' answers per block."""
     prompts = source.prompts()
-    sides = [source.read(prompts, source.answers(system)) for system in source.systems]
+    sides = [source.read(prompts, source.answers(side)) for side in SIDES]
     return {layer: mean_difference.direction(poles) for layer, poles in paired(*sides).items()}
 
 

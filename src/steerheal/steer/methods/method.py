@@ -24,6 +24,8 @@ class Method:
     """Both poles answer first, whatever the position."""
     extra: Callable[[int], int] = lambda _: 0
     """Rows beyond the poles' own, by the number of contexts."""
+    joint: bool = False
+    """A block's direction depends on which others are steered with it."""
 
     def rows(self, settings: VectorSettings, contexts: int) -> int:
         """Rows of which `progress` hears in an extraction: written and read, both poles."""

@@ -61,4 +61,4 @@ def sampled(source: Source) -> list[Completion]:
     return generate(source.chat, draws, sampling, progress=source.progress)
 
 
-METHOD = Method(directions, extra=extra)
+METHOD = Method(directions, extra=extra, joint=True)
