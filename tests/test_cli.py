@@ -218,6 +218,7 @@ def test_seeds_are_read_together_and_unlike_runs_are_refused(
         (["run", "--vector.band", "0.6", "0.4"], "band must rise"),
         (["run", "--dose.want", "4"], "at least minimum"),
         (["run", "--model", "nowhere.gguf"], "no GGUF file"),
+        (["run", "--plan", "--model", "nowhere.gguf"], "no GGUF file"),
         (["run", "--model", "no/such/model"], "no such folder or file"),
         (["run", "--config", "nowhere.toml"], "Cannot read the file nowhere.toml"),
         (["run", "--measure.vignettes", "evryday"], "Perhaps you meant 'everyday'"),

@@ -19,6 +19,7 @@ from steerheal.errors import UserError
 from steerheal.measure.stats import mean
 from steerheal.pipeline import ends, loop
 from steerheal.pipeline.stage_store import Store
+from steerheal.pipeline.stage_work import Counted
 from steerheal.pipeline.stages import Stages
 from steerheal.records import Reading, RoundRecord, RunRecord, Scores, Summary
 from steerheal.report.page import write_report
@@ -136,6 +137,14 @@ def test_a_run_leaves_everything_a_reader_needs(finished: Path) -> None:
     )
     page = write_report(finished).read_text()
     assert "Round 2" in page or "round 2" in page
+
+
+def test_what_is_planned_is_what_is_made(finished: Path) -> None:
+    record = read_run(finished)
+    config, persona = record.settings(finished), record.whose(finished)
+    planned = [(one.round, one.name) for one in Counted(tiny.chat(), persona, config).stages()]
+    made = [(mark.round, mark.name) for mark in record.stages]
+    assert planned[:-1] == made[:-1] and planned[-1][1] == made[-1][1]
 
 
 def test_the_same_settings_give_the_same_record(finished: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from steerheal.commands.command import Command
+from steerheal.commands.doctor import DoctorCommand
 from steerheal.commands.evaluate import EvaluateCommand
 from steerheal.commands.export import ExportCommand
 from steerheal.commands.helping import asked
@@ -23,6 +24,7 @@ KINDS: dict[str, type[Command]] = {
     kind.word(): kind
     for kind in (
         RunCommand,
+        DoctorCommand,
         PersonasCommand,
         EvaluateCommand,
         RankCommand,

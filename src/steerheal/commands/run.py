@@ -15,9 +15,9 @@ from steerheal.config import RunConfig, resolve
 from steerheal.console import Console
 from steerheal.errors import UserError
 from steerheal.line import As, Given, read
-from steerheal.personas import find
+from steerheal.personas import Persona, find
 from steerheal.pipeline.ends import Until
-from steerheal.pipeline.plan import Plan, begun, resumed
+from steerheal.pipeline.plan import Plan, asked_of, begun, resumed
 from steerheal.store import read_run
 
 
@@ -39,6 +39,9 @@ class RunCommand(Command):
     until: Until | None = None
     """End after this check of the first round: check1 says whether steering works, check2 whether
     its text can be filtered. The same command without it goes on from there."""
+    plan: bool = False
+    """Say what every stage will cost here in tokens, time and memory, and leave nothing: a few
+    seconds of this model's own work give the pace."""
     line: Annotated[str, As(hidden=True)] = ""
     """The command line itself, recorded so that the run can be repeated."""
     settings: Annotated[RunConfig, As(name="")] = RunConfig()
@@ -81,21 +84,41 @@ class RunCommand(Command):
 
     def do(self, console: Console, works: Callable[[], None]) -> None:
         """Runs until the last round, or the check that is named, and writes the report."""
-        from steerheal.pipeline.run import run
+        from steerheal.pipeline.run import plan, run
 
         works()
-        with self._planned(console) as plan:
-            run(plan, self.until, console)
+        if self.plan:
+            config, persona, done = self._settled(console)
+            plan(config, persona, console, until=self.until, done=done)
+            return
+        with self._begun(console) as made:
+            run(made, self.until, console)
 
-    def _planned(self, console: Console) -> AbstractContextManager[Plan]:
+    def _begun(self, console: Console) -> AbstractContextManager[Plan]:
         if self.resume is not None:
             return resumed(self.resume, self.until)
-        config = self.settings
-        if self.persona is not None:
-            config = config.model_copy(update={"persona": self.persona})
         return begun(
-            config, self.runs, self.name, until=self.until, command=self.line, console=console
+            self._asked(),
+            self.runs,
+            self.name,
+            until=self.until,
+            command=self.line,
+            console=console,
         )
+
+    def _asked(self) -> RunConfig:
+        """The settings with the persona that is asked for."""
+        if self.persona is None:
+            return self.settings
+        return self.settings.model_copy(update={"persona": self.persona})
+
+    def _settled(self, console: Console) -> tuple[RunConfig, Persona, set[tuple[int, str]]]:
+        """Settings and persona of what is planned, and the stages that a run has already."""
+        if self.resume is None:
+            return *asked_of(self._asked(), console), set()
+        record = read_run(self.resume)
+        done = {(mark.round, mark.name) for mark in record.stages}
+        return record.settings(self.resume), record.whose(self.resume), done
 
 
 def _resolved(given: Given) -> RunConfig:
@@ -112,7 +135,7 @@ def _refuse_beside_resume(folder: Path, given: Given) -> None:
     besides = [
         word
         for path, words in given.words.items()
-        if path not in (("resume",), ("until",))
+        if path not in (("resume",), ("until",), ("plan",))
         for word in words
     ]
     if besides:

@@ -50,15 +50,23 @@ def tried(
     progress: Callable[[int], None] = lambda _: None,
 ) -> Tried:
     """The first instrument that is fit, or the best of those that are not; as in `resolve`."""
-    per = min(PER_FOUNDATION, settings.per_foundation or PER_FOUNDATION)
-    trial = settings.model_copy(update={"per_foundation": per, "think": min(THINK, settings.think)})
     found: list[Qualification] = []
-    for name in ("forced_choice", "likelihood"):
-        found.append(_try(chat, trial.model_copy(update={"instrument": name}), axis))
+    for trial in trials(settings):
+        found.append(_try(chat, trial, axis))
         if found[-1].fit:
             break
     progress(1)
     return Tried(instrument=choose(found).instrument, tried=tuple(found))
+
+
+def trials(settings: MeasureSettings) -> list[MeasureSettings]:
+    """How every instrument is tried, in the order in which they are."""
+    per = min(PER_FOUNDATION, settings.per_foundation or PER_FOUNDATION)
+    think = min(THINK, settings.think)
+    return [
+        settings.model_copy(update={"instrument": name, "per_foundation": per, "think": think})
+        for name in ("forced_choice", "likelihood")
+    ]
 
 
 def _try(chat: ChatModel, trial: MeasureSettings, axis: Axis) -> Qualification:

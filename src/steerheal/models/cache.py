@@ -135,10 +135,14 @@ def fitting(chat: ChatModel, rows: int, tokens: int, *, copies: int = 1) -> int:
 
     Every row has `copies` caches at once.
     """
+    logits = chat.text_config.vocab_size * LOGIT_COPIES * torch.float32.itemsize
+    row = copies * token_bytes(chat) * (tokens + ROOM) + logits
+    return max(1, min(rows, int(MEMORY_SHARE * free_bytes(chat.device) / row)))
+
+
+def token_bytes(chat: ChatModel) -> int:
+    """Bytes of keys and values that a cache keeps of every token."""
     config = chat.text_config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    keys = len(chat.blocks) * heads * width * (tokens + ROOM)
-    logits = config.vocab_size * LOGIT_COPIES * torch.float32.itemsize
-    row = copies * 2 * keys * chat.net.dtype.itemsize + logits
-    return max(1, min(rows, int(MEMORY_SHARE * free_bytes(chat.device) / row)))
+    return 2 * len(chat.blocks) * heads * width * chat.net.dtype.itemsize

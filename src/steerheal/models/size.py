@@ -17,6 +17,8 @@ class Size(NamedTuple):
     parameters: int
     layers: int
     hidden: int
+    cached: int = 0
+    """Bytes of keys and values that a token leaves in a cache."""
 
 
 def weights_bytes(parameters: int, dtype: str) -> float:

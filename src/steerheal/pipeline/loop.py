@@ -13,8 +13,10 @@ from steerheal.checks import course
 from steerheal.measure import sight, summary
 from steerheal.measure.qualify import in_words, qualify
 from steerheal.pipeline.ends import Until, asked_end, best_round, stop_reason
-from steerheal.pipeline.need import time_line
+from steerheal.pipeline.need import costs, time_line
+from steerheal.pipeline.pace import measured
 from steerheal.pipeline.round import Frame, Listener, Position, Teach, one_round
+from steerheal.pipeline.stage_work import Counted
 from steerheal.pipeline.stages import BASE, Stages
 from steerheal.records import RoundRecord, RunRecord
 from steerheal.state.values import Plain, State
@@ -83,7 +85,7 @@ def against_base(
     base = stages.evaluated(BASE, "base", Plain())
     mark = stages.store.marks[-1]
     if until is None and not mark.reused:
-        listener.note(time_line(stages.config, len(base.vignettes), mark.seconds))
+        listener.note(rest_of(stages, mark.seconds))
     stages.shown(BASE, "base", Plain())
     axis = stages.persona.axis
     qualified = qualify(base, axis)
@@ -92,6 +94,13 @@ def against_base(
         listener.note(sentence)
     frame = Frame(base, summary.summarise(base, base, axis), qualified, listener, until, teach)
     return frame, said
+
+
+def rest_of(stages: Stages, base_seconds: float) -> str:
+    """About how long the run goes on, after its base was read."""
+    counted = Counted(stages.chat, stages.persona, stages.config)
+    found = costs(counted, measured(stages.chat, stages.config))
+    return time_line(found, stages.config.rounds, base_seconds)
 
 
 def in_course(

@@ -79,9 +79,7 @@ def begun(
     Raises:
         UserError: the folder holds another run, or another process is at work in it.
     """
-    persona = find(config.persona, reverse=config.reverse)
-    persona = persona.model_copy(update={"prompts": persona.prompts.with_test()})
-    config = _within_pools(config, persona, console)
+    config, persona = asked_of(config, console)
     stem = Path(config.persona).stem.lstrip(".-") + ("-reversed" if config.reverse else "")
     with claimed(runs / name) if name else claimed_free(runs, stem) as folder:
         old = read_run(folder) if (folder / RUN).exists() else None
@@ -92,6 +90,13 @@ def begun(
             _refuse_another(folder, old, config, persona)
             _refuse_going_back(folder, old, until)
         yield Plan(folder, config, persona, command, old)
+
+
+def asked_of(config: RunConfig, console: Console) -> tuple[RunConfig, Persona]:
+    """Settings and persona of a new run, with no more prompts than the persona has."""
+    persona = find(config.persona, reverse=config.reverse)
+    persona = persona.model_copy(update={"prompts": persona.prompts.with_test()})
+    return _within_pools(config, persona, console), persona
 
 
 @contextmanager

@@ -1,17 +1,22 @@
 """A planned run from the model's loading to the report, and its record however it ends."""
 
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 from steerheal import prompts
+from steerheal.config import RunConfig
 from steerheal.console import Console
 from steerheal.errors import UserError, said
 from steerheal.heal.adapter import target_names
 from steerheal.measure import protocol, vignettes
 from steerheal.models.load import free_bytes, load
+from steerheal.models.model import ChatModel
+from steerheal.personas import Persona
 from steerheal.pipeline import loop
 from steerheal.pipeline.closing import closing, onward
 from steerheal.pipeline.ends import Until
+from steerheal.pipeline.forecast import told
 from steerheal.pipeline.need import memory_line
 from steerheal.pipeline.plan import Plan, dated, fewer
 from steerheal.pipeline.stage_store import Store, sweep, sweep_unfinished
@@ -29,16 +34,7 @@ def run(plan: Plan, until: Until | None, console: Console) -> None:
         UserError: a setting that the model refuses, or a record that this code cannot equal.
     """
     folder, config = plan.folder, plan.config
-    vignettes.chosen(config.measure)
-    if config.measure.protocol:
-        protocol.load(Path(config.measure.protocol))
-    for table, name in config.named():
-        table.find(name)
-    prompts.first_contexts(config.vector.contexts)
-    config.model.template_text()
-    chat = load(config.model)
-    config = dated(config, chat.template.date)
-    target_names(chat, config.heal)
+    chat, config = opened(config)
     surroundings = environment(chat, config)
     changed = plan.held_against(surroundings)
     if left := sweep_unfinished(folder.parent) + sweep(folder):
@@ -67,6 +63,50 @@ def run(plan: Plan, until: Until | None, console: Console) -> None:
         raise UserError(fewer(folder, record, store.held))
     page = write_report(folder)
     closing(record, folder, page, console)
+
+
+def opened(config: RunConfig) -> tuple[ChatModel, RunConfig]:
+    """The model of a run, and its settings with the date that the model's template prints.
+
+    Raises:
+        UserError: a file, a name or a setting that cannot be used, or that the model refuses.
+    """
+    vignettes.chosen(config.measure)
+    if config.measure.protocol:
+        protocol.load(Path(config.measure.protocol))
+    for table, name in config.named():
+        table.find(name)
+    prompts.first_contexts(config.vector.contexts)
+    config.model.template_text()
+    chat = load(config.model)
+    target_names(chat, config.heal)
+    return chat, dated(config, chat.template.date)
+
+
+def plan(
+    config: RunConfig,
+    persona: Persona,
+    console: Console,
+    *,
+    until: Until | None = None,
+    done: Collection[tuple[int, str]] = (),
+) -> None:
+    """Says what a run with these settings will cost here, and leaves nothing.
+
+    Args:
+        config: Its settings.
+        persona: Whose prompts are counted.
+        console: Where it is said.
+        until: The check after which it ends.
+        done: Rounds and names of stages that it has already.
+
+    Raises:
+        UserError: what the run itself would refuse.
+    """
+    chat, config = opened(config)
+    dtype = str(chat.net.dtype).removeprefix("torch.")
+    console.note(memory_line(size_of(chat), dtype, config, free_bytes(chat.device)))
+    told(chat, persona, config, until=until, done=done, console=console)
 
 
 def _leave_readable(store: Store, error: BaseException, console: Console) -> None:

@@ -10,6 +10,7 @@ from steerheal.code import key_of
 from steerheal.config import HealSettings, RunConfig
 from steerheal.heal.reach import unreached
 from steerheal.measure import instruments
+from steerheal.models.cache import token_bytes
 from steerheal.models.chat import prompt_notes
 from steerheal.models.model import ChatModel
 from steerheal.models.size import Size
@@ -41,7 +42,8 @@ def environment(chat: ChatModel, config: RunConfig) -> dict[str, str]:
 def size_of(chat: ChatModel) -> Size:
     """How large a model is; what it shares between parts counts once."""
     parameters = sum(weight.numel() for weight in chat.net.parameters())
-    return Size(parameters, len(chat.blocks), chat.text_config.hidden_size)
+    hidden = chat.text_config.hidden_size
+    return Size(parameters, len(chat.blocks), hidden, token_bytes(chat))
 
 
 BARRIERS_OWN = ("aggregate", "reference", "lam", "tau", "lam_power")

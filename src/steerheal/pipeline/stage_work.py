@@ -1,0 +1,255 @@
+"""Every stage of a run with what it reads, writes and trains on, before the first one is made."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from steerheal import prompts
+from steerheal.config import MeasureSettings, RunConfig
+from steerheal.measure import auto, coherence, damage, tasks, vignettes
+from steerheal.measure.sweep import asked as asked_of_doses
+from steerheal.models.model import ChatModel
+from steerheal.personas import Persona
+from steerheal.pipeline import stages
+from steerheal.pipeline.ends import Until
+from steerheal.pipeline.stage import Stage
+from steerheal.pipeline.stages import BASE
+from steerheal.pipeline.walk import SPARE
+from steerheal.pipeline.work import Passes, Work
+from steerheal.steer.internalise import CONTEXTS
+from steerheal.steer.methods.find import find
+from steerheal.tables import OBJECTIVES
+
+SURVIVES = 0.75
+"""Share of a round's draws that is taken to survive the filter."""
+ASSUMED = (
+    f"answers as long as they may get; {SURVIVES:.0%} of the draws survive the filter at the first "
+    "dose that is tried; every round takes place"
+)
+"""What only the run itself finds out."""
+MATCHING = 10
+"""Looks at the base's texts until a random vector's KL is that of the dose it is held against."""
+JUDGED, COMPARED, EXPECTED = 2.5, 2.0, 3.0
+"""Distributions per position: of a token with its entropy and its KL, of a KL alone, and of an
+expectation over two poles."""
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """One stage of a run and what it does."""
+
+    name: str
+    round: int
+    """From 0; that of the base is `stages.BASE`."""
+    work: Work
+    written: int = 0
+    """Longest text that it writes in a batch, in tokens beyond the prompt."""
+    folded: bool = False
+    """Whether a history is folded into the weights."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Counts the stages of one run, whose instrument is resolved."""
+
+    chat: ChatModel
+    persona: Persona
+    config: RunConfig
+    chosen: MeasureSettings | None = None
+    """The settings before `auto` was resolved, where it was: its trial is a stage as well."""
+
+    @cached_property
+    def passes(self) -> Passes:
+        """Counts passes over texts."""
+        return Passes(self.chat, self.config.sampling.rows)
+
+    def stages(self, until: Until | None = None) -> list[StageWork]:
+        """Every stage in the order in which it is made, up to the end of a check."""
+        first = [] if self.chosen is None else [self._qualified(self.chosen)]
+        found = [*first, self._calibrated(), self._evaluated(BASE, "base"), self._shown(BASE)]
+        for number in range(self.config.rounds):
+            found += self._round(number, until)
+            if until is not None:
+                return found
+        if self.persona.prompts.test:
+            found += [self._tested(BASE), self._tested(self.config.rounds - 1)]
+        return found
+
+    def _round(self, number: int, until: Until | None) -> list[StageWork]:
+        config = self.config
+        swept = number == 0 and bool(config.check.doses)
+        found = [self._vector(number)]
+        if config.dose.start == "auto":
+            found.append(self._curve(number))
+        if swept:
+            found.append(self._swept(number))
+            if until == "check1":
+                return found
+        found += [self._harvested(number), self._shown(number, "steered")]
+        if config.read_steered or until == "check1":
+            found.append(self._evaluated(number, "steered"))
+        if until is not None:
+            return found
+        return [
+            *found,
+            self._healed(number),
+            self._internalised(number),
+            self._evaluated(number, "healed"),
+            self._shown(number, "healed"),
+        ]
+
+    @staticmethod
+    def _of_role(
+        stage: Stage[..., Any], role: str, number: int, work: Work, written: int
+    ) -> StageWork:
+        """A stage of what is read in one of several roles."""
+        folded = number > 0 or role == "healed"
+        return StageWork(f"{stage.name}-{role}", number, work, written, folded)
+
+    def _qualified(self, measure: MeasureSettings) -> StageWork:
+        work = Work()
+        for trial in auto.trials(measure):
+            work += self.passes.vignettes(vignettes.chosen(trial), trial)
+            if trial.instrument == self.config.measure.instrument:
+                break
+        return StageWork(stages.QUALIFY.name, BASE, work, auto.THINK)
+
+    def _calibrated(self) -> StageWork:
+        config, texts = self.config, self.persona.prompts.train
+        count, tokens = config.filter.calibration_texts, config.sampling.tokens
+        work = self.passes.written(texts, count, tokens)
+        work += self.passes.scored(texts, count, tokens, 1)
+        if config.filter.trait:
+            work += self.passes.under_poles(texts, count, tokens, 1, self._poles)
+        return StageWork(stages.CALIBRATE.name, BASE, work, tokens)
+
+    def _evaluated(self, number: int, role: str) -> StageWork:
+        measure, passes = self.config.measure, self.passes
+        asked = self.persona.prompts.evaluate[: measure.prompts]
+        count, tokens = len(asked), measure.tokens
+        open_ended = prompts.lines("open")[: measure.long_prompts]
+        replies = prompts.lines("json")[: measure.json_prompts]
+        task_prompts = [task.prompt for task in tasks.load()[: measure.tasks]]
+        work = (
+            passes.vignettes(vignettes.chosen(measure), measure)
+            + passes.canary(coherence.asked(measure))
+            + passes.documents()
+            + self._answered(asked, tokens)
+            + passes.written(open_ended, len(open_ended), measure.long_tokens)
+            + passes.scored(open_ended, len(open_ended), measure.long_tokens, 1)
+            + passes.written(replies, len(replies), damage.JSON_TOKENS)
+            + passes.written(task_prompts, len(task_prompts), measure.task_tokens)
+            + self._spilt(number)
+        )
+        for pair in self.persona.pairs("held_out")[: measure.held_out_pairs]:
+            poles = (pair.positive, pair.negative)
+            work += passes.under_poles(asked, count, tokens, EXPECTED / 2, poles)
+        if number > 0:  # the student before the round reads the answers as well
+            work += passes.scored(asked, count, tokens, COMPARED)
+        longest = max(tokens, measure.long_tokens if open_ended else 0)
+        return self._of_role(stages.EVALUATE, role, number, work, longest)
+
+    def _spilt(self, number: int) -> Work:
+        """The base writes the texts, and every state is compared with it on them."""
+        measure = self.config.measure
+        control = prompts.control_held_out()[: measure.control_prompts]
+        if number == BASE:
+            return self.passes.written(control, len(control), measure.control_tokens)
+        return self.passes.scored(control, len(control), measure.control_tokens, 1) * COMPARED
+
+    def _answered(self, asked: Sequence[str], tokens: int, *, levels: int = 1) -> Work:
+        """Free answers, written and judged by the base."""
+        count, passes = levels * len(asked), self.passes
+        return (
+            passes.written(asked, count, tokens)
+            + passes.scored(asked, count, tokens, JUDGED)
+            + passes.under_poles(asked, count, tokens, 1, self._poles)
+        )
+
+    @property
+    def _poles(self) -> tuple[str, str]:
+        return self.persona.positive, self.persona.negative
+
+    def _shown(self, number: int, role: str = "base") -> StageWork:
+        asked, tokens = self.persona.prompts.show, self.config.sampling.tokens
+        work = self.passes.written(asked, len(asked), tokens)
+        return self._of_role(stages.SHOW, role, number, work, tokens)
+
+    def _tested(self, number: int) -> StageWork:
+        measure = self.config.measure
+        work = self._answered(self.persona.prompts.test[: measure.prompts], measure.tokens)
+        role = "base" if number == BASE else "healed"
+        return self._of_role(stages.TESTED, role, number, work, measure.tokens)
+
+    def _vector(self, number: int) -> StageWork:
+        settings = self.config.vector
+        method, passes = find(settings.method), self.passes
+        texts = prompts.first_contexts(settings.contexts)[: method.contexts]
+        count, spoken = len(texts), method.answers or settings.position != "tag"
+        tokens = settings.answer_tokens if spoken else 0
+        work = passes.under_poles(texts, count, tokens, 0, self._poles)
+        if spoken:
+            work += passes.written(texts, 2 * count, tokens)
+        return StageWork(stages.VECTOR.name, number, work, tokens, folded=number > 0)
+
+    def _curve(self, number: int) -> StageWork:
+        dose, texts = self.config.dose, self.persona.prompts.train
+        asked = texts[: dose.curve_prompts]
+        count = (1 + len(set(dose.curve))) * len(asked)
+        tokens = min(dose.curve_tokens, self.config.sampling.tokens)
+        work = self.passes.written(asked, count, tokens)
+        work += self.passes.scored(asked, count, tokens, JUDGED)
+        return StageWork(stages.CURVE.name, number, work, tokens, folded=number > 0)
+
+    def _swept(self, number: int) -> StageWork:
+        config, check = self.config, self.config.check
+        ask = asked_of_doses(self.persona, check, config.measure, config.sampling, 0)
+        levels = len(set(check.doses)) + check.control
+        work = (
+            self.passes.vignettes(ask.vignettes, config.measure)
+            + self.passes.canary(coherence.asked(config.measure))
+        ) * levels
+        work += self._answered(ask.prompts, check.tokens, levels=1 + levels)
+        if check.control:
+            looked = MATCHING * check.base_texts
+            work += self.passes.scored(ask.prompts, looked, config.measure.tokens, COMPARED)
+        return StageWork(stages.SWEEP.name, number, work, check.tokens, folded=number > 0)
+
+    def _harvested(self, number: int) -> StageWork:
+        config, texts = self.config, self.persona.prompts.train
+        rows, tokens = config.sampling.rows, config.sampling.tokens
+        missing = max(0.0, config.dose.want - SURVIVES * rows)
+        most = (config.dose.batches - 1) * rows
+        count = rows + min(most, math.ceil(missing * SPARE / SURVIVES))
+        work = self.passes.written(texts, count, tokens)
+        work += self.passes.scored(texts, count, tokens, JUDGED)
+        if config.filter.read_trait:
+            work += self.passes.under_poles(texts, count, tokens, 1, self._poles)
+        return StageWork(stages.HARVEST.name, number, work, tokens, folded=number > 0)
+
+    def _healed(self, number: int) -> StageWork:
+        heal, texts, tokens = (
+            self.config.heal,
+            self.persona.prompts.train,
+            self.config.sampling.tokens,
+        )
+        want, passes = self.config.dose.want, self.passes
+        held = int(heal.held_out * want)
+        work = Work(trained=heal.epochs * (want - held) * (passes.own(texts) + tokens))
+        work += passes.scored(texts, (heal.epochs + 1) * held, tokens, 1)
+        taught = OBJECTIVES.find(heal.objective).taught
+        work += passes.scored(texts, (heal.barred + taught) * want, tokens, 0)
+        if heal.anchor:
+            control = prompts.control_train()
+            work += passes.written(control, len(control), tokens)
+            work += passes.scored(control, len(control), tokens, 0)
+        return StageWork(
+            stages.HEALED.name, number, work, tokens if heal.anchor else 0, folded=number > 0
+        )
+
+    def _internalised(self, number: int) -> StageWork:
+        texts = prompts.contexts()[: min(self.config.vector.contexts, CONTEXTS)]
+        work = self.passes.scored(texts, 2 * len(texts), 0, 0, self.persona.neutral)
+        return StageWork(stages.INTERNALISE.name, number, work, folded=True)
