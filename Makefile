@@ -26,7 +26,7 @@ test: setup
 	$(TESTS)
 
 quick: setup
-	$(TESTS) -m 'not slow'
+	$(TESTS) -m 'not slow and not long'
 
 check: setup
 	$(BIN)/ruff format --check .

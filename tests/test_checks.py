@@ -110,6 +110,7 @@ def idle(random: np.random.Generator, doses: int, n: int) -> steering.Steering:
     return check1(*points)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("doses", "n"), [(1, 10), (2, 10), (2, 16), (5, 16)])
 def test_with_no_effect_at_any_dose_steering_works_in_one_run_of_twenty(doses: int, n: int) -> None:
     random = np.random.default_rng(0)

@@ -29,11 +29,12 @@ OPTIONS = [
     "--instrument", "likelihood", "--measure.per-foundation", "1", "--measure.prompts", "3",
     "--measure.tokens", "4", "--measure.statements", "4",
     "--measure.long-prompts", "1", "--measure.long-tokens", "4",
-    "--measure.json-prompts", "1", "--measure.held-out-pairs", "1",
+    "--measure.json-prompts", "0", "--measure.held-out-pairs", "1",
     "--measure.control-prompts", "2", "--measure.control-tokens", "4",
     "--measure.tasks", "2", "--measure.task-tokens", "4",
-    "--check.prompts", "3", "--check.tokens", "4", "--check.per-foundation", "1",
-    "--dose.curve-prompts", "2", "--dose.curve-tokens", "4",
+    "--check.doses", "0.5", "2", "--check.prompts", "3", "--check.tokens", "4",
+    "--check.per-foundation", "1",
+    "--dose.curve", "0.5", "1", "2", "--dose.curve-prompts", "2", "--dose.curve-tokens", "4",
 ]  # fmt: skip
 
 
@@ -165,7 +166,10 @@ def test_sample_export_report_and_evaluate_work_on_a_run(
     first = readings["rows"][0]
     assert {"id", "condition", "score", "p", "p_ans_any", "nll_prefill"} <= first.keys()
     assert len(first["score"]) == len(first["p"]) == 7
-    small = ["--model", str(model), "--instrument", "likelihood", "--per-foundation", "2"]
+    small = [
+        "--model", str(model), "--instrument", "likelihood", "--per-foundation", "2",
+        "--prompts", "3", "--tokens", "4", "--long-prompts", "1", "--json-prompts", "1",
+    ]  # fmt: skip
     again = tmp_path / "adapter.json"
     main(["evaluate", str(tmp_path / "peft"), *small, "--persona", "love", "--json", str(again)])
     assert "persona log-odds" in capsys.readouterr().out

@@ -47,6 +47,7 @@ def changed(root: Path) -> set[str]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("file", "stages"),
     [
@@ -91,15 +92,12 @@ def test_comments_blank_lines_and_docstrings_do_not_count(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_the_digest_is_the_same_in_every_process() -> None:
     program = "from steerheal.pipeline.stages import all_of_it; print(all_of_it())"
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", program],
-            capture_output=True, text=True, check=True,
-            env={"PYTHONPATH": str(SOURCE.parent), "PYTHONHASHSEED": seed},
-        ).stdout.strip()
-        for seed in ("1", "2")
-    }  # fmt: skip
-    assert found == {all_of_it()}
+    other = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, check=True,
+        env={"PYTHONPATH": str(SOURCE.parent), "PYTHONHASHSEED": "1"},
+    )  # fmt: skip
+    assert other.stdout.strip() == all_of_it()
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)

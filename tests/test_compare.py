@@ -374,6 +374,7 @@ def test_a_broken_row_makes_its_readings_unknown_with_a_reason() -> None:
     assert "not finite" in found.change("fluency").reason
 
 
+@pytest.mark.long
 def test_paired_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     many = np.random.default_rng(7)
     before = many.normal(0, 1, (200_000, 7))

@@ -94,6 +94,7 @@ def test_implausible_is_the_share_of_tokens_far_below_what_the_base_expects() ->
     assert values[0] == 0.5 and math.isnan(values[1]) and values[2] == 1.0
 
 
+@pytest.mark.long
 def test_every_state_is_read_by_each_of_them_beside_the_base() -> None:
     limits = rules()
     zero, healed = read(rules=limits), read("Shout.", rules=limits)

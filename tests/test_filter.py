@@ -214,6 +214,7 @@ def test_fresh_text_loses_the_share_that_a_limit_is_said_to_cost(
     assert np.mean(lost) == pytest.approx(expected, rel=0.06)
 
 
+@pytest.mark.long
 def test_what_fresh_text_loses_is_foretold_by_leaving_texts_out() -> None:
     random, settings = np.random.default_rng(1), FilterSettings(tail_perplexity=1e9)
     foretold, real, inside = [], [], []

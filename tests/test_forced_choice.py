@@ -169,6 +169,7 @@ def agrees(chat: ChatModel, found: ForcedChoice, wording: Protocol, think: int) 
         assert (row.id, row.foundation) == (vignette.id, vignette.foundation)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "gemma3-multimodal", "mistral"])
 @pytest.mark.parametrize("rows", [1, 3, 10])
 def test_a_reading_equals_the_plain_computation(family: str, rows: int) -> None:
@@ -413,9 +414,9 @@ def test_rollouts_that_write_the_answers_opening_are_counted(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("think", [1, 16])
+@pytest.mark.parametrize(("think", "batches"), [(1, ((1, 1), (3, 4))), (16, ((3, 4),))])
 def test_the_published_readings_are_reproduced_at_every_batch_size(
-    think: int, shared: Path
+    think: int, batches: tuple[tuple[int, int], ...], shared: Path
 ) -> None:
     chat = load(ModelSettings(device="cpu"))
     wording = protocol.load(shared / "tinymfv" / PUBLISHED)
@@ -431,7 +432,7 @@ def test_the_published_readings_are_reproduced_at_every_batch_size(
         if vignette.id in published
     ]
     assert len(asked) == 4
-    for rows, count in ((1, 1), (3, 4)):
+    for rows, count in batches:
         found = forced_choice.read(chat, asked[:count], wording, think=think, rows=rows)
         assert found.closed_early == found.answered_early == 0
         for row in found.rows:

@@ -216,6 +216,7 @@ def test_lambda_zero_equals_no_barrier_bit_for_bit() -> None:
     assert zero.log.steps[-1].divergence > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("aggregate", ["mean", "rmse", "p95", "max"])
 @pytest.mark.parametrize("barrier", ["kl_fwd", "kl_rev"])
 def test_one_step_of_four_equals_four_accumulated_steps_of_one(barrier, aggregate) -> None:

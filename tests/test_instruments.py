@@ -79,6 +79,7 @@ def test_a_file_brings_its_twin_for_the_other_condition(shared: Path) -> None:
     assert {vignette.condition for vignette in found} == {"other", "self"}
 
 
+@pytest.mark.long
 def test_a_hundred_thousand_vignettes_are_refused_and_a_subset_of_them_is_read(
     tmp_path: Path,
 ) -> None:

@@ -106,6 +106,7 @@ def test_a_subset_is_stratified_and_refused_when_there_are_too_few() -> None:
 # ── likelihood ──────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3-multimodal", "phi"])
 def test_likelihood_scores_equal_the_plain_computation(family: str) -> None:
     chat = tiny.chat(family)
@@ -207,7 +208,7 @@ def test_the_embedded_base_ranks_the_published_vignettes_far_above_chance(shared
     chat = load(ModelSettings(device="cpu"))
     asked = vignettes.load(str(shared / "tinymfv" / "vignettes_classic_other_violate.jsonl"))
     scores = Scores(
-        state="base", instrument="likelihood", vignettes=tuple(likelihood.read(chat, asked[::2])),
+        state="base", instrument="likelihood", vignettes=tuple(likelihood.read(chat, asked[::4])),
         canary=tuple(coherence.read(chat, prompts.lines("statements")[:4])), persona=(),
     )  # fmt: skip
     assert summary.summarise(scores, scores, AXIS).values["top1"].value >= 0.45
@@ -334,6 +335,7 @@ def test_a_target_that_moves_the_wrong_way_is_not_surgical() -> None:
     assert summary.summarise(HEALED, BASE, Axis(foundation="care", sign=-1)).surgical is False
 
 
+@pytest.mark.long
 def test_the_same_state_reads_the_same_twice_and_shuffled_vignettes_change_no_aggregate() -> None:
     chat, persona = tiny.chat(), tiny.persona()
     settings = MeasureSettings(

@@ -91,10 +91,10 @@ def test_a_whole_round_runs_there(chat: ChatModel, tmp_path: Path, monkeypatch: 
         sampling={"tokens": 6},
         measure={
             "prompts": 2,
+            "statements": 2,
             "tokens": 3,
             "long_prompts": 1,
             "long_tokens": 4,
-            "json_prompts": 1,
             "held_out_pairs": 1,
             "control_prompts": 1,
             "tasks": 1,

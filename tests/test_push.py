@@ -60,6 +60,7 @@ PUSHES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["llama", "gemma2", "phi"])
 @pytest.mark.parametrize("name", PUSHES)
 def test_every_state_is_what_plain_decoding_at_the_trace_gives(name: str, family: str) -> None:
@@ -82,6 +83,7 @@ def test_the_dose_falls_as_it_says() -> None:
     assert share_at(10**9, PushSettings()) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("budget", [0.01, 0.05, 2.0])
 def test_a_budget_holds_at_every_token_whose_dose_is_not_0(budget: float) -> None:
     chat = tiny.chat()
@@ -138,7 +140,7 @@ def test_rows_that_are_taken_back_do_not_change_their_neighbours() -> None:
 
 
 @pytest.mark.slow
-def test_two_thousand_tokens_with_rewinds_keep_the_cache_as_long_as_the_text(
+def test_eight_hundred_tokens_with_rewinds_keep_the_cache_as_long_as_the_text(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chat = tiny.chat()
@@ -150,16 +152,16 @@ def test_two_thousand_tokens_with_rewinds_keep_the_cache_as_long_as_the_text(
 
     monkeypatch.setattr("steerheal.models.decode.roomy_cache", caught)
     monkeypatch.setattr(ChatModel, "stop_ids", lambda _: (10**6,))
-    settings = SamplingSettings(tokens=2000)
+    settings = SamplingSettings(tokens=800)
     push = PushSettings(backtrack=True, spike=0.05, rewinds=50, factor=0.9)
     (state,) = tiny.steered(vector(), (1.0,))
     with state.entered(chat) as reader:
         item = generate(reader, [Draw("go on and on", seed=4)], settings, push=push)[0]
-    assert len(item.tokens) == 2000 and item.rewinds > 0
+    assert len(item.tokens) == 800 and item.rewinds > 0
     prompt = prompt_ids(chat, "go on and on")
     layer = caches[0].layers[0]  # a steered row and its twin
-    assert layer.get_seq_length() == len(prompt) + 1999
-    assert layer.keys.untyped_storage().nbytes() <= 2 * 4 * 2 * 8 * (len(prompt) + 2000 + 128)
+    assert layer.get_seq_length() == len(prompt) + 799
+    assert layer.keys.untyped_storage().nbytes() <= 2 * 4 * 2 * 8 * (len(prompt) + 800 + 128)
 
 
 def test_detectors() -> None:

@@ -59,6 +59,7 @@ def read(prompt: str = "") -> Scores:
 # ── from outside the package ────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("added")
 def test_a_reading_from_a_file_of_its_own_is_in_everything_that_shows_readings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -124,6 +125,7 @@ def test_a_dose_reads_it_too_and_other_code_of_it_makes_an_evaluation_anew(
     table.add(brevity.ENTRY)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("added")
 def test_a_record_with_a_reading_that_is_not_here_still_shows_it(tmp_path: Path) -> None:
     found = summarise(read(), read(), tiny.persona().axis)
@@ -230,6 +232,7 @@ def test_an_older_evaluation_opens() -> None:
     assert repr(found.aggregates.trait) == repr(again.trait)
 
 
+@pytest.mark.long
 def test_an_older_record_is_reported_and_written_again_as_one_of_this_version(
     tmp_path: Path,
 ) -> None:
@@ -249,6 +252,7 @@ def test_settings_and_persona_are_typed_whatever_wrote_them() -> None:
     assert isinstance(saved.persona, Persona) and saved.seed == 0
 
 
+@pytest.mark.long
 def test_settings_of_another_version_are_shown_as_they_stand_with_a_note_and_run_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

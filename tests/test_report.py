@@ -40,6 +40,7 @@ def write(folder: Path) -> str:
     return page.write_report(folder).read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_a_healthy_run_says_what_its_best_round_did(healthy: tuple[Path, str]) -> None:
     said = page.headline(run_record())
     assert said == (
@@ -87,6 +88,7 @@ def test_sections_come_in_order(healthy: tuple[Path, str]) -> None:
     assert "&#34;coherence_floor&#34;: 0.95" in healthy[1]
 
 
+@pytest.mark.long
 def test_the_same_record_gives_the_same_bytes(healthy: tuple[Path, str], tmp_path: Path) -> None:
     again = fill(tmp_path, run_record())
     assert write(again) == healthy[1]
@@ -99,6 +101,7 @@ def test_borderline_samples_follow_the_rule(healthy: tuple[Path, str]) -> None:
     assert shown[:6] == ["5", "4", "3", "6", "7", "8"]
 
 
+@pytest.mark.long
 def test_a_run_starved_in_its_first_round_says_so_first(tmp_path: Path) -> None:
     record = run_record(rounds=(starved(0),), best=None, outcome="starved in round 1")
     said = page.headline(record)
@@ -161,6 +164,7 @@ def test_a_trait_that_moved_backwards_is_said_first() -> None:
     assert page.headline(record).startswith("The trait moved the wrong way. Round 1 healed: love")
 
 
+@pytest.mark.long
 def test_unknown_readings_are_dashes_with_their_reason(tmp_path: Path) -> None:
     blank: dict[str, Any] = {
         "trait": UNKNOWN,
@@ -195,6 +199,7 @@ def test_unknown_readings_are_dashes_with_their_reason(tmp_path: Path) -> None:
     assert "nan" not in re.sub(r"<style>.*?</style>|<svg .*?</svg>", "", text, flags=re.S).lower()
 
 
+@pytest.mark.long
 def test_hostile_text_is_shown_and_never_obeyed(tmp_path: Path) -> None:
     row = folded(0).model_copy(update={"reasons": {HOSTILE: 3}})
     persona = {**PERSONA, "name": HOSTILE, "positive": HOSTILE, "title": HOSTILE}

@@ -142,6 +142,7 @@ def test_it_says_so_when_healing_does_not_show_or_nothing_broke_or_nothing_sees(
     assert headline(record.model_copy(update={"sight": None})).startswith("Round 1 healed: ")
 
 
+@pytest.mark.long
 def test_conditions_and_page_name_what_coherence_is_read_by_and_what_is_blind(
     tmp_path: Any,
 ) -> None:

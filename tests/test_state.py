@@ -234,6 +234,7 @@ def three(chat: ChatModel, kind: str) -> tuple[State, State, State]:
     }[kind]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("head", ["plain", "tied", "biased", "capped"])
 @pytest.mark.parametrize("kind", ["doses", "prompts", "histories"])
 def test_a_contrast_is_the_formula_of_three_forwards(head: str, kind: str) -> None:

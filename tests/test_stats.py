@@ -207,6 +207,7 @@ def test_a_share_is_held(n: int, p: float) -> None:
     assert held >= 0.91
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("up", "down"), [(0.05, 0.05), (0.3, 0.1), (0.5, 0.0), (0.8, 0.0)])
 @pytest.mark.parametrize("n", [4, 10, 20])
 def test_the_change_of_a_share_is_held(n: int, up: float, down: float) -> None:
@@ -226,6 +227,7 @@ def test_a_ratio_of_means_is_held_where_it_is_known(n: int) -> None:
     assert 0.935 <= coverage(draw, stats.ratio, 0.8) <= 0.97
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("n", "least"), [(4, 0.89), (8, 0.93), (20, 0.93), (154, 0.94)])
 def test_a_foundations_nats_are_held(n: int, least: float) -> None:
     many = probabilities(np.random.default_rng(9), 4_000_000, 0.5)
@@ -243,6 +245,7 @@ def test_a_foundation_that_does_not_change_moves_in_one_case_of_twenty(n: int) -
     assert moves(draw, stats.log_ratio) <= 0.06
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("seeds", "between", "shared"), [(2, 0.3, 0.0), (2, 0.3, 1.0), (3, 0.3, 0.0), (8, 0.3, 1.0)]
 )

@@ -72,6 +72,7 @@ def test_doses_in_one_batch_read_the_kl_of_one_dose_at_a_time() -> None:
         assert item.kl == pytest.approx(alone, rel=1e-2, abs=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("target", [0.03, 0.05, 0.1])
 def test_calibration_hits_its_target_and_equals_a_plain_bisection(target: float) -> None:
     chat, vectors = tiny.chat(), directions(0.5)
@@ -179,6 +180,7 @@ def swept(doses: Sequence[float]) -> Sweep:
     return sweep.sweep(chat, base().steered(vector, 1.0), doses, asking())
 
 
+@pytest.mark.long
 def test_a_sweep_reads_what_an_evaluation_of_each_dose_alone_reads() -> None:
     chat, vector = tiny.chat(), SteeringVector(directions(0.3))
     doses = (0.0, 0.5, 1.5)
@@ -288,6 +290,7 @@ def staged(runs: Path, name: str, **changes: object) -> tuple[Store, list[Sweep 
     return store, [stages.swept(number, base(), vector, zero) for number in (0, 1)]
 
 
+@pytest.mark.long
 def test_the_stage_reads_the_first_round_and_is_reused(tmp_path: Path) -> None:
     store, (first, second) = staged(tmp_path, "one")
     assert first is not None and second is None

@@ -67,6 +67,7 @@ def replayed(reader: ChatModel, item: Completion, state: int = 0) -> Tensor:
     return reader.logits(torch.cat(found, dim=1))[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", kinds(tiny.chat()))
 def test_what_any_state_writes_is_drawn_from_its_own_logits(name: str) -> None:
     chat = tiny.chat()
@@ -102,6 +103,7 @@ def test_states_of_several_doses_and_prompts_write_in_one_batch_what_each_writes
         assert {item.dose for item in ours} == {state.dose}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["both signs", "a masked contrast", "a prompt"])
 def test_states_of_one_formula_read_together_as_they_read_alone(name: str) -> None:
     chat, acts = tiny.chat(), vignettes.load("everyday")[:2]
@@ -162,6 +164,7 @@ def test_a_masked_writer_s_divergence_is_of_what_it_may_say() -> None:
         assert min(of.kls) > 0.05
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", kinds(tiny.chat()))
 def test_a_teacher_s_lesson_is_its_own_logits_on_what_was_kept(name: str) -> None:
     chat, teacher = tiny.chat(), kinds(tiny.chat())[name]
@@ -196,6 +199,7 @@ def test_a_masked_teacher_is_fitted_as_its_own_distribution() -> None:
     torch.testing.assert_close(again, fit.detach(), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "objective"),
     [

@@ -132,6 +132,7 @@ def test_answers_are_told_apart_after_what_all_of_them_share() -> None:
 # ── every reader ────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.long
 @kinds
 def test_likelihood_scores_the_reasons_as_they_follow_the_prefill(
     scheme: str, template: str, pieces: tuple[str, ...]
@@ -180,6 +181,7 @@ def test_the_canary_reads_the_answers_that_go_on_from_its_opening(
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", spaced.SCHEMES)
 @pytest.mark.parametrize("template", [tiny.CHATML, spaced.PLAIN])
 @pytest.mark.parametrize("joined", [(), tuple(f'"{n}' for n in protocol.load().words())])

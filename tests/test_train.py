@@ -148,6 +148,7 @@ def test_losses_and_gradients_equal_the_plain_computation(
         torch.testing.assert_close(mine, plain.detach(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_distilling_falls_to_the_teacher_and_needs_one() -> None:
     chat = tiny.chat()
     changed = settings(objective="distill", barrier="none", epochs=30, rows=8, held_out=0.25)
@@ -219,6 +220,7 @@ def test_a_fresh_adapter_has_no_norm_and_no_slope() -> None:
     assert all(grad is not None and grad.abs().max() == 0 for grad in grads)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("barrier", ["none", "kl_fwd", "kl_rev"])
 def test_the_spectral_penalty_goes_with_any_barrier(barrier: str) -> None:
     chat = tiny.chat()
@@ -362,6 +364,7 @@ def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
         torch.testing.assert_close(one[name], grad, atol=1e-6 * max(1, largest), rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_reading_a_shared_opening_once_gives_the_same_gradients(
     family: str, monkeypatch: pytest.MonkeyPatch
@@ -420,6 +423,7 @@ def cut_in(epoch: int) -> Callable[[HealStep, int], None]:
     return progress
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("objective", "adapter"), [("sft", "lora"), ("distill", "lora"), ("sft", "pissa")]
 )
@@ -455,6 +459,7 @@ def test_a_heal_cut_off_after_an_epoch_ends_the_same_bit_for_bit(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["short", "empty", "text", "a bit", "another heal"])
 def test_a_damaged_or_foreign_scratch_file_is_told_of_and_ignored(
     tmp_path: Path, damage: str
@@ -504,6 +509,7 @@ class CutOnce(Silent):
         self.said.append(text)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", ["sft", "distill"])
 def test_a_run_s_heal_goes_on_and_leaves_no_scratch_file(tmp_path: Path, objective: str) -> None:
     heal = {"objective": objective, "epochs": 3, "barrier": "none", "rank": 2}
@@ -528,6 +534,7 @@ def test_a_run_s_heal_goes_on_and_leaves_no_scratch_file(tmp_path: Path, objecti
     assert done.log.steps[0].ce > 1e-3  # a steered teacher is not the student
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reference", ["prev", "base"])
 def test_a_run_s_anchor_is_the_reference_on_text_that_no_persona_is_about(
     tmp_path: Path, reference: str

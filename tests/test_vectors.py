@@ -72,6 +72,7 @@ def test_the_table_and_the_files_agree() -> None:
         extract(tiny_chat(), tiny.persona(), ["x"], SETTINGS.model_copy(update={"method": "?"}))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_method_gives_finite_directions_that_steer_and_reports_its_rows(
@@ -308,6 +309,7 @@ def plain_states(chat: ChatModel, row: list[int], layer: int) -> Tensor:
     return out.hidden_states[layer + 1][0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("reading", ["last", "mean", "contrastive_answers"])
 def test_answers_are_read_as_a_plain_forward_would(family: str, reading: str) -> None:
@@ -354,6 +356,7 @@ def biased(block: nn.Module, push: Tensor) -> None:
     last.bias = nn.Parameter(bias + push, requires_grad=False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["llama", "qwen2", "phi", "phi3", "olmo"])
 @pytest.mark.parametrize("method", [name for name in METHODS if find(name).kind == "add"])
 def test_a_foldable_vector_is_a_bias_on_the_blocks_outputs(family: str, method: str) -> None:
