@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,14 @@ from steerheal.config import SamplingSettings, VectorSettings
 from steerheal.measure.fisher import Ground, fisher, ground
 from steerheal.measure.spill import base_texts
 from steerheal.models.chat import prompt_ids
+from steerheal.models.hooks import hook_count
 from steerheal.models.model import ChatModel
 from steerheal.personas import Pair, Paraphrases
 from steerheal.records import RankRecord
 from steerheal.state.values import base
 from steerheal.state.vector import SteeringVector
+from steerheal.steer.methods import mean_difference, pulled_back, trait_per_kl
+from steerheal.steer.states import Source
 from steerheal.steer.vector import extract
 from steerheal.store import read_record
 
@@ -113,3 +117,76 @@ def test_a_ranking_is_sorted_by_what_chose_nothing_and_leaves_a_line_to_run(
         main([*arguments, "--seed", "1"])
     assert stop.value.code == 2
     assert "other settings" in " ".join(capsys.readouterr().err.split())
+
+
+# ── methods that read gradients ─────────────────────────────────────────────────────────────────
+
+ASKED = ("a tree", "two words", "the sea")
+BOTH = ((PERSONA.positive, PERSONA.negative),)
+
+
+def source(chat: ChatModel, **settings: Any) -> Source:
+    return Source(chat, BOTH, ASKED, VectorSettings(**settings), [1, 2])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_pulled_back_by_no_blocks_it_is_the_mean_difference(family: str) -> None:
+    chat = tiny.chat(family)
+    means = mean_difference.directions(source(chat))
+    for layer, found in pulled_back.directions(source(chat, pull=0)).items():
+        torch.testing.assert_close(found, means[layer], atol=1e-5, rtol=1e-4)
+    assert hook_count(chat.net) == 0
+
+
+def test_pulled_back_it_is_what_moves_the_later_state_along_the_difference() -> None:
+    chat = tiny.chat()
+    later = mean_difference.directions(source(chat))[2]
+    found = pulled_back.directions(source(chat, pull=1))[1]
+    drawn = torch.randn(3, len(found), generator=torch.Generator().manual_seed(1))
+
+    def along(vector: torch.Tensor) -> float:
+        with SteeringVector({1: vector}).applied(chat, 1.0):
+            states = source(chat).read(source(chat).prompts())[2].rows()
+        return (states @ later).mean().item()
+
+    slopes = torch.tensor([(along(1e-2 * v) - along(-1e-2 * v)) / 2e-2 for v in drawn])
+    expected = drawn @ found
+    scale = slopes.norm() / expected.norm()
+    torch.testing.assert_close(slopes, scale * expected, atol=2e-2 * slopes.norm(), rtol=0.02)
+
+
+def test_the_fit_never_loses_to_the_mean_difference_where_it_is_scored() -> None:
+    drawn = torch.Generator().manual_seed(0)
+    size = 12
+    spread = torch.logspace(-1, 1, size, dtype=torch.float64)
+    best = torch.randn(size, generator=drawn, dtype=torch.float64)
+    draws = torch.randn(60, 4, size, generator=drawn, dtype=torch.float64) * spread
+    gain = (spread.square() * best).expand(60, size)
+    mean = torch.randn(size, generator=drawn, dtype=torch.float64)
+    found = trait_per_kl.Slopes(gain, draws)
+    push = trait_per_kl.fitted(mean, found)
+    held = found.half(1)
+    assert held.score(push) > 1.5 * held.score(mean)
+    assert torch.nn.functional.cosine_similarity(push * spread, best * spread, dim=0) > 0.9
+    roots = found.roots()
+    assert (roots @ push).norm().item() == pytest.approx((roots @ mean).norm().item())
+    # A gain that is noise around the mean difference leaves little to fit.
+    noise = trait_per_kl.Slopes(torch.randn(60, size, generator=drawn).double(), draws)
+    assert noise.half(1).score(trait_per_kl.fitted(mean, noise)) >= noise.half(1).score(mean)
+
+
+@pytest.mark.slow
+def test_slopes_are_those_of_the_reward_and_of_the_divergence() -> None:
+    chat = tiny.chat()
+    one = source(chat)
+    found = trait_per_kl.slopes(one)
+    texts = trait_per_kl.sampled(one, trait_per_kl.TEXTS)
+    grounds = ground(chat, tiny.persona(), texts)
+    drawn = torch.randn(2, SIZES["hidden_size"], generator=torch.Generator().manual_seed(5))
+    vector = SteeringVector(dict(zip((1, 2), drawn, strict=True)))
+    (read,) = fisher(chat, grounds, [base().steered(vector, 1e-3)])
+    positions = sum(len(text.tokens) for text in texts)
+    gained = read.per_root_kl.value * math.sqrt(read.kl) * positions / 1e-3
+    assert (found.gain.sum(0) @ drawn.flatten().double()).item() == pytest.approx(gained, rel=0.05)
+    spent = (found.roots() @ drawn.flatten().double()).square().sum().item() / 2
+    assert spent == pytest.approx(read.kl * positions / 1e-6, rel=0.5)

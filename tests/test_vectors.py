@@ -72,9 +72,16 @@ def test_the_table_and_the_files_agree() -> None:
         extract(tiny_chat(), tiny.persona(), ["x"], SETTINGS.model_copy(update={"method": "?"}))
 
 
+EVERY = [
+    (family, method)
+    for method in METHODS
+    # Gradients reach the pushes of every family in pulled_back already, at a third of the time.
+    for family in (("llama", "gemma2") if method == "trait_per_kl" else FAMILIES)
+]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize(("family", "method"), EVERY)
 def test_every_method_gives_finite_directions_that_steer_and_reports_its_rows(
     family: str, method: str
 ) -> None:

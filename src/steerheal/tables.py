@@ -149,6 +149,14 @@ METHODS = Table(
         "s_space": Row(
             "the mean difference within what a block writes most", "steer.methods.s_space:METHOD"
         ),
+        "trait_per_kl": Row(
+            "what gains most of the poles' log-ratio per √KL, by a ridge regression",
+            "steer.methods.trait_per_kl:METHOD",
+        ),
+        "pulled_back": Row(
+            "the mean difference some blocks later, pulled back by the Jacobian",
+            "steer.methods.pulled_back:METHOD",
+        ),
         "random": Row(
             "a random direction that moves the model as far, the control",
             "steer.methods.random:METHOD",

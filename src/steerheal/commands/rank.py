@@ -1,7 +1,6 @@
 """`steerheal rank`: which direction serves the trait, told before any text is steered."""
 
 import itertools
-import math
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -135,15 +134,13 @@ class RankCommand(ModelCommand):
             return ranked(chat, ground(chat, persona, texts), found, progress)
 
     def _words(self, rows: Sequence[RankRow]) -> str:
-        """The line that runs the best direction; chosen by the training half's cosine."""
-        known = [row for row in rows if not math.isnan(row.read.cosine.value)]
-        best = max(known, key=lambda row: row.read.cosine.value, default=None)
-        if best is None or not best.read.cosine.low > 0:
+        """The line that runs the first, or why it is not advised."""
+        if not rows or not rows[0].read.held_out.low > 0:
             return (
-                "No direction is advised: none has a cosine above 0 beyond its interval with the "
-                "training paraphrases. Try other bands, contrasts or poles."
+                "No direction is advised: none has a cosine above 0 beyond its interval. Try other "
+                "bands, contrasts or poles."
             )
         words = ["steerheal", "run", self.persona]
         words += ["--reverse"] if self.reverse else []
         words += ["--model.name", self.model] if self.model else []
-        return f"The best by the training paraphrases: {shlex.join([*words, *best.options()])}"
+        return f"The first of them: {shlex.join([*words, *rows[0].options()])}"

@@ -9,6 +9,7 @@ from steerheal.bounds import (
     Band,
     BelowOne,
     Count,
+    CountOrNone,
     Dose,
     Inside,
     PositiveFraction,
@@ -43,8 +44,10 @@ class VectorSettings(Settings):
     """Longest answer that a pole writes to be read, in tokens."""
     energy: PositiveFraction = 0.9
     """s_space: share of what a block can write that the kept directions hold; 1 keeps all."""
+    pull: CountOrNone = 8
+    """pulled_back: blocks between, at most up to the last one; 0 is mean_difference."""
     seed: Seed = 0
-    """random: which directions are drawn."""
+    """random and trait_per_kl: what is drawn."""
 
 
 class SamplingSettings(Settings):

@@ -99,17 +99,25 @@ def fisher(
     for rows in torch.arange(len(ground.own)).split(chunk_of(chat)):
         log_p = chat.logits(ground.own[rows]).log_softmax(-1)
         p = log_p.exp()
-        rewards = [_reward(chat, p, ground.poles[half], rows) for half in HALVES]
+        rewards = [reward(chat, p, ground.poles[half], rows) for half in HALVES]
         for k, (reader, there) in enumerate(shifted):
             log_q = reader.logits(there[rows]).log_softmax(-1)
             sums[k].index_add_(0, owner[rows], _sums(p, log_p, log_q, rewards).double().cpu())
     return [_read(one.numpy()) for one in sums]
 
 
-def _reward(
+@torch.no_grad()
+def reward(
     chat: ChatModel, p: Float[Tensor, "N V"], poles: Sequence[Sides], rows: Tensor
 ) -> Float[Tensor, "N V"]:
-    """Mean log-ratio of the wordings' poles, centred; 0 where the base has no probability."""
+    """Mean log-ratio of the wordings' poles, centred; 0 where the base has no probability.
+
+    Args:
+        chat: The base.
+        p: Its next-token probabilities at the rows.
+        poles: Final states at all positions, per wording.
+        rows: Positions.
+    """
     total = torch.zeros_like(p)
     for up, down in poles:
         total += chat.logits(up[rows]).log_softmax(-1) - chat.logits(down[rows]).log_softmax(-1)
@@ -130,8 +138,8 @@ def _sums(
     change -= (p * change).sum(-1, keepdim=True)
     weighed = p * change
     columns = [torch.ones_like(kl), (weighed * change).sum(-1), kl]
-    for reward in rewards:
-        columns += [(weighed * reward).sum(-1), (p * reward.square()).sum(-1)]
+    for r in rewards:
+        columns += [(weighed * r).sum(-1), (p * r.square()).sum(-1)]
     return torch.stack([*columns, gained], dim=-1)
 
 

@@ -103,6 +103,18 @@ def adding_along(
         yield state
 
 
+@contextmanager
+def adding_to_rows(chat: ChatModel, pushes: Mapping[int, Float[Tensor, "B D"]]) -> Iterator[None]:
+    """Adds to every position of a row that row's own push, after the named blocks.
+
+    Pushes are of the model's device; gradients reach them.
+    """
+    dtype = chat.net.dtype
+    rows = {layer: push[:, None].to(dtype) for layer, push in pushes.items()}
+    with _changing(chat, rows, 1.0, _added):
+        yield
+
+
 STEERING = {"add": adding, "ablation": ablating, "cosine_gate": adding_along}
 """The hooks of every kind of vector."""
 

@@ -16,9 +16,9 @@ class Fisher(Record):
     kl: float
     """KL(state‖base), mean over positions that the base wrote, nats per token."""
     cosine: Reading
-    """With the reward of the training paraphrases: what to choose by."""
+    """With the reward of the training paraphrases, which a vector may be made of."""
     held_out: Reading
-    """With the reward of the held-out ones: what to report."""
+    """With the reward of the held-out ones, which make no vector."""
     per_root_kl: Reading
     """Held-out trait gained per √KL, at this KL."""
     optimum: Reading
@@ -56,4 +56,4 @@ class RankRecord(Record):
     rows: tuple[RankRow, ...]
     """The largest held-out cosine first; unknown ones last."""
     words: str
-    """The line that runs the best of them, or why there is none."""
+    """The line that runs the first of them, or why it is not advised."""

@@ -53,11 +53,11 @@ def extra(contexts: int) -> int:
     return 2 * min(TEXTS, contexts)
 
 
-def sampled(source: Source) -> list[Completion]:
+def sampled(source: Source, most: int = TEXTS) -> list[Completion]:
     """What the unsteered model answers to the first contexts: no system prompt, no truncation."""
     sampling = SamplingSettings(tokens=TOKENS, top_p=1.0)
     seed = source.settings.seed * 1_000_003
-    draws = [Draw(context, seed=seed + i) for i, context in enumerate(source.contexts[:TEXTS])]
+    draws = [Draw(context, seed=seed + i) for i, context in enumerate(source.contexts[:most])]
     return generate(source.chat, draws, sampling, progress=source.progress)
 
 
