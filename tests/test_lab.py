@@ -1,18 +1,12 @@
-"""Tools of the evidence: models that are joined from parts, and the judge of coherence."""
+"""Tools of the evidence: models that are joined from parts."""
 
 import hashlib
-import math
 import zipfile
 from pathlib import Path
 
 import pytest
-import torch
-
-from steerheal.models.chat import prompt_ids
 
 import models
-import tiny
-from judge import ANSWERS, WORDINGS, Exchange, judge
 
 Files = dict[str, bytes]
 
@@ -66,34 +60,3 @@ def test_a_file_that_is_not_meant_is_refused(tmp_path: Path) -> None:
 def test_a_wheel_without_one_data_file_is_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
     with pytest.raises(models.WrongFile, match=f"holds {len(names)} data files"):
         models.data_of(wheel(tmp_path, 1, dict.fromkeys(names, b"x")))
-
-
-# ── the judge ───────────────────────────────────────────────────────────────────────────────────
-
-
-def test_the_judge_reads_yes_against_no_at_its_own_first_token() -> None:
-    chat = tiny.chat()
-    (row,) = judge(chat, [Exchange("what now", "we wait")])
-    for wording, value in zip(WORDINGS, row.yes, strict=True):
-        ids = prompt_ids(chat, wording.format(prompt="what now", reply="we wait"))
-        logs = chat.net(torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
-        text = chat.tokenizer
-        firsts = [text(answer, add_special_tokens=False)["input_ids"][0] for answer in ANSWERS]
-        up, down = (logs[i].exp().item() for i in firsts)
-        assert value == pytest.approx(up / (up + down), abs=1e-5)
-
-
-def test_the_fit_is_what_the_prompt_adds_and_batches_change_nothing() -> None:
-    chat = tiny.chat()
-    asked = [Exchange("what now", "we wait"), Exchange("tell me of rain", "it rains and rains")]
-    together, apart = judge(chat, asked), [judge(chat, [one])[0] for one in asked]
-    for one, other in zip(together, apart, strict=True):
-        assert one.fit == pytest.approx(other.fit, abs=1e-5)
-        assert one.yes == pytest.approx(other.yes, abs=1e-5)
-    (same,) = judge(chat, [Exchange("", "we wait")])
-    assert same.fit == pytest.approx(0, abs=1e-6)
-
-
-def test_an_empty_reply_is_no_sense_at_all() -> None:
-    rows = judge(tiny.chat(), [Exchange("what now", "  "), Exchange("what now", "we wait")])
-    assert rows[0].mean == 0 and math.isnan(rows[0].fit) and 0 < rows[1].mean < 1

@@ -12,10 +12,9 @@ from pathlib import Path
 import torch
 
 from steerheal.config import ModelSettings
+from steerheal.measure.judge import Exchange, judge
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
-
-from judge import Exchange, judge
 
 LABELLED = Path(__file__).parents[2] / "tests" / "data" / "labelled.jsonl.gz"
 

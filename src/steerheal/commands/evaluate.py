@@ -68,6 +68,9 @@ class EvaluateCommand(ReadCommand):
     """Requests for JSON that are answered freely; 0 is none; 12, or the run's own."""
     guard: Annotated[tuple[Label, ...], Field(max_length=MOST_LISTED)] = ()
     """Outside damage guards, as lm_eval:TASK."""
+    judge: Place = ""
+    """Another chat model that says whether the free answers make sense: a hub id, a local folder or
+    a GGUF file. It counts if it tells labelled replies well enough, which is measured first."""
     json_out: Annotated[FilePath | None, As(name="json")] = None
     """Write the readings to this file as one JSON object."""
 
@@ -89,6 +92,7 @@ class EvaluateCommand(ReadCommand):
         """Reads the target unless it is a reading, and shows, saves and compares it."""
         from steerheal.commands import target
         from steerheal.measure.compare import compare
+        from steerheal.pipeline.judging import examined
 
         works()
         other = None if self.against is None else _saved(self.against, console)
@@ -105,7 +109,8 @@ class EvaluateCommand(ReadCommand):
             else:
                 model = self._model()
                 what = target.of_model(model, self.target, self.gate, persona, ask, console=console)
-            found = target.read(what, self.guard, console)
+            judge = examined(self.judge, what.chat, console) if self.judge else None
+            found = target.read(what, self.guard, console, judge)
         _show(found, console)
         if self.json_out is not None:
             write_record(self.json_out, found)

@@ -19,6 +19,7 @@ from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
 from steerheal.pipeline.history import student_of
+from steerheal.pipeline.judging import Judging
 from steerheal.pipeline.stages import EVALUATE
 from steerheal.records import Calibration, Evaluation, Scores
 from steerheal.state.adapter import Adapter
@@ -80,8 +81,10 @@ def of_model(
     return Target(chat, Plain((adapter,)), persona, name, ask)
 
 
-def read(target: Target, outside: Sequence[str], console: Console) -> Evaluation:
-    """The target and its base, with the damage guards from `outside`.
+def read(
+    target: Target, outside: Sequence[str], console: Console, judge: Judging | None = None
+) -> Evaluation:
+    """The target and its base, with the damage guards from `outside`, and judged where asked for.
 
     Raises:
         UserError: an adapter that does not fit the model, or a guard that cannot be read.
@@ -109,6 +112,9 @@ def read(target: Target, outside: Sequence[str], console: Console) -> Evaluation
     with state.entered(chat) as reader, reader.resting():
         for guard in outside:
             found |= guards.read(reader, guard)
+    if judge is not None:
+        base, last = judge.of([base, last], console) if live else 2 * judge.of([base], console)
+        said.append(judge.found.words())
     return Evaluation(
         target=target.name,
         model=chat.name,

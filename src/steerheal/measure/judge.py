@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import torch
 
+from steerheal.measure.readings.judged import JudgeRow
 from steerheal.models.asking import asked, offered
 from steerheal.models.chat import text_ids
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states, token_logprobs
-from steerheal.records import Record
 
 WORDINGS = (
     "Somebody wrote the message below and got the reply below. The reply may have been cut off at "
@@ -29,8 +29,6 @@ WORDINGS = (
 )
 """What the judge is asked; each holds the prompt and the reply."""
 ANSWERS = ("Yes", "No")
-COHERENT = 0.5
-"""P(yes) from which on a reply counts as coherent."""
 
 
 class Exchange(NamedTuple):
@@ -38,20 +36,6 @@ class Exchange(NamedTuple):
 
     prompt: str
     reply: str
-
-
-class JudgeRow(Record):
-    """One reply as the judge sees it."""
-
-    yes: tuple[float, ...]
-    """P(yes) per wording."""
-    fit: float
-    """Nats per token that the prompt adds to the reply; NaN for an empty reply."""
-
-    @property
-    def mean(self) -> float:
-        """P(yes) over the wordings."""
-        return math.fsum(self.yes) / len(self.yes)
 
 
 @torch.no_grad()

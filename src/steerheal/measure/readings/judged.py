@@ -1,0 +1,82 @@
+"""Whether free answers make sense, by a judge of another model: rows that `evaluate` adds.
+
+What a judge that is not admitted says is a guard, which no headline, floor or check looks at.
+"""
+
+import math
+from collections.abc import Sequence
+
+from steerheal.measure.readings.table import Entry, share_of
+from steerheal.records import PersonaRow, Record, Scores, UnitRow
+
+SENSE, UNSURE, FIT = "answers_sense", "answers_sense_unsure", "answers_fit"
+
+COHERENT = 0.5
+"""P(yes) from which on a reply counts as coherent."""
+
+
+class JudgeRow(Record):
+    """One reply as the judge sees it."""
+
+    yes: tuple[float, ...]
+    """P(yes) per wording."""
+    fit: float
+    """Nats per token that the prompt adds to the reply; NaN for an empty reply."""
+
+    @property
+    def mean(self) -> float:
+        """P(yes) over the wordings."""
+        return math.fsum(self.yes) / len(self.yes)
+
+
+def with_judged(scores: Scores, rows: Sequence[JudgeRow], *, admitted: bool) -> Scores:
+    """The scores with what a judge made of their free answers, in the order of these."""
+    said = list(zip(scores.persona, rows, strict=True))
+    own = {
+        SENSE if admitted else UNSURE: tuple(_row(one, row, row.mean) for one, row in said),
+        FIT: tuple(_row(one, row, row.fit) for one, row in said),
+    }
+    return scores.model_copy(update={"own": scores.own | own})
+
+
+def _row(answer: PersonaRow, row: JudgeRow, value: float) -> UnitRow:
+    parts = {f"wording {i + 1}": yes for i, yes in enumerate(row.yes)}
+    return UnitRow(id=answer.completion.prompt, value=value, parts=parts)
+
+
+def _sense(row: UnitRow) -> float:
+    return float(row.value >= COHERENT)
+
+
+ENTRIES = (
+    Entry(
+        name=SENSE,
+        title="answers that make sense to the judge",
+        kind="coherence",
+        unit="share",
+        damage=-1,
+        brief=True,
+        meaning="free answers of which an admitted judge says that they make sense",
+        of=_sense,
+        **share_of(SENSE, _sense),
+    ),
+    Entry(
+        name=UNSURE,
+        title="answers that make sense to a judge that is not admitted",
+        kind="guard",
+        unit="share",
+        damage=-1,
+        meaning="shown and not used: this judge does not tell labelled replies well enough",
+        of=_sense,
+        **share_of(UNSURE, _sense),
+    ),
+    Entry(
+        name=FIT,
+        title="what the prompt adds to its answer, by the judge",
+        kind="guard",
+        unit="nats/token",
+        damage=-1,
+        meaning="how much likelier the judge finds an answer with its prompt than without",
+        of=lambda row: row.value,
+    ),
+)
