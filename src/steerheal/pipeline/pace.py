@@ -20,6 +20,7 @@ from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.generate import Draw, generate
 from steerheal.models.model import ChatModel
 from steerheal.models.score import Pair, continuation_states, readings
+from steerheal.pipeline.stage_work import JUDGED
 from steerheal.pipeline.work import Work
 from steerheal.records import HealStep
 
@@ -31,8 +32,6 @@ READ = 12
 """Answers that are read."""
 UPDATES = 3
 """Steps of a heal, of which the first, which fills memory, does not count."""
-LOOKS = 2.5
-"""Distributions per position of what is timed, as `stage_work` counts them."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def _reading(chat: ChatModel, pairs: list[Pair]) -> tuple[float, float]:
         for (_, rest), state in zip(pairs, states, strict=True):
             readings(chat, state, torch.tensor(rest, device=chat.device), state)
 
-    looked = sum(len(rest) for _, rest in pairs) * LOOKS
+    looked = sum(len(rest) for _, rest in pairs) * JUDGED
     return read / _own(pairs), _timed(compared, chat.device) / looked
 
 
