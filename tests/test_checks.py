@@ -23,6 +23,7 @@ from steerheal.personas import Axis
 from steerheal.records import (
     Calibration,
     Completion,
+    Control,
     DosePoint,
     Finding,
     Harvest,
@@ -392,6 +393,7 @@ def check3(
     narration: tuple[float, float] = (0.0, 0.0),
     settings: HealSettings | None = None,
     log: HealLog | None = None,
+    net: Reading | None = None,
 ) -> healing.Healing:
     healed = reports.summary("healed", 0.08, 0.98)
     healed = reports.put(
@@ -410,6 +412,10 @@ def check3(
             "heal": log or heal_log(),
         }
     )
+    if net is not None:
+        read = reports.summary("control", 0.05, 0.98)
+        control = Control(texts=64, reused=60, unfiltered=0, read=read, retain=net)
+        record = record.model_copy(update={"control": control})
     return healing.evidence(
         record, base_summary(), settings or BARRIER, AXIS, base=base_summary(),
         narration=narration,
@@ -420,6 +426,7 @@ LITTLE, HALF = reading(0.05, 0.2), reading(0.35, 0.1)
 HEALING: dict[str, Callable[[], healing.Healing]] = {
     "healed": check3,
     "undone": lambda: check3(retain=LITTLE),
+    "training alone": lambda: check3(net=LITTLE),
     "over-regularised": lambda: check3(
         retain=HALF, log=heal_log(ces=(2.0, 1.99), pressure=4.0)
     ),
@@ -440,6 +447,16 @@ HEALING: dict[str, Callable[[], healing.Healing]] = {
         retain=HALF, target=reading(0.05, 0.1), narration=(0.5, 0.1)
     ),
 }  # fmt: skip
+
+
+def test_only_the_trait_beyond_the_unsteered_control_is_retained() -> None:
+    found = healing.CHECK.seen(check3(net=reading(0.6, 0.1)))
+    assert found.outcome == "healed"
+    said = "retain 0.6 [0.5, 0.7] net of the unsteered control (0.7 [0.5, 0.9] without it)"
+    assert said in found.words
+    assert healing.CHECK.seen(check3(net=HALF)).outcome == rules.AMBIGUOUS
+    gone = healing.CHECK.seen(check3(retain=LITTLE, net=LITTLE))
+    assert gone.outcome == "undone"
 
 
 def test_without_a_pressure_d_pinned_at_tau_shows_the_barrier() -> None:
@@ -758,6 +775,8 @@ NEIGHBOURS: list[tuple[str, str, Callable[[], Any]]] = [
     ("check 3", "healed", lambda: check3(coherence=0.989)),
     ("check 3", "undone", lambda: check3(retain=reading(0.21))),
     ("check 3", "undone", lambda: check3(retain=LITTLE, recovered=reading(0.4))),
+    ("check 3", "training alone", lambda: check3(net=reading(0.21))),
+    ("check 3", "training alone", lambda: check3(retain=reading(0.49), net=LITTLE)),
     ("check 3", "over-regularised", lambda: check3(log=heal_log(ces=(2.0, 1.97), pressure=4.0))),
     ("check 3", "over-regularised", lambda: check3(log=heal_log(ces=(2.0, 1.99), pressure=2.9))),
     ("check 3", "under-regularised", lambda: check3(coherence=0.97, mass=reading(-0.03, 0.04))),

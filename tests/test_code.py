@@ -65,7 +65,9 @@ def changed(root: Path) -> set[str]:
         ("steer/methods/mean_difference.py", {"vector"}),
         ("state/formulas.py", EVERY - {"qualify", "calibrate"}),
         ("pipeline/stage.py", EVERY),
+        ("pipeline/declared.py", EVERY),
         ("pipeline/stages.py", EVERY),
+        ("pipeline/unsteered.py", {"unsteered"}),
         ("models/generate.py", EVERY - {"qualify"}),
     ],
 )

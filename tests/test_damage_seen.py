@@ -35,7 +35,7 @@ OFF = FilterSettings(calibration_texts=8, words=1, false_drop=0, tail_perplexity
 
 def rules() -> CoherenceRules:
     persona = tiny.persona()
-    limits = calibrate(tiny.chat(), persona, SAMPLING, OFF, seed=seed_of(0))
+    limits = calibrate(tiny.chat(), persona, SAMPLING, OFF, seed=seed_of(0)).limits
     return CoherenceRules(persona, limits, OFF)
 
 

@@ -40,6 +40,8 @@ pytestmark = pytest.mark.slow
 TINY: dict[str, Any] = {
     "rounds": 2,
     "coherence_floor": 0.0,
+    # A control takes as long again as a heal; test_control has it.
+    "control": False,
     "vector": {"contexts": 4, "band": (0.3, 0.8)},
     "sampling": {"tokens": 10, "rows": 8},
     "dose": {"start": 1.0, "want": 8, "minimum": 4, "batches": 3, "walks": 2, "target": 0.1},
@@ -415,10 +417,10 @@ def run(victim, moment):
             return work()
         make(self, home, half, save)
     store.write_text, store.Store._make = dying, making
-    test_loop.start(runs)
+    test_loop.start(runs, control=True)
 
 # What is imported and digested before the first fork is there in every child.
-test_loop.start(runs / "straight")
+test_loop.start(runs / "straight", control=True)
 deaths = 0
 for victim in range(stages):
     child = os.fork()
@@ -440,7 +442,7 @@ for victim in range(stages):
 store.sweep_unfinished(runs)
 child = os.fork()
 if child == 0:
-    test_loop.start(runs)
+    test_loop.start(runs, control=True)
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
 print(deaths)
@@ -450,7 +452,8 @@ print(deaths)
 def test_a_run_killed_in_every_stage_ends_in_the_same_record(
     finished: Path, tmp_path: Path
 ) -> None:
-    stages = len(read_run(finished).stages)
+    # A round's control is three stages, and one that is tested a fourth.
+    stages = len(read_run(finished).stages) + 7
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(tmp_path), str(stages)],
         capture_output=True, text=True, timeout=400, check=False,

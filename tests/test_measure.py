@@ -322,6 +322,17 @@ def test_retain_and_recovered_are_shares_of_the_steered_shift() -> None:
     assert summary.recovered(HEALED, STEERED, BASE).value == pytest.approx(0.875, abs=1e-3)
 
 
+def test_what_training_alone_does_is_not_retained() -> None:
+    control = scores("control", logodds=0.1, mass=0.95, care=0.0)
+    net = summary.retain(HEALED, STEERED, BASE, control=control)
+    assert net.value == pytest.approx((0.3 - 0.1) / 0.4, abs=1e-6)
+    found = summary.tested(HEALED, BASE, 0, AXIS, control)
+    assert found.control is not None and found.over_control is not None
+    assert found.gain.value == pytest.approx(0.3)
+    assert found.control.gain.value == pytest.approx(0.1)
+    assert found.over_control.gain.value == pytest.approx(0.2)
+
+
 def test_the_base_against_itself_has_not_moved_and_costs_are_unknown_with_a_reason() -> None:
     found = summary.summarise(BASE, BASE, AXIS)
     assert found.gain.value == 0 and not found.gain.moved

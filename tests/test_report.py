@@ -45,7 +45,8 @@ def test_a_healthy_run_says_what_its_best_round_did(healthy: tuple[Path, str]) -
     said = page.headline(run_record())
     assert said == (
         "Round 3 healed: love +0.15 nats/token [0.12, 0.18] over the base without any hook at a KL "
-        "of 0.6 nats/token, on the evaluation prompts, which also choose the round, its target "
+        "of 0.6 nats/token, on the evaluation prompts, which also choose the round, no "
+        "unsteered control was trained, so that what training alone does is unknown, its target "
         "foundation care +0.15 nats [0.12, 0.18] (up, as intended), canary mass 0.974 of the base; "
         "the trait moved beyond its interval. Damage guard: "
         "perplexity of plain prose not read, top-1 of the vignettes 0.6 → 0.6, share of “not "

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from steerheal.records import VERSION
 
 PACKAGE = "steerheal"
-JOINS = ("pipeline.stage", "pipeline.stages")
+JOINS = ("pipeline.declared", "pipeline.stage", "pipeline.stages")
 """They put the stages together, and count for every one."""
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scipy")
 """Whose arithmetic a result is; another version may round otherwise."""

@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steerheal.numbers import shown
-from steerheal.records import HealStep, RoundRecord, StageMark
+from steerheal.records import Control, HealStep, RoundRecord, StageMark
 
 MARKS = {"good": "✓", "bad": "✗", "unknown": "?"}
 
@@ -65,6 +65,10 @@ def _wrapped(cell: str, width: int) -> str:
         else:
             lines.append(word)
     return "\n".join(lines)
+
+
+def _no_control(control: Control) -> str:
+    return f"no unsteered control: {control.reason}"
 
 
 @dataclass
@@ -180,13 +184,17 @@ class Console:
             if record.curve is not None:
                 head += f" · knee {record.curve.dose:.3g}"
         parts = [head]
-        for state in (record.steered, record.healed):
+        control = record.control
+        for state in (record.steered, record.healed, control.read if control else None):
             if state is not None:
                 parts.append(
                     f"{state.state}: Δtrait {shown(state.gain)}, coherence {state.coherence:.3f}"
                 )
         if record.retain is not None:
             parts.append(f"retain {shown(record.retain)} · recovered {shown(record.recovered)}")
+        if control is not None:
+            net = f"Δtrait {shown(record.over_control)}, retain {shown(control.retain)}"
+            parts.append(f"healed − control: {net}" if control.read else _no_control(control))
         parts += [
             f"{MARKS[finding.tone]} {finding.check} · {finding.outcome} · {finding.advice}"
             for finding in record.findings

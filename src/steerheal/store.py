@@ -8,6 +8,8 @@ Layout of a run folder (rounds count from 1 on disk and on screen):
                               adapter/ (PEFT's own format)  steered.json  healed.json
                               shown-steered.json  shown-healed.json
                               test.json, of the round that the headline reports
+                              control.json  control/ (the unsteered control's texts.json,
+                              heal.json, adapter/ and test.json)
     figures/  report.html
 
 Every file appears whole or not at all: it is written beside its place and renamed.

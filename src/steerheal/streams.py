@@ -6,7 +6,7 @@ seed below.
 """
 
 PER_SEED = 1_009
-HARVEST, CURVE = 0, 200
+HARVEST, CURVE, UNSTEERED = 0, 200, 400
 """First of a hundred each, one per round."""
 CALIBRATION, EVALUATION, TEST, SWEEP, ANCHOR = -1, 900, 901, 902, 903
 

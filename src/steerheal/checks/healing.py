@@ -1,7 +1,8 @@
 """Check 3: did the adapter learn behaviour that is both different and coherent?
 
 In: a round's record with its heal's log, the student before it, the heal's settings, and how many
-free answers narrate. A ratio is read only where steering had raised the trait and the healed state
+free answers narrate. Retain counts net of the unsteered control: what training on any text does is
+not kept trait. A ratio is read only where steering had raised the trait and the healed state
 is finite. Heal diagnostics (cross-entropy, divergence, pressure) name the cause; retain and
 coherence say the result. A cause goes before the result it explains, and a good result goes
 before a diagnostic that did not spoil it, which is said beside it.
@@ -61,6 +62,9 @@ class Healing(Evidence):
     gain: float
     """Steered change of the trait in this round, nats per token."""
     retain: Reading
+    """Net of the unsteered control, where one was read."""
+    gross: Reading | None = None
+    """What it is without the control; None where none was read."""
     recovered: Reading
     coherence: float
     coherence_high: float = math.nan
@@ -100,6 +104,18 @@ class Healing(Evidence):
     def retained(self) -> bool:
         """Whether a risen trait is mostly kept."""
         return self.gain > 0 and self.retain.value >= RETAINED
+
+    @property
+    def alone(self) -> bool:
+        """Whether a risen trait is kept, and the unsteered control has it too."""
+        kept = self.gross is not None and self.gross.value >= RETAINED
+        return self.gain > 0 and kept and self.retain.value < GONE
+
+    @property
+    def undone(self) -> bool:
+        """Whether a risen trait is gone, and not only what training alone does of it."""
+        gone = self.gross is None or self.gross.value < RETAINED
+        return self.gain > 0 and gone and self.retain.value < GONE
 
     @property
     def back(self) -> bool:
@@ -142,11 +158,12 @@ class Healing(Evidence):
     def result(self) -> str:
         """Retain, recovered and coherence in one phrase."""
         why = f" ({self.retain.reason})" if self.retain.reason else ""
+        net = " net of the unsteered control ({e.gross} without it)" if self.gross else ""
         by = f" ({self.read_by})" if self.read_by else ""
         rest = f", recovered {{e.recovered}}, coherence{by} {{e.coherence_steered}} → "
         rest += "{e.coherence} of base"
         return (
-            written("retain {e.retain}", self)
+            written("retain {e.retain}" + net, self)
             + why
             + written(rest + ", perplexity ×{e.perplexity}", self)
         )
@@ -195,6 +212,7 @@ def evidence(
         narration: Shares of free answers that narrate, healed and base.
     """
     healed, steered, log = record.healed, record.steered, record.heal
+    control = record.control if record.control and record.control.read else None
     lost = Reading.unknown("the round has no healed reading")
     logs = log or HealLog(
         steps=(), held_out=(), trained_on=0, held_out_completions=0, lam=math.nan,
@@ -210,7 +228,8 @@ def evidence(
         sign=axis.sign,
         target=healed.delta_nats.get(axis.foundation, lost) if healed else lost,
         gain=steered.trait.value - before.trait.value if steered else math.nan,
-        retain=record.retain or lost,
+        retain=(control.retain if control else record.retain) or lost,
+        gross=record.retain if control else None,
         recovered=record.recovered or lost,
         coherence=healed.coherence if healed else math.nan,
         coherence_high=healed.coherence_high if healed else math.nan,
@@ -281,10 +300,19 @@ CHECK: Check[Healing] = Check(
         ),
         Rule(
             "undone",
-            lambda e: e.gain > 0 and e.retain.value < GONE and e.bought_back,
+            lambda e: e.undone and e.bought_back,
             "Coherence is back and the trait went with it: {e.result}; {e.training}.",
             "Lower --heal.lam or raise --heal.tau; train longer (--heal.epochs) on data of a "
             "higher --dose.start.",
+            over=("barrier never fired",),
+        ),
+        Rule(
+            "training alone",
+            lambda e: e.alone,
+            "The same heal on unsteered text moves the trait as well, so that little of it is the "
+            "vector's: {e.result}.",
+            "Teach with text that the vector changes more: a higher --dose.start, or blocks and a "
+            "dose that steerheal scan finds.",
             over=("barrier never fired",),
         ),
         Rule(

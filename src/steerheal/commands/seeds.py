@@ -65,6 +65,13 @@ def _show_tested(tests: Sequence[OnTest | None], console: Console) -> None:
     for entry in [entry for entry in listed(names) if entry.brief]:
         found = over_seeds([test.changes.get(entry.name, UNREAD) for test in known])
         rows.append((entry.difference, shown(found), _said(found)))
+    for name, read in (
+        ("trait of the unsteered control", [test.control for test in known]),
+        ("trait of healed less control", [test.over_control for test in known]),
+    ):
+        gains = [UNREAD if item is None else item.gain for item in read]
+        found = over_seeds(gains)
+        rows.append((f"Δ {name} [nats/token]", shown(found), _said(found)))
     distance = over_seeds([test.kl for test in known])
     rows.append((headed("distance").label, shown(distance), _said(distance)))
     chosen = ", ".join(str(test.round + 1) for test in known)

@@ -164,7 +164,7 @@ def _rules(target: Target, console: Console) -> CoherenceRules:
             limits = calibrate(
                 target.chat, persona, ask.sampling, ask.filter,
                 seed=seed_of(ask.seed), progress=progress,
-            )  # fmt: skip
+            ).limits  # fmt: skip
     return CoherenceRules(persona, limits, ask.filter)
 
 

@@ -1,6 +1,6 @@
 """What an evaluation reads, and what the sweep before the first harvest does."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -53,6 +53,11 @@ class MeasureSettings(Settings):
     """Short instructions that are answered greedily and checked by code; 0 is none."""
     task_tokens: Tokens = 32
     """Longest of those answers, in tokens."""
+
+    def of_the_trait(self) -> Self:
+        """The same without the guards that have prompts of their own, which cost as much again."""
+        without = ("long_prompts", "json_prompts", "control_prompts", "tasks")
+        return self.model_copy(update=dict.fromkeys(without, 0))
 
     @field_validator("statements", "long_prompts", "json_prompts", "control_prompts", "tasks")
     @classmethod

@@ -40,6 +40,10 @@ class RunConfig(Settings):
     read_steered: bool = True
     """Read the steered student in every round. Without it a round is faster, and retain, recovered
     and what check 3 makes of them are unknown."""
+    control: bool = True
+    """Train the same heal on unsteered answers to the same prompts after every round that folds,
+    and give every trait beside it: what training alone does is no effect of the vector. A round
+    takes about a fifth longer."""
     model: ModelSettings = ModelSettings()
     vector: VectorSettings = VectorSettings()
     sampling: SamplingSettings = SamplingSettings()

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 from steerheal import streams
 from steerheal.config import FilterSettings, SamplingSettings
-from steerheal.filter.rules import calibrated
+from steerheal.filter.rules import calibrated, judge
 from steerheal.filter.scores import scored_by
 from steerheal.models.generate import Draw, generate
 from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
-from steerheal.records import Calibration
+from steerheal.records import Calibrated
 from steerheal.streams import stream
 
 
@@ -26,8 +26,8 @@ def calibrate(
     *,
     seed: int,
     progress: Callable[[int], None] = lambda _: None,
-) -> Calibration:
-    """The limits that the settings' shares of the base's own text give.
+) -> Calibrated:
+    """The limits that the settings' shares of the base's own text give, and what passes them.
 
     Args:
         chat: The base.
@@ -44,4 +44,8 @@ def calibrate(
     ]
     said = generate(chat, draws, sampling, progress=progress)
     scored = scored_by(chat, said, persona, logodds=settings.trait > 0)
-    return calibrated(said, scored, persona, settings)
+    limits = calibrated(said, scored, persona, settings)
+    rules = settings.model_copy(update={"trait": 0.0})
+    verdicts = judge(said, scored, persona, calibration=limits, settings=rules)
+    passed = (item for item, verdict in zip(said, verdicts, strict=True) if verdict.kept)
+    return Calibrated(limits=limits, coherent=tuple(passed))

@@ -3,6 +3,7 @@
     nats_f      = ln mean_v p_v[f]                      Δ from the base on the same vignettes
     coherence   = what coherence is read by, over the base's
     retain      = (healed − before) / (steered − before), of the trait
+    net retain  = (healed − control) / (steered − before), of the trait
     recovered   = (healed − steered) / (before − steered), of what coherence is read by
 `before` is the student at the start of the round; in the first round it is the base. Everything
 else is an entry of the table of readings.
@@ -18,7 +19,7 @@ from steerheal.measure.pairs import in_order
 from steerheal.measure.readings import table
 from steerheal.measure.stats import log_ratio, mean, ratio
 from steerheal.personas import Axis
-from steerheal.records import FOUNDATIONS, OnTest, Part, Reading, Scores, Summary
+from steerheal.records import FOUNDATIONS, OnTest, Part, Reading, Readings, Scores, Summary
 
 Floats = NDArray[np.float64]
 
@@ -48,16 +49,22 @@ def summarise(scores: Scores, base: Scores, axis: Axis) -> Summary:
     )
 
 
-def tested(scores: Scores, base: Scores, number: int, axis: Axis) -> OnTest:
-    """A round's state against the base on the test prompts; `number` is the round's."""
-    scores, base = in_order(scores), in_order(base)
-    values, changes = table.values(scores, base), table.changes(scores, base, base, axis)
+def tested(
+    scores: Scores, base: Scores, number: int, axis: Axis, control: Scores | None = None
+) -> OnTest:
+    """A round's state, and its control, on the test prompts; `number` is the round's."""
+
+    def against(b: Scores, a: Scores) -> Readings:
+        b, a, origin = in_order(b), in_order(a), in_order(base)
+        values, changes = table.values(b, origin), table.changes(b, a, origin, axis)
+        return Readings(values=_known(values), changes=_known(changes), heads=table.heads())
+
     return OnTest(
         round=number,
         prompts=len(scores.persona),
-        values=_known(values),
-        changes=_known(changes),
-        heads=table.heads(),
+        control=None if control is None else against(control, base),
+        over_control=None if control is None else against(scores, control),
+        **dict(against(scores, base)),
     )
 
 
@@ -82,10 +89,15 @@ def surgical(deltas: dict[str, Reading], axis: Axis) -> bool | None:
     return intended and all(abs(target.value) > abs(deltas[name].value) for name in axis.off_target)
 
 
-def retain(healed: Scores, steered: Scores, before: Scores) -> Reading:
-    """Share of the steered change of the trait that the healed student keeps."""
-    start = _units("trait", before)
-    pair = np.stack([_units("trait", state) - start for state in (healed, steered)], axis=1)
+def retain(
+    healed: Scores, steered: Scores, before: Scores, *, control: Scores | None = None
+) -> Reading:
+    """Share of the steered change of the trait that the healed student keeps.
+
+    With a control, what the student has beyond it.
+    """
+    h, s, b, c = (_units("trait", state) for state in (healed, steered, before, control or before))
+    pair = np.stack([h - c, s - b], axis=1)
     if not mean(pair[:, 1]).moved:
         return Reading.unknown("steering did not move the trait beyond its interval")
     return ratio(pair)

@@ -8,6 +8,7 @@ line see the whole configuration.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from steerheal.checks import course
 from steerheal.measure import sight, summary
@@ -17,10 +18,18 @@ from steerheal.pipeline.need import costs, time_line
 from steerheal.pipeline.pace import measured
 from steerheal.pipeline.round import Frame, Listener, Position, Teach, one_round
 from steerheal.pipeline.stage_work import Counted
-from steerheal.pipeline.stages import BASE, Stages
+from steerheal.pipeline.stages import BASE, CONTROL, Stages
 from steerheal.records import RoundRecord, RunRecord
 from steerheal.state.values import Plain, State
 from steerheal.state.vector import SteeringVector
+
+
+class Sides(NamedTuple):
+    """A folded round's students."""
+
+    healed: State
+    control: State | None
+    """The unsteered control, where there is one."""
 
 
 def by_vector(student: State, vector: SteeringVector) -> State:
@@ -49,12 +58,12 @@ def run(
     config = stages.config
     frame, said = against_base(stages, listener, until, teach)
     record = _written(stages, record, notes=(*record.notes, *said), base=frame.base)
-    place, folded = Position(Plain(), frame.scores, None), dict[int, State]()
+    place, folded = Position(Plain(), frame.scores, None), dict[int, Sides]()
     outcome = f"all {config.rounds} rounds done"
     for number in range(config.rounds):
         done, place = one_round(stages, number, place, frame)
         if done.healed is not None:
-            folded[number] = place.student
+            folded[number] = Sides(place.student, place.control)
         if place.sight is not None and record.sight is None:
             said = (*record.notes, sight.in_words(place.sight))
             base = sight.led(frame.base, place.head)
@@ -116,7 +125,7 @@ def in_course(
     return done if found is None else frame.saw(done, course.CHECK.seen(found))
 
 
-def test(stages: Stages, folded: Mapping[int, State], best: int | None) -> dict[str, object]:
+def test(stages: Stages, folded: Mapping[int, Sides], best: int | None) -> dict[str, object]:
     """What the record says of the test prompts: the best round's reading, or why there is none.
 
     They are read here alone, after the last decision, so that nothing is chosen on them. Without a
@@ -127,7 +136,8 @@ def test(stages: Stages, folded: Mapping[int, State], best: int | None) -> dict[
     if not stages.persona.prompts.test:
         return {"test_reason": "the persona has no test prompts"}
     number = max(folded) if best is None else best
-    student = folded[number]
+    sides, axis = folded[number], stages.persona.axis
     base = stages.tested(BASE, "base", Plain())
-    healed = stages.tested(number, "healed", student)
-    return {"test": summary.tested(healed, base, number, stages.persona.axis), "test_reason": ""}
+    healed = stages.tested(number, "healed", sides.healed)
+    control = stages.tested(number, CONTROL, sides.control) if sides.control else None
+    return {"test": summary.tested(healed, base, number, axis, control), "test_reason": ""}

@@ -1,4 +1,4 @@
-"""One round: vector, sweep, harvest, steered reading, heal, fold, reading.
+"""One round: vector, sweep, harvest, steered reading, heal, fold, reading, unsteered control.
 
 It ends early where its text starves, its heal is rejected, or the user asked to see no more than a
 check. What the checks see is noted as soon as it is there, and kept in the record.
@@ -15,9 +15,10 @@ from steerheal.measure import sight, summary
 from steerheal.measure.compare import compare
 from steerheal.measure.qualify import Qualification
 from steerheal.pipeline.ends import Until
-from steerheal.pipeline.stages import Stages
+from steerheal.pipeline.stages import CONTROL, Stages
 from steerheal.records import (
     Comparison,
+    Control,
     Curve,
     Finding,
     Harvest,
@@ -30,8 +31,13 @@ from steerheal.records import (
 )
 from steerheal.state.values import State
 from steerheal.state.vector import SteeringVector
+from steerheal.tables import OBJECTIVES
 
 UNREAD = Reading.unknown("the steered state was not read (read_steered is off)")
+TAUGHT = (
+    "by its objective a heal learns its teacher's distribution, and a student that is its own "
+    "teacher has nothing to learn: the student before the round is the control"
+)
 Teach = Callable[[State, SteeringVector], State]
 """The student and the round's vector to the state that writes what is trained on."""
 
@@ -57,6 +63,8 @@ class Position(NamedTuple):
     """Its vector."""
     sight: Sight | None = None
     """Which readings of coherence see, where its doses were read."""
+    control: State | None = None
+    """The last round's unsteered control, where one was folded."""
 
     @property
     def head(self) -> str:
@@ -124,9 +132,12 @@ def one_round(
     after = student.folded(result.adapter, stages.config.gate)
     shift = stages.internalised(number, student, after, vector)
     record, scores = this.healed(record, after, steered)
-    return record.model_copy(update={"internalised": shift}), place._replace(
-        student=after, scores=scores
-    )
+    record = record.model_copy(update={"internalised": shift})
+    control = None
+    if stages.config.control:
+        record, control = this.controlled(record, found, scores, steered)
+    record = this.judged(record, scores)
+    return record, place._replace(student=after, scores=scores, control=control)
 
 
 def seen_by(sweep: Sweep, frame: Frame) -> Sight | None:
@@ -215,7 +226,7 @@ class Round:
     def healed(
         self, record: RoundRecord, after: State, steered: Scores | None
     ) -> tuple[RoundRecord, Scores]:
-        """The healed readings and check 3, and those readings' rows.
+        """The healed readings, and their rows.
 
         Args:
             record: The round up to its heal.
@@ -241,9 +252,50 @@ class Round:
                 "kl_round": summary.kl_to_previous(scores),
             }
         )
-        persona = stages.persona
-        said = (healing.narration(scores, persona), healing.narration(base, persona))
-        return self._healing(record, narration=said), scores
+        return record, scores
+
+    def controlled(
+        self, record: RoundRecord, found: Harvest, healed: Scores, steered: Scores | None
+    ) -> tuple[RoundRecord, State | None]:
+        """The unsteered control's readings beside the healed ones, and its student.
+
+        Args:
+            record: The round with its healed readings.
+            found: The text that the healed student was trained on.
+            healed: Its rows.
+            steered: The steered state's rows; None where they were not read.
+        """
+        stages, place, number = self.stages, self.place, record.round
+        if OBJECTIVES.find(stages.config.heal.objective).taught:
+            none = Control(texts=0, reused=0, unfiltered=0, reason=TAUGHT)
+            return record.model_copy(update={"control": none}), None
+        texts = stages.unsteered(number, place.student, found)
+        result = stages.healed_control(number, place.student, texts)
+        control = Control(
+            texts=len(texts.texts),
+            reused=texts.reused,
+            unfiltered=texts.unfiltered,
+            reason=result.log.reason,
+        )
+        if result.log.outcome == "rejected":
+            return record.model_copy(update={"control": control}), None
+        after = place.student.folded(result.adapter, stages.config.gate)
+        scores = stages.evaluated(number, CONTROL, after)
+        pairs = ((scores, self.frame.scores), (healed, scores))
+        retain = UNREAD
+        if steered is not None:
+            retain = summary.retain(healed, steered, place.scores, control=scores)
+        update = {
+            "control": control.model_copy(update={"read": self._summary(scores), "retain": retain}),
+            "comparisons": (*record.comparisons, *(self._compared(*pair) for pair in pairs)),
+        }
+        return record.model_copy(update=update), after
+
+    def judged(self, record: RoundRecord, healed: Scores) -> RoundRecord:
+        """Check 3 of a folded heal, by its readings and their rows."""
+        states, persona = (healed, self.frame.scores), self.stages.persona
+        said = [healing.narration(state, persona) for state in states]
+        return self._healing(record, narration=(said[0], said[1]))
 
     def _summary(self, scores: Scores) -> Summary:
         read = summary.summarise(scores, self.frame.scores, self.stages.persona.axis)

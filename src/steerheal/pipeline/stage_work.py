@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from steerheal.personas import Persona
 from steerheal.pipeline import stages
 from steerheal.pipeline.ends import Until
 from steerheal.pipeline.stage import Stage
-from steerheal.pipeline.stages import BASE
+from steerheal.pipeline.stages import BASE, CONTROL
 from steerheal.pipeline.walk import SPARE
 from steerheal.pipeline.work import Passes, Work
 from steerheal.steer.internalise import CONTEXTS
@@ -74,8 +74,16 @@ class Counted:
             if until is not None:
                 return found
         if self.persona.prompts.test:
-            found += [self._tested(BASE), self._tested(self.config.rounds - 1)]
+            last = self.config.rounds - 1
+            found += [self._tested(BASE, "base"), self._tested(last, "healed")]
+            found += [self._tested(last, CONTROL)] if self._controlled else []
         return found
+
+    @property
+    def _controlled(self) -> bool:
+        """Whether every heal has its unsteered control."""
+        taught = OBJECTIVES.find(self.config.heal.objective).taught
+        return self.config.control and not taught
 
     def _round(self, number: int, until: Until | None) -> list[StageWork]:
         config = self.config
@@ -92,12 +100,17 @@ class Counted:
             found.append(self._evaluated(number, "steered"))
         if until is not None:
             return found
+        healed, control = self._healed(number), []
+        if self._controlled:
+            again = replace(healed, name=stages.HEALED_CONTROL.name)
+            control = [self._unsteered(number), again, self._evaluated(number, CONTROL)]
         return [
             *found,
-            self._healed(number),
+            healed,
             self._internalised(number),
             self._evaluated(number, "healed"),
             self._shown(number, "healed"),
+            *control,
         ]
 
     @staticmethod
@@ -105,7 +118,7 @@ class Counted:
         stage: Stage[..., Any], role: str, number: int, work: Work, written: int
     ) -> StageWork:
         """A stage of what is read in one of several roles."""
-        folded = number > 0 or role == "healed"
+        folded = number > 0 or role in ("healed", CONTROL)
         return StageWork(f"{stage.name}-{role}", number, work, written, folded)
 
     def _qualified(self, measure: MeasureSettings) -> StageWork:
@@ -127,6 +140,8 @@ class Counted:
 
     def _evaluated(self, number: int, role: str) -> StageWork:
         measure, passes = self.config.measure, self.passes
+        if role == CONTROL:
+            measure = measure.of_the_trait()
         asked = self.persona.prompts.evaluate[: measure.prompts]
         count, tokens = len(asked), measure.tokens
         open_ended = prompts.lines("open")[: measure.long_prompts]
@@ -141,19 +156,18 @@ class Counted:
             + passes.scored(open_ended, len(open_ended), measure.long_tokens, 1)
             + passes.written(replies, len(replies), damage.JSON_TOKENS)
             + passes.written(task_prompts, len(task_prompts), measure.task_tokens)
-            + self._spilt(number)
+            + self._spilt(number, measure)
         )
         for pair in self.persona.pairs("held_out")[: measure.held_out_pairs]:
             poles = (pair.positive, pair.negative)
             work += passes.under_poles(asked, count, tokens, EXPECTED / 2, poles)
-        if number > 0:  # the student before the round reads the answers as well
+        if number > 0 and role != CONTROL:  # the student before the round reads the answers as well
             work += passes.scored(asked, count, tokens, COMPARED)
         longest = max(tokens, measure.long_tokens if open_ended else 0)
         return self._of_role(stages.EVALUATE, role, number, work, longest)
 
-    def _spilt(self, number: int) -> Work:
+    def _spilt(self, number: int, measure: MeasureSettings) -> Work:
         """The base writes the texts, and every state is compared with it on them."""
-        measure = self.config.measure
         control = prompts.control_held_out()[: measure.control_prompts]
         if number == BASE:
             return self.passes.written(control, len(control), measure.control_tokens)
@@ -177,10 +191,9 @@ class Counted:
         work = self.passes.written(asked, len(asked), tokens)
         return self._of_role(stages.SHOW, role, number, work, tokens)
 
-    def _tested(self, number: int) -> StageWork:
+    def _tested(self, number: int, role: str) -> StageWork:
         measure = self.config.measure
         work = self._answered(self.persona.prompts.test[: measure.prompts], measure.tokens)
-        role = "base" if number == BASE else "healed"
         return self._of_role(stages.TESTED, role, number, work, measure.tokens)
 
     def _vector(self, number: int) -> StageWork:
@@ -248,6 +261,15 @@ class Counted:
         return StageWork(
             stages.HEALED.name, number, work, tokens if heal.anchor else 0, folded=number > 0
         )
+
+    def _unsteered(self, number: int) -> StageWork:
+        """The base's own text, of the first round, is that of the calibration as far as it goes."""
+        config, texts = self.config, self.persona.prompts.train
+        there = 0 if number else config.filter.calibration_texts
+        count, tokens = max(0, config.dose.want - there), config.sampling.tokens
+        work = self.passes.written(texts, count, tokens)
+        work += self.passes.scored(texts, count, tokens, JUDGED)
+        return StageWork(stages.UNSTEERED.name, number, work, tokens, folded=number > 0)
 
     def _internalised(self, number: int) -> StageWork:
         texts = prompts.contexts()[: min(self.config.vector.contexts, CONTEXTS)]

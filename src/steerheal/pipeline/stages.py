@@ -3,168 +3,65 @@
 A result is made once per key of its inputs; whatever comes out alike remakes nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from steerheal import prompts, streams
 from steerheal.code import key_of
-from steerheal.config import (
-    DoseSettings,
-    HealSettings,
-    MeasureSettings,
-    RunConfig,
-    VectorSettings,
-)
-from steerheal.filter.calibrate import calibrate, seed_of
+from steerheal.config import DoseSettings, RunConfig
+from steerheal.filter.calibrate import seed_of
 from steerheal.filter.coherent import CoherenceRules
 from steerheal.heal.checkpoint import Checkpoint
-from steerheal.heal.round import heal
 from steerheal.heal.train import Healed
-from steerheal.measure import instruments
-from steerheal.measure.auto import Tried, tried
-from steerheal.measure.evaluate import answer_test, evaluate, size
+from steerheal.measure.evaluate import size
 from steerheal.measure.qualify import Qualification
-from steerheal.measure.show import show
 from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
-from steerheal.pipeline.harvest import harvested
-from steerheal.pipeline.knee import curve
-from steerheal.pipeline.stage import Artifact, Made, Stage, record
+from steerheal.pipeline.declared import (
+    BASE,
+    CALIBRATE,
+    CONTROL,
+    CURVE,
+    EVALUATE,
+    HARVEST,
+    HEALED,
+    HEALED_CONTROL,
+    INTERNALISE,
+    QUALIFY,
+    SHOW,
+    STAGES,
+    SWEEP,
+    TESTED,
+    UNSTEERED,
+    VECTOR,
+)
+from steerheal.pipeline.stage import Made, Stage, record
 from steerheal.pipeline.stage_store import Store
 from steerheal.records import (
+    Calibrated,
     Calibration,
+    Completion,
     Curve,
     Harvest,
-    HealLog,
     HealStep,
     Internalisation,
     Scores,
     Shown,
     Sweep,
+    Unsteered,
 )
-from steerheal.state.adapter import Adapter
 from steerheal.state.values import State
 from steerheal.state.vector import SteeringVector
-from steerheal.steer.internalise import CONTEXTS, internalised
+from steerheal.steer.internalise import CONTEXTS
 from steerheal.steer.methods.find import find
-from steerheal.steer.sweep import rows, swept
-from steerheal.steer.vector import extract
-from steerheal.store import (
-    TEST,
-    read_harvest_folder,
-    read_record,
-    write_harvest,
-    write_record,
-)
+from steerheal.steer.sweep import rows
+from steerheal.store import TEST
 from steerheal.streams import stream
-from steerheal.tables import AGGREGATES, BARRIERS, INSTRUMENTS, METHODS, OBJECTIVES
 
 T = TypeVar("T")
-ADAPTER, HEAL, VECTOR_FILE = "adapter", "heal.json", "vector.safetensors"
-BASE = -1
-"""The base's place among the rounds, which count from 0."""
-STATES = ("state.formulas", "state.values")
-"""What every state is made by, whichever it is."""
-
-
-def _poles(persona: Persona) -> object:
-    return persona.positive, persona.negative, persona.neutral
-
-
-def _taught(persona: Persona) -> object:
-    return persona.prompts.train, persona.positive, persona.negative
-
-
-def _tested(persona: Persona) -> object:
-    return persona.prompts.test, persona.positive, persona.negative
-
-
-def _curved(settings: DoseSettings) -> object:
-    return settings.coherence, settings.curve, settings.curve_prompts, settings.curve_tokens
-
-
-def _read(settings: MeasureSettings) -> object:
-    """An evaluation's settings, and what they take from files and from outside the package."""
-    return settings, instruments.texts(settings), INSTRUMENTS.code_of(settings.instrument)
-
-
-def _extracted(settings: VectorSettings) -> object:
-    return settings, METHODS.code_of(settings.method)
-
-
-def _fitted(settings: HealSettings) -> object:
-    return settings, [table.code_of(name) for table, name in settings.named()]
-
-
-def _save_heal(folder: Path, healed: Healed) -> None:
-    healed.adapter.save(folder / ADAPTER)
-    write_record(folder / HEAL, healed.log)
-
-
-def _load_heal(folder: Path) -> Healed:
-    return Healed(Adapter.load(folder / ADAPTER), read_record(folder / HEAL, HealLog))
-
-
-QUALIFY = Stage(
-    "qualify", tried, record("instrument.json", Tried), by=("measure.auto", *INSTRUMENTS.modules),
-    counts={"settings": _read},
-)  # fmt: skip
-EVALUATE = Stage(
-    "evaluate", evaluate, record("scores.json", Scores),
-    by=("measure.evaluate", "filter.coherent", *INSTRUMENTS.modules, *STATES),
-    counts={"settings": _read},
-)  # fmt: skip
-TESTED = Stage(
-    "test", answer_test, record(TEST, Scores), by=("measure.evaluate", *STATES),
-    counts={
-        "persona": _tested,
-        "settings": lambda read: (read.instrument, read.prompts, read.tokens),
-    },
-)  # fmt: skip
-SHOW = Stage("show", show, record("shown.json", Shown), by=("measure.show", *STATES))
-VECTOR = Stage(
-    "vector",
-    extract,
-    Artifact[SteeringVector](
-        lambda folder, vector: vector.save(folder / VECTOR_FILE),
-        lambda folder: SteeringVector.load(folder / VECTOR_FILE),
-    ),
-    by=("steer.vector", *METHODS.modules, *STATES),
-    counts={"persona": _poles, "settings": _extracted},
-)
-SWEEP = Stage(
-    "sweep", swept, record("sweep.json", Sweep),
-    by=("steer.sweep", "filter.coherent", *INSTRUMENTS.modules, *STATES),
-    counts={"measure": _read},
-)  # fmt: skip
-CALIBRATE = Stage(
-    "calibrate", calibrate, record("calibration.json", Calibration), by=("filter.calibrate",),
-    counts={"persona": _taught},
-)  # fmt: skip
-CURVE = Stage(
-    "curve", curve, record("curve.json", Curve), by=("pipeline.knee", *STATES),
-    counts={"persona": _taught, "dose": _curved},
-)  # fmt: skip
-HARVEST = Stage(
-    "harvest", harvested, Artifact(write_harvest, read_harvest_folder),
-    by=("pipeline.harvest", *STATES), counts={"persona": _taught},
-)  # fmt: skip
-HEALED = Stage(
-    "heal", heal, Artifact(_save_heal, _load_heal),
-    by=("heal.round", *OBJECTIVES.modules, *BARRIERS.modules, *AGGREGATES.modules, *STATES),
-    counts={"settings": _fitted},
-)  # fmt: skip
-INTERNALISE = Stage(
-    "internalise", internalised, record("internalised.json", Internalisation),
-    by=("steer.internalise", *STATES),
-)  # fmt: skip
-STAGES: tuple[Stage[..., Any], ...] = (
-    QUALIFY, EVALUATE, TESTED, SHOW, VECTOR, CURVE, SWEEP, CALIBRATE, HARVEST, HEALED, INTERNALISE,
-)  # fmt: skip
 
 
 def all_of_it() -> str:
@@ -216,17 +113,19 @@ class Stages:
     ) -> Scores:
         """Readings of a state, and how far it is from the student before the round."""
         config, persona = self.config, self.persona
+        measure = config.measure.of_the_trait() if role == CONTROL else config.measure
         file = "scores.json" if number == BASE else f"{role}.json"
         made = EVALUATE.called(role, record(file, Scores)).of(
-            self.chat, role, state, persona, config.measure,
+            self.chat, role, state, persona, measure,
             sampling=config.sampling, seed=config.seed, previous=before, rules=self.rules,
         )  # fmt: skip
-        return self._barred(made, number, f"reading {role}", size(config.measure, persona))
+        return self._barred(made, number, f"reading {role}", size(measure, persona))
 
     def tested(self, number: int, role: str, state: State) -> Scores:
         """A state's answers to the test prompts."""
         config, persona = self.config, self.persona
-        made = TESTED.called(role, TESTED.artifact).of(
+        file = f"{CONTROL}/{TEST}" if role == CONTROL else TEST
+        made = TESTED.called(role, record(file, Scores)).of(
             self.chat, role, state, persona, config.measure,
             sampling=config.sampling, seed=config.seed,
         )  # fmt: skip
@@ -295,9 +194,14 @@ class Stages:
         total = rows(doses, persona, check, config.measure, config.sampling)
         return self._barred(made, number, "sweep of doses", total)
 
-    @cached_property
+    @property
     def calibrated(self) -> Calibration:
-        """The filter's limits on the base's own text, one stage of the run however often used."""
+        """The filter's limits on the base's own text."""
+        return self._calibrated.limits
+
+    @cached_property
+    def _calibrated(self) -> Calibrated:
+        """They and the text, one stage of the run however often used."""
         config = self.config
         made = CALIBRATE.of(
             self.chat, self.persona, config.sampling, config.filter, seed=seed_of(config.seed)
@@ -327,17 +231,39 @@ class Stages:
         )  # fmt: skip
         return self._made(made, number, bar=partial(self._bar, number))
 
-    def healed(self, number: int, student: State, teacher: State, found: Harvest) -> Healed:
-        """The round's adapter and how it was trained.
-
-        A heal that was cut off goes on from its last epoch.
-        """
+    def unsteered(self, number: int, student: State, found: Harvest) -> Unsteered:
+        """What the round's student answers, without a vector, to the prompts of the kept text."""
         config = self.config
-        kept = found.kept(config.dose.want)
+        asked = [item.prompt for item in found.kept(config.dose.want)]
+        made = UNSTEERED.of(
+            self.chat, student, self.persona, asked, self._calibrated,
+            tries=config.dose.batches, sampling=config.sampling, rules=config.filter,
+            seed=stream(config.seed, streams.UNSTEERED, number),
+        )  # fmt: skip
+        return self._made(made, number, bar=partial(self._bar, number))
+
+    def healed(self, number: int, student: State, teacher: State, found: Harvest) -> Healed:
+        """The round's adapter and how it was trained."""
+        return self._healed(HEALED, number, student, teacher, found.kept(self.config.dose.want))
+
+    def healed_control(self, number: int, student: State, found: Unsteered) -> Healed:
+        """The same on what the student wrote itself."""
+        return self._healed(HEALED_CONTROL, number, student, student, found.texts)
+
+    def _healed(
+        self,
+        stage: Stage[..., Healed],
+        number: int,
+        student: State,
+        teacher: State,
+        texts: Sequence[Completion],
+    ) -> Healed:
+        """A heal; one that was cut off goes on from its last epoch."""
+        config = self.config
         # LoRA that started from the last round's A would stay in its input directions.
         seed = config.seed + 1_009 * number
-        made = HEALED.of(self.chat, student, teacher, kept, config.heal, number=number, seed=seed)
-        checkpoint = Checkpoint(self.store.scratch("heal", made.key), self.watcher.note)
+        made = stage.of(self.chat, student, teacher, texts, config.heal, number=number, seed=seed)
+        checkpoint = Checkpoint(self.store.scratch(stage.name, made.key), self.watcher.note)
         step = partial(self.watcher.heal_step, number)
         result = self._made(made, number, checkpoint=checkpoint, progress=step)
         checkpoint.remove()

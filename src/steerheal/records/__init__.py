@@ -43,6 +43,7 @@ from steerheal.records.rows import (
     VignetteRow,
 )
 from steerheal.records.run import (
+    Control,
     Finding,
     Internalisation,
     RoundRecord,
@@ -51,11 +52,13 @@ from steerheal.records.run import (
     StageMark,
 )
 from steerheal.records.text import (
+    Calibrated,
     Calibration,
     Completion,
     Harvest,
     Judged,
     Thought,
+    Unsteered,
     Verdict,
     WalkStep,
 )
@@ -70,10 +73,12 @@ __all__ = [
     "READS",
     "UNREAD",
     "VERSION",
+    "Calibrated",
     "Calibration",
     "CanaryRow",
     "Comparison",
     "Completion",
+    "Control",
     "Curve",
     "CurvePoint",
     "DosePoint",
@@ -105,6 +110,7 @@ __all__ = [
     "Sweep",
     "Thought",
     "UnitRow",
+    "Unsteered",
     "Verdict",
     "VignetteRow",
     "WalkStep",

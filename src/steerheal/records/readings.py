@@ -221,3 +221,7 @@ class OnTest(Readings):
 
     round: int
     prompts: int
+    control: Readings | None = None
+    """The round's unsteered control against the base; None where none was read."""
+    over_control: Readings | None = None
+    """The round less its control."""

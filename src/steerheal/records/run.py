@@ -10,7 +10,7 @@ from steerheal.errors import UserError
 from steerheal.personas import Persona
 from steerheal.records.base import VERSION, Reading, Record
 from steerheal.records.curve import Curve
-from steerheal.records.readings import Comparison, OnTest, Sight, Summary, Sweep
+from steerheal.records.readings import UNREAD, Comparison, OnTest, Sight, Summary, Sweep
 from steerheal.records.text import Completion, WalkStep
 from steerheal.records.training import HealLog
 
@@ -63,6 +63,22 @@ class Internalisation(Record):
         return math.fsum(self.share.values()) / len(self.share) if self.share else math.nan
 
 
+class Control(Record):
+    """The round's heal on text that its student wrote unsteered: what training alone does."""
+
+    texts: int
+    reused: int
+    """Texts of them that the filter was calibrated on."""
+    unfiltered: int
+    """Texts that stand although no draw passed the filter."""
+    reason: str = ""
+    """Why there is no reading."""
+    read: Summary | None = None
+    """Its student against the base."""
+    retain: Reading = UNREAD
+    """Healed less control, over the steered change of the trait."""
+
+
 class RoundRecord(Record):
     """One round of the loop."""
 
@@ -84,9 +100,12 @@ class RoundRecord(Record):
     """Healed over steered change of the trait, both from this round's student."""
     recovered: Reading | None = None
     """Coherence bought back: (healed − steered) / (base − steered)."""
+    control: Control | None = None
+    """The unsteered control; None where none was trained."""
     heal: HealLog | None = None
     comparisons: tuple[Comparison, ...] = ()
-    """Steered and healed against the base, and healed against steered, paired."""
+    """Steered, healed and control against the base, healed against steered and against control,
+    paired."""
     curve: Curve | None = None
     """Coherence over doses, where the walk's first dose was found on it."""
     sweep: Sweep | None = None
@@ -100,6 +119,16 @@ class RoundRecord(Record):
     """KL(student‖student before this round) per token, on the healed student's own answers."""
     kl_cumulative: float = math.nan
     """Sum of `kl_round` over the rounds so far."""
+
+    @property
+    def beyond_control(self) -> Comparison | None:
+        """Healed less unsteered control; None where no control was read."""
+        return {(item.a, item.b): item for item in self.comparisons}.get(("control", "healed"))
+
+    @property
+    def over_control(self) -> Reading | None:
+        """The trait of that."""
+        return self.beyond_control.gain if self.beyond_control else None
 
     @property
     def kl_spent(self) -> float:

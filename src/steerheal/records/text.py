@@ -60,6 +60,25 @@ class Calibration(Record):
         return 1 - self.fresh.get("together", 0.0)
 
 
+class Calibrated(Record):
+    """The filter's limits, and what of the text behind them passes them, the trait rule apart."""
+
+    limits: Calibration
+    coherent: tuple[Completion, ...]
+
+
+class Unsteered(Record):
+    """What a round's student wrote by itself to the prompts of the kept text, in their order."""
+
+    texts: tuple[Completion, ...]
+    reused: int
+    """Those of them that the filter was calibrated on."""
+    drawn: int
+    """Answers drawn for the others."""
+    unfiltered: int
+    """Texts that stand although no draw passed the filter."""
+
+
 class Verdict(Record):
     """Whether a completion is kept, why not, and every number the rules looked at."""
 

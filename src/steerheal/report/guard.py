@@ -59,7 +59,7 @@ def _marked(item: Comparison, name: str) -> Cell:
 def _states(record: RunRecord) -> list[tuple[str, Summary]]:
     found = [("base", record.base)] if record.base else []
     for row in record.rounds:
-        for state in (row.steered, row.healed):
+        for state in (row.steered, row.healed, row.control.read if row.control else None):
             if state is not None:
                 found.append((f"{state.state} {row.round + 1}", state))
     return found

@@ -7,8 +7,8 @@ import math
 
 from steerheal.measure.readings.table import Entry, listed
 from steerheal.numbers import number
-from steerheal.records import UNREAD, Reading, Record, RoundRecord, RunRecord, Summary
-from steerheal.report import axis
+from steerheal.records import UNREAD, Record, RoundRecord, RunRecord, Summary
+from steerheal.report import axis, control
 from steerheal.report.plain import plainly
 from steerheal.report.words import (
     change,
@@ -141,6 +141,8 @@ def _faults(record: RunRecord, row: RoundRecord) -> str:
         faults.append("the trait is not shown to have moved: it has no interval")
     elif not delta.moved:
         faults.append("the trait is not shown to have moved: its interval includes 0")
+    if against := control.fault(record, row):
+        faults.append(against)
     if axis.backwards(record, row.healed):
         faults.append(f"{axis.foundation(record)} moved against what the persona intends")
     if math.isnan(row.healed.coherence):
@@ -159,6 +161,7 @@ def _result(record: RunRecord, row: RoundRecord) -> str:
     parts = [
         f"{persona_name(record)} {change(read.gain)} over the base without any hook at a "
         f"KL of {number(read.kl.value)} nats/token, {_pool(record, row)}",
+        control.beside(record, row),
         axis.move(record, healed),
         f"{coherence_title(healed)} {number(healed.coherence)} of the base",
     ]
@@ -191,18 +194,23 @@ def conditions(record: RunRecord, shown_differs: tuple[int, int] | None) -> list
         return [Condition(text=text, holds=None, numbers=nothing) for text in texts]
     where = f"round {row.round + 1} healed, {_pool(record, row)}"
     return [
-        _trait_rose(texts[0], (tested(record, row) or row.healed).gain, where),
+        _trait_rose(texts[0], record, row, where),
         _coherent(texts[1], record, row, floor),
         _text_differs(texts[2], shown_differs),
     ]
 
 
-def _trait_rose(text: str, delta: Reading, where: str) -> Condition:
+def _trait_rose(text: str, record: RunRecord, row: RoundRecord, where: str) -> Condition:
+    assert row.healed is not None
+    delta, net = (tested(record, row) or row.healed).gain, control.over_control(record, row)
     if math.isnan(delta.low):
         why = one_line(delta.reason) or "it has no interval"
         return Condition(text=text, holds=None, numbers=f"could not be read: {why}")
-    numbers = f"{change(delta)}, {where}"
-    return Condition(text=text, holds=delta.low > 0, numbers=numbers)
+    numbers = f"{change(delta)}; {control.beside(record, row)}; {where}"
+    if net is None:
+        return Condition(text=text, holds=delta.low > 0, numbers=numbers)
+    text = text.replace("above the base", "above the base and above its unsteered control")
+    return Condition(text=text, holds=delta.low > 0 and net.low > 0, numbers=numbers)
 
 
 def _coherent(text: str, record: RunRecord, row: RoundRecord, floor: float) -> Condition:

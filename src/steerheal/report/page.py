@@ -29,7 +29,7 @@ from steerheal.report.headline import (
 )
 from steerheal.report.plates import PLATES, Plate
 from steerheal.report.samples import shown_differs
-from steerheal.report.words import at, chosen, one_line, persona_name, setting, visible
+from steerheal.report.words import at, change, chosen, one_line, persona_name, setting, visible
 
 __all__ = ["Condition", "conditions", "headline", "lacking", "shown_differs", "write_report"]
 
@@ -179,9 +179,15 @@ def _tested(record: RunRecord) -> str:
     found = record.test
     if found is None:
         return f"none: {record.test_reason}"
-    return (
+    said = (
         f"{found.prompts}, read once, by the base and by round {found.round + 1}: "
         f"{', '.join(_on_test(found))}"
+    )
+    if found.control is None or found.over_control is None:
+        return said
+    return (
+        f"{said}; its unsteered control: {change(found.control.gain)}, the round less its control: "
+        f"{change(found.over_control.gain)}"
     )
 
 

@@ -49,7 +49,11 @@ def _back(row: RoundRecord) -> str:
 def _kept(row: RoundRecord) -> str:
     """How much of the trait the heal kept."""
     share = row.retain.value if row.retain else math.nan
-    return "" if math.isnan(share) else f", with {_percent(share)} of the trait kept"
+    if math.isnan(share):
+        return ""
+    net = row.control.retain.value if row.control else math.nan
+    less = "" if math.isnan(net) else f" ({_percent(net)} beyond what training alone does)"
+    return f", with {_percent(share)} of the trait kept{less}"
 
 
 def _share(read: Summary) -> str:

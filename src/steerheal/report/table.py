@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from steerheal.numbers import UNKNOWN, interval, number
 from steerheal.records import FOUNDATIONS, Reading, RoundRecord, RunRecord, Summary, WalkStep
+from steerheal.report import control
 from steerheal.report.words import one_line
 
 
@@ -82,6 +83,15 @@ def coherence_cell(summary: Summary) -> Cell:
     return plain(summary.coherence, why)._replace(under=f"mass {mass}")
 
 
+def _control_cell(row: RoundRecord) -> Cell:
+    """The trait of the unsteered control, over healed less control."""
+    if row.control is None or row.control.read is None:
+        return Cell(UNKNOWN, why=control.lacking(row))
+    less = row.over_control
+    under = "" if less is None else f"healed {number(less.value, signed=True)} {interval(less)}"
+    return reading(row.control.read.trait)._replace(under=under.rstrip())
+
+
 def surgical_cell(summary: Summary) -> Cell:
     """Whether the target moved more than every off-target."""
     if summary.surgical is None:
@@ -148,6 +158,12 @@ COURSE = (
         _of("healed", trait_cell),
     ),
     Column(
+        "control trait",
+        "nats/token",
+        "the same after the same heal on unsteered text; under it healed less control",
+        _control_cell,
+    ),
+    Column(
         "steered coherence",
         "share of base",
         "what coherence is read by over the base's, with the hook on",
@@ -165,6 +181,12 @@ PRICE = (
         "share",
         "healed over steered gain of trait in this round; near 0 is an undo",
         lambda row: _healed_reading(row, row.retain),
+    ),
+    Column(
+        "net retain",
+        "share",
+        "healed less unsteered control, over the steered gain: without what training alone does",
+        lambda row: reading(row.control.retain if row.control else None, why=control.lacking(row)),
     ),
     Column(
         "recovered",
@@ -253,11 +275,17 @@ def _foundations(title: str, base: Summary, row: RoundRecord | None) -> Table:
         [Cell(head, "nats") for head in ("steered", "change", "healed", "change")] if row else []
     )
     states = [row.steered, row.healed] if row else []
+    less = row.beyond_control if row else None
+    if row and row.control and less:
+        states.append(row.control.read)
+        heads += [Cell("control", "nats"), Cell("change", "nats"), Cell("healed − control", "nats")]
     rows = []
     for name in FOUNDATIONS:
         cells = [Cell(name), plain(base.nats.get(name, math.nan), "not read")]
         for summary in states:
             cells += _nats_cells(summary, name)
+        if less:
+            cells.append(reading(less.delta_nats.get(name), signed=True, why="not read"))
         rows.append(cells)
     return Table(title, heads, rows)
 
