@@ -10,6 +10,7 @@ from steerheal.config import FilterSettings, SamplingSettings
 from steerheal.filter.calibrate import calibrate, seed_of
 from steerheal.heal.train import Healed
 from steerheal.measure.stats import mean
+from steerheal.pipeline.stage_work import Counted
 from steerheal.pipeline.stages import CONTROL, HEALED_CONTROL
 from steerheal.pipeline.unsteered import unsteered
 from steerheal.records import (
@@ -186,6 +187,14 @@ def test_the_headline_s_prompts_are_answered_by_the_control_as_well(run: Path) -
     assert found.gain.value == pytest.approx(
         found.control.gain.value + found.over_control.gain.value
     )
+
+
+@pytest.mark.slow
+def test_what_is_planned_is_what_is_made(run: Path) -> None:
+    record = read_run(run)
+    counted = Counted(tiny.chat(), record.whose(run), record.settings(run))
+    made = [(mark.round, mark.name) for mark in record.stages]
+    assert [(one.round, one.name) for one in counted.stages()] == made
 
 
 def again(run: Path, name: str, **changes: object) -> RunRecord:

@@ -452,7 +452,7 @@ print(deaths)
 def test_a_run_killed_in_every_stage_ends_in_the_same_record(
     finished: Path, tmp_path: Path
 ) -> None:
-    # A round's control is three stages, and one that is tested a fourth.
+    # A round's control is three stages, and what is tested has one more.
     stages = len(read_run(finished).stages) + 7
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(tmp_path), str(stages)],

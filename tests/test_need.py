@@ -138,7 +138,7 @@ def test_more_of_a_setting_is_more_work_in_its_stages_alone() -> None:
 
     usual = counted()
     for changes, grown in (
-        ({"heal": {"epochs": 6}}, {"0 heal"}),
+        ({"heal": {"epochs": 6}}, {"0 heal", "0 heal-control"}),
         ({"check": {"control": True}}, {"0 sweep"}),
         ({"vector": {"position": "mean"}}, {"0 vector"}),
         ({"filter": {"calibration_texts": 80}}, {"-1 calibrate"}),

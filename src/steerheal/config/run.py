@@ -70,7 +70,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "coherence": 0.75,
             "curve_prompts": 12,
             "curve_tokens": 48,
-            "want": 48,
+            "want": 40,
             "minimum": 12,
             "batches": 2,
         },
