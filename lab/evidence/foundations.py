@@ -23,7 +23,7 @@ from steerheal.measure.vignettes import chosen
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.personas import find
-from steerheal.pipeline.stages import ADAPTER, VECTOR_FILE
+from steerheal.pipeline.declared import ADAPTER, VECTOR_FILE
 from steerheal.records import Record, Scores, VignetteRow
 from steerheal.state.adapter import Adapter
 from steerheal.state.values import State, base
