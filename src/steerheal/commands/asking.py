@@ -26,7 +26,7 @@ from steerheal.store import RUN, read_run, read_scores
 if TYPE_CHECKING:
     from steerheal.models.model import ChatModel
 
-FEWER = ("per_foundation", "prompts", "long_prompts", "json_prompts")
+FEWER = ("per_foundation", "statements", "prompts", "long_prompts", "json_prompts")
 """Settings of an evaluation that only say how many: fewer are the first of more."""
 QUICK = {name: value for name, value in PRESETS["quick"]["measure"].items() if name != "instrument"}
 
@@ -174,6 +174,7 @@ def _cut(base: Scores, want: MeasureSettings, persona: Persona) -> Scores | None
         update={
             "own": own,
             "vignettes": tuple(rows[key] for key in keys),
+            "canary": base.canary[: want.statements],
             "persona": tuple(answers[prompt] for prompt in asked_for),
             "long": base.long[:essays],
             "json_replies": base.json_replies[:replies],

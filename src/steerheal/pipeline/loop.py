@@ -15,7 +15,7 @@ from steerheal.measure import sight, summary
 from steerheal.measure.qualify import in_words, qualify
 from steerheal.pipeline.ends import Until, asked_end, best_round, stop_reason
 from steerheal.pipeline.need import costs, time_line
-from steerheal.pipeline.pace import measured
+from steerheal.pipeline.pace import NOMINAL
 from steerheal.pipeline.round import Frame, Listener, Position, Teach, one_round
 from steerheal.pipeline.stage_work import Counted
 from steerheal.pipeline.stages import BASE, CONTROL, Stages
@@ -108,7 +108,7 @@ def against_base(
 def rest_of(stages: Stages, base_seconds: float) -> str:
     """About how long the run goes on, after its base was read."""
     counted = Counted(stages.chat, stages.persona, stages.config)
-    found = costs(counted, measured(stages.chat, stages.config))
+    found = costs(counted, NOMINAL)
     return time_line(found, stages.config.rounds, base_seconds)
 
 

@@ -2,8 +2,8 @@
 
 Both are estimates and say so. Memory: P parameters of b bytes are P·b of weights; a float32 run
 keeps a second copy of the layers that a history is folded into, writing keeps keys and values, and
-a heal keeps its activations. Time: every stage is counted in tokens (`stage_work`), and a few
-seconds of this model's own work on this machine give the pace (`pace`).
+a heal keeps its activations. Time: every stage is counted in tokens (`stage_work`), and some
+of this model's own work on this machine gives the pace (`pace`).
 """
 
 import math
@@ -107,8 +107,8 @@ def time_line(found: Sequence[StageCost], rounds: int, base_seconds: float) -> s
     """One line: about how long the run goes on."""
     return (
         f"about {duration(seconds_left(found, base_seconds))} left for {rounds} "
-        f"round{'s' if rounds > 1 else ''}, half or twice as long at worst: judged by the pace of "
-        f"this machine, and by the base, which took {duration(base_seconds)}"
+        f"round{'s' if rounds > 1 else ''}, half or twice as long at worst: judged by the "
+        f"base, which took {duration(base_seconds)}"
     )
 
 

@@ -65,6 +65,10 @@ class Pace:
         )
 
 
+NOMINAL = Pace(read=1.0, scored=0.32, step=20.0, sampled=3.8, trained=2.3, spent=0.0)
+"""The embedded model's on a CPU, in tokens read: what a run's first stage takes scales it."""
+
+
 def measured(chat: ChatModel, config: RunConfig) -> Pace:
     """The pace at the run's batch sizes and lengths; leaves the model and all seeds as they are.
 
