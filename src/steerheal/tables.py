@@ -171,6 +171,28 @@ METHODS = Table(
         ),
     },
 )
+TEACHERS = Table(
+    "teacher",
+    {
+        "vector": Row("the student under the round's vector", "steer.teachers.vector:TEACHER"),
+        "plausible": Row(
+            "the same, restricted to tokens that the base finds plausible",
+            "steer.teachers.plausible:TEACHER",
+        ),
+        "antisymmetric": Row(
+            "the student and half of what the vector and its opposite differ by",
+            "steer.teachers.antisymmetric:TEACHER",
+        ),
+        "prompt": Row(
+            "the student under the positive pole as system prompt, with no vector",
+            "steer.teachers.prompt:TEACHER",
+        ),
+        "plain": Row(
+            "the student with neither vector nor system prompt, the control",
+            "steer.teachers.plain:TEACHER",
+        ),
+    },
+)
 NO_BARRIER = "none"
 BARRIERS = Table(
     "barrier",

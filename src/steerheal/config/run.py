@@ -12,7 +12,7 @@ from steerheal.config.training import FilterSettings, HealSettings
 from steerheal.config.validation import read_toml, validated
 from steerheal.errors import unknown
 from steerheal.line import As
-from steerheal.tables import INSTRUMENTS, METHODS, Table
+from steerheal.tables import INSTRUMENTS, METHODS, TEACHERS, Table
 
 
 class RunConfig(Settings):
@@ -26,6 +26,11 @@ class RunConfig(Settings):
     """Seed of everything random; same settings, same record."""
     rounds: Rounds = 4
     """Most rounds of the loop."""
+    teacher: Annotated[str, TEACHERS] = "vector"
+    """What writes the text that is trained on; its dose is walked where it has one."""
+    teacher_epsilon: Fraction = 0.05
+    """plausible: ε, the share of the base's likeliest token's probability that a token needs; at 0
+    it is vector."""
     gate: PositiveFraction = 1.0
     """Gate, which is the adapter's scale, at which a finished round is folded into the weights."""
     coherence_floor: Fraction = 0.95
@@ -56,7 +61,11 @@ class RunConfig(Settings):
 
     def named(self) -> tuple[tuple[Table, str], ...]:
         """What it names of the open sets."""
-        own = ((METHODS, self.vector.method), (INSTRUMENTS, self.measure.instrument))
+        own = (
+            (METHODS, self.vector.method),
+            (TEACHERS, self.teacher),
+            (INSTRUMENTS, self.measure.instrument),
+        )
         return (*own, *self.heal.named())
 
 

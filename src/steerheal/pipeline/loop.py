@@ -22,6 +22,8 @@ from steerheal.pipeline.stages import BASE, CONTROL, Stages
 from steerheal.records import RoundRecord, RunRecord
 from steerheal.state.values import Plain, State
 from steerheal.state.vector import SteeringVector
+from steerheal.steer.teachers.find import find
+from steerheal.steer.teachers.teacher import Materials
 
 
 class Sides(NamedTuple):
@@ -32,9 +34,15 @@ class Sides(NamedTuple):
     """The unsteered control, where there is one."""
 
 
-def by_vector(student: State, vector: SteeringVector) -> State:
-    """The student under the round's vector."""
-    return student.steered(vector, 1.0)
+def as_set(stages: Stages) -> Teach:
+    """What makes the teacher that the run's settings name."""
+    config = stages.config
+    make = find(config.teacher).make
+
+    def teach(student: State, vector: SteeringVector) -> State:
+        return make(Materials(student, vector, stages.persona, config.teacher_epsilon))
+
+    return teach
 
 
 def run(
@@ -43,7 +51,7 @@ def run(
     listener: Listener,
     *,
     until: Until | None = None,
-    teach: Teach = by_vector,
+    teach: Teach | None = None,
 ) -> RunRecord:
     """The whole loop; the record on disk grows round by round and is readable at any moment.
 
@@ -52,11 +60,12 @@ def run(
         record: Its record so far.
         listener: Who hears of findings and finished rounds.
         until: The check of the first round after which it ends.
-        teach: What makes every round's teacher; its dose is walked where it has one.
+        teach: What makes every round's teacher, whose dose is walked where it has one; what the
+            settings name when not given.
     """
     stages = stages.measuring()
     config = stages.config
-    frame, said = against_base(stages, listener, until, teach)
+    frame, said = against_base(stages, listener, until, teach or as_set(stages))
     record = _written(stages, record, notes=(*record.notes, *said), base=frame.base)
     place, folded = Position(Plain(), frame.scores, None), dict[int, Sides]()
     outcome = f"all {config.rounds} rounds done"

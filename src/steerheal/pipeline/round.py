@@ -33,6 +33,9 @@ from steerheal.state.values import State
 from steerheal.state.vector import SteeringVector
 from steerheal.tables import OBJECTIVES
 
+NO_DOSE = (
+    "what writes the text has no vector: there is no dose to walk, and check 1 reads it as it is"
+)
 UNREAD = Reading.unknown("the steered state was not read (read_steered is off)")
 TAUGHT = (
     "by its objective a heal learns its teacher's distribution, and a student that is its own "
@@ -109,8 +112,12 @@ def one_round(
     vector = stages.vector(number, student)
     place = place._replace(first=place.first or vector)
     teacher = frame.teach(student, vector)
-    curve = frame.knee(stages, number, teacher)
-    sweep = stages.swept(number, student, vector, frame.scores, found=curve)
+    curve, sweep = None, None
+    if teacher.dose:
+        curve = frame.knee(stages, number, teacher)
+        sweep = stages.swept(number, student, vector, frame.scores, found=curve)
+    else:
+        frame.listener.note(f"round {number + 1} · {NO_DOSE}")
     if sweep is not None:
         place = place._replace(sight=seen_by(sweep, frame))
         sweep = sight.led_sweep(sweep, place.head)
@@ -195,6 +202,7 @@ class Round:
         state = teacher.at_dose(dose) if teacher.dose else teacher
         record = record.model_copy(
             update={
+                "written_by": state.name,
                 "multiplier": found.multiplier,
                 "walk": found.walk,
                 "kept": len(found.kept()),

@@ -20,6 +20,7 @@ from steerheal.pipeline.walk import SPARE
 from steerheal.pipeline.work import Passes, Work
 from steerheal.steer.internalise import CONTEXTS
 from steerheal.steer.methods.find import find
+from steerheal.steer.teachers.find import find as teacher
 from steerheal.tables import OBJECTIVES
 
 SURVIVES = 0.75
@@ -87,9 +88,10 @@ class Counted:
 
     def _round(self, number: int, until: Until | None) -> list[StageWork]:
         config = self.config
-        swept = number == 0 and bool(config.check.doses)
+        dosed = teacher(config.teacher).dosed
+        swept = dosed and number == 0 and bool(config.check.doses)
         found = [self._vector(number)]
-        if config.dose.start == "auto":
+        if dosed and config.dose.start == "auto":
             found.append(self._curve(number))
         if swept:
             found.append(self._swept(number))

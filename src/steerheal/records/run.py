@@ -94,6 +94,8 @@ class RoundRecord(Record):
     """Norm of the vector per steered block."""
     direction_cosine: float
     """cos(v_r, v₀), mean over blocks."""
+    written_by: str = ""
+    """The state that wrote the text, at the round's largest dose; empty where nothing is known."""
     steered: Summary | None = None
     healed: Summary | None = None
     retain: Reading | None = None

@@ -167,11 +167,18 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         ("model", str(setting(record, "model", "name") or "the embedded one")),
         ("persona", f"{persona_name(record)}: {at(record.persona, 'title') or ''}".rstrip(": ")),
         ("contrast", f"positive against {setting(record, 'vector', 'contrast') or 'unknown'}"),
+        *([("text written by", written)] if (written := _written(record)) else []),
         ("rounds", f"{len(record.rounds)} of at most {setting(record, 'rounds') or '?'}"),
         *([("best round", record.best_reason)] if record.best_reason else []),
         ("test prompts", _tested(record)),
         ("seed", str(setting(record, "seed"))),
     ]
+
+
+def _written(record: RunRecord) -> str:
+    """Which state wrote each round's text, at its largest dose."""
+    rounds = [row for row in record.rounds if row.written_by]
+    return "; ".join(f"round {row.round + 1}: {row.written_by}" for row in rounds)
 
 
 def _tested(record: RunRecord) -> str:
