@@ -147,6 +147,12 @@ def test_sample_export_report_and_evaluate_work_on_a_run(
     for kind in ("peft", "merged"):
         main(["export", run, "--format", kind, "--out", str(tmp_path / kind)])
         assert "largest logit difference" in capsys.readouterr().out
+        assert (tmp_path / kind / "README.md").read_text().startswith("---\nlibrary_name: ")
+    main(["export", run, "--format", "gguf-lora", "--rank", "1", "--out", str(tmp_path / "lora")])
+    assert "rank 1 of 2" in capsys.readouterr().out
+    main(["export", run, "--format", "vector", "--out", str(tmp_path / "vector")])
+    assert "every direction is the same" in capsys.readouterr().out
+    assert "has no rank" in failing(["export", run, "--format", "merged", "--rank", "8"], capsys)
     assert "exists" in failing(["export", run, "--out", str(tmp_path / "peft")], capsys)
     main(["report", run])
     assert "report.html" in capsys.readouterr().out

