@@ -13,7 +13,7 @@ from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw
 from steerheal.models.model import band_layers
 from steerheal.personas import HALVES, Pair, Paraphrases, Persona, built_in, find
-from steerheal.pipeline.walk import harvest
+from steerheal.pipeline.walk import Choose, harvest
 from steerheal.records import Calibration, Completion, Harvest, Verdict
 from steerheal.state.formulas import contrast
 from steerheal.state.values import State, base
@@ -238,7 +238,13 @@ V = SteeringVector({1: torch.ones(4)})
 
 
 def walked(
-    breaking: float, teacher: State | None = None, *, lost: float = 0.0, **changes: object
+    breaking: float,
+    teacher: State | None = None,
+    *,
+    lost: float = 0.0,
+    draws: int = 1,
+    choose: Choose | None = None,
+    **changes: object,
 ) -> Harvest:
     """A world in which completions survive exactly below a dose; the base's own lose a share."""
 
@@ -269,6 +275,8 @@ def walked(
         rows=12,
         seed=1,
         calibration=LIMITS.model_copy(update={"fresh": {"together": lost}} if lost else {}),
+        draws=draws,
+        choose=choose,
     )
 
 

@@ -162,10 +162,10 @@ def _rules(target: Target, console: Console) -> CoherenceRules:
     if limits is None:
         with console.stage("calibrating the filter", ask.filter.calibration_texts) as progress:
             limits = calibrate(
-                target.chat, persona, ask.sampling, ask.filter,
+                target.chat, persona, ask.sampling, ask.filter.rules,
                 seed=seed_of(ask.seed), progress=progress,
             ).limits  # fmt: skip
-    return CoherenceRules(persona, limits, ask.filter)
+    return CoherenceRules(persona, limits, ask.filter.rules)
 
 
 def _limits(folder: Path) -> Calibration | None:

@@ -53,6 +53,17 @@ class FilterSettings(Settings):
     """Keep completions that hold a thought, and train on it like on the rest."""
     calibration_texts: Annotated[Count, Field(ge=8)] = 64
     """Completions of the base that the limits are set on."""
+    best_of: Annotated[Count, Field(le=64)] = 1
+    """Draws per prompt and dose, of whose kept ones a single one is trained on; 1 takes all that
+    is kept. Sampling takes so many times as long."""
+    pick: Literal["best", "random"] = "best"
+    """Which one: that of the highest trait under the training half of the paraphrases, or any of
+    them, the control."""
+
+    @property
+    def rules(self) -> Self:
+        """The rules alone, without what is chosen of the text that passes them."""
+        return self.model_copy(update={"best_of": 1, "pick": "best"})
 
     @model_validator(mode="after")
     def _rules_on_what_is_read(self) -> Self:

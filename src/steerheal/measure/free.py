@@ -27,7 +27,7 @@ from steerheal.models.score import (
     readings,
     token_logprobs,
 )
-from steerheal.personas import Persona
+from steerheal.personas import Pair, Persona
 from steerheal.records import Completion, PersonaRow
 from steerheal.state.values import base, entered
 
@@ -99,17 +99,17 @@ def answer_pairs(
 
 
 def pole_logprobs(
-    chat: ChatModel, completions: Sequence[Completion], persona: Persona
+    chat: ChatModel, completions: Sequence[Completion], poles: Persona | Pair
 ) -> tuple[list[Float[Tensor, " _"]], list[Float[Tensor, " _"]]]:
     """ln p(y | positive, x) and ln p(y | negative, x) of every completion, token by token.
 
     Args:
         chat: The judge, in no state.
         completions: What is judged.
-        persona: Whose poles are read as system prompts.
+        poles: What is read as system prompts.
     """
-    poles = [base().prompted(text) for text in (persona.positive, persona.negative)]
-    with entered(chat, poles) as reader:
+    prompted = [base().prompted(text) for text in (poles.positive, poles.negative)]
+    with entered(chat, prompted) as reader:
         pairs = [pair for pole in (0, 1) for pair in answer_pairs(reader, completions, pole)]
         logs = token_logprobs(reader, pairs)
     return logs[: len(completions)], logs[len(completions) :]

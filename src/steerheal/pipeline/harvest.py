@@ -1,6 +1,9 @@
 """What a teacher writes in a round, judged: the walk's draws from a model and the filter."""
 
+from functools import partial
+
 from steerheal.config import DoseSettings, FilterSettings, PushSettings, SamplingSettings
+from steerheal.filter.choose import chosen, values
 from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
 from steerheal.pipeline.judge import Bar, Judge, unseen
@@ -36,6 +39,9 @@ def harvested(
         seed: Of the draws.
         bar: Opens a bar for every batch.
     """
+    choose = None
+    if rules.best_of > 1:
+        choose = partial(chosen, size=rules.best_of, values=values(rules, chat, persona, seed))
     return harvest(
         Judge(chat, persona, calibration, push, sampling, rules, bar),
         teacher,
@@ -44,4 +50,6 @@ def harvested(
         rows=sampling.rows,
         seed=seed,
         calibration=calibration,
+        draws=rules.best_of,
+        choose=choose,
     )

@@ -126,6 +126,9 @@ def one_round(
     if sweep is not None and frame.ends("check1"):
         return record, place
     found = stages.harvest(number, teacher, curve)
+    if found.passed_over:
+        said = f"{len(found.kept())} texts chosen, {found.passed_over} that were kept passed over"
+        frame.listener.note(f"round {number + 1} · {said}")
     record, steered = this.steered(record, teacher, found)
     if sweep is None and frame.ends("check1"):
         return record, place
@@ -206,6 +209,7 @@ class Round:
                 "multiplier": found.multiplier,
                 "walk": found.walk,
                 "kept": len(found.kept()),
+                "passed_over": found.passed_over,
                 "drawn": len(found.judged),
                 "reasons": found.reasons(),
             }

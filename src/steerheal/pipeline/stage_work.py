@@ -235,13 +235,20 @@ class Counted:
     def _harvested(self, number: int) -> StageWork:
         config, texts = self.config, self.persona.prompts.train
         rows, tokens = config.sampling.rows, config.sampling.tokens
-        missing = max(0.0, config.dose.want - SURVIVES * rows)
-        most = (config.dose.batches - 1) * rows
-        count = rows + min(most, math.ceil(missing * SPARE / SURVIVES))
+        draws = config.filter.best_of
+        rows = max(draws, rows - rows % draws)
+        survives = 1 - (1 - SURVIVES) ** draws
+        missing = max(0.0, config.dose.want - survives * rows / draws)
+        most = (config.dose.batches * draws - 1) * rows
+        count = rows + min(most, draws * math.ceil(missing * SPARE / survives))
         work = self.passes.written(texts, count, tokens)
         work += self.passes.scored(texts, count, tokens, JUDGED)
         if config.filter.read_trait:
             work += self.passes.under_poles(texts, count, tokens, 1, self._poles)
+        if draws > 1 and config.filter.pick == "best":
+            for pair in self.persona.pairs("train"):
+                poles, read = (pair.positive, pair.negative), math.ceil(SURVIVES * count)
+                work += self.passes.under_poles(texts, read, tokens, 1, poles)
         return StageWork(stages.HARVEST.name, number, work, tokens, folded=number > 0)
 
     def _healed(self, number: int) -> StageWork:

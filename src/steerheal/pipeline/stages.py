@@ -157,8 +157,8 @@ class Stages:
             return None
         made = CURVE.of(
             self.chat, teacher, self.persona, self.calibrated,
-            dose=config.dose, push=config.push, sampling=config.sampling, rules=config.filter,
-            seed=stream(config.seed, streams.CURVE, number),
+            dose=config.dose, push=config.push, sampling=config.sampling,
+            rules=config.filter.rules, seed=stream(config.seed, streams.CURVE, number),
         )  # fmt: skip
         return self._made(made, number, bar=partial(self._bar, number))
 
@@ -204,7 +204,7 @@ class Stages:
         """They and the text, one stage of the run however often used."""
         config = self.config
         made = CALIBRATE.of(
-            self.chat, self.persona, config.sampling, config.filter, seed=seed_of(config.seed)
+            self.chat, self.persona, config.sampling, config.filter.rules, seed=seed_of(config.seed)
         )
         texts = config.filter.calibration_texts
         return self._barred(made, BASE, "calibrating the filter", texts)
@@ -212,7 +212,7 @@ class Stages:
     @cached_property
     def rules(self) -> CoherenceRules:
         """What tells coherent answers on this model."""
-        return CoherenceRules(self.persona, self.calibrated, self.config.filter)
+        return CoherenceRules(self.persona, self.calibrated, self.config.filter.rules)
 
     def _dose(self, found: Curve | None) -> DoseSettings:
         """The settings of the dose, with a number to start at."""
@@ -237,8 +237,8 @@ class Stages:
         asked = [item.prompt for item in found.kept(config.dose.want)]
         made = UNSTEERED.of(
             self.chat, student, self.persona, asked, self._calibrated,
-            tries=config.dose.batches, sampling=config.sampling, rules=config.filter,
-            seed=stream(config.seed, streams.UNSTEERED, number),
+            tries=config.dose.batches, sampling=config.sampling,
+            rules=config.filter.rules, seed=stream(config.seed, streams.UNSTEERED, number),
         )  # fmt: skip
         return self._made(made, number, bar=partial(self._bar, number))
 

@@ -18,6 +18,8 @@ SPARE = 1.25
 """Draws of a top-up over those that would be enough at the walk's survival."""
 Drawer = Callable[[Sequence[State], Sequence[Draw]], list[tuple[Completion, Verdict]]]
 """States to enter together, and draws in them, to completions with the base's verdicts."""
+Choose = Callable[[Sequence[Judged]], list[Judged]]
+"""Draws at the accepted dose, with those marked that are passed over."""
 Batch = Callable[[int, float, str], list[Judged]]
 """Draws, at doses, under a name."""
 
@@ -31,6 +33,8 @@ def harvest(
     rows: int,
     seed: int,
     calibration: Calibration,
+    draws: int = 1,
+    choose: Choose | None = None,
 ) -> Harvest:
     """Walks the dose down, then tops up; always ends in a record, starved or fed.
 
@@ -43,13 +47,16 @@ def harvest(
         seed: First draw's seed; every draw has its own.
         calibration: The filter's limits, recorded beside the verdicts, and what the base's own text
             survives.
+        draws: How often in a row a prompt is drawn; it counts as kept where one of them is.
+        choose: Which of them is trained on; all that are kept when not given.
 
     Raises:
         UserError: a dose to walk, and no number to start at.
     """
     walked = bool(teacher.dose)
     needed = settings.target * calibration.survival
-    source = _Draws(prompts, settings.sweep if walked else (1.0,), seed)
+    source = _Draws(prompts, settings.sweep if walked else (1.0,), seed, draws)
+    rows = max(draws, rows - rows % draws)
 
     def batch(count: int, whole: float, name: str) -> list[Judged]:
         doses = [share * whole for share in settings.sweep]
@@ -61,14 +68,18 @@ def harvest(
 
     start = _start(settings) if walked else 0.0
     judged, walk = _walked_down(batch, settings, rows, start=start, needed=needed)
-    more = _topped_up(batch, settings, rows, walk[-1])
-    have = walk[-1].kept + sum(row.verdict.kept for row in more)
+    last = judged[-walk[-1].drawn :]
+    more = _topped_up(batch, settings, rows, dose=walk[-1].multiplier, last=last, draws=draws)
+    pool = [*last, *more]
+    have = _answered(pool, draws)
+    if choose is not None:
+        pool = choose(pool)
     return Harvest(
         outcome="fed" if have >= settings.minimum else "starved",
         multiplier=walk[-1].multiplier,
         needed=needed,
         walk=tuple(walk),
-        judged=(*judged, *more),
+        judged=(*judged[: -walk[-1].drawn], *pool),
         perplexity_limit=calibration.limits["tail perplexity"],
         calibration=calibration,
     )
@@ -97,34 +108,55 @@ def _walked_down(
     return judged, walk
 
 
-def _topped_up(batch: Batch, settings: DoseSettings, rows: int, last: WalkStep) -> list[Judged]:
+def _answered(judged: Sequence[Judged], draws: int) -> int:
+    """Of so many draws in a row each, how many have a kept one."""
+    starts = range(0, len(judged), draws)
+    return sum(any(row.verdict.kept for row in judged[i : i + draws]) for i in starts)
+
+
+def _topped_up(
+    batch: Batch,
+    settings: DoseSettings,
+    rows: int,
+    *,
+    dose: float,
+    last: Sequence[Judged],
+    draws: int,
+) -> list[Judged]:
     """More batches at the last dose, until as many are kept as are wanted.
 
     Each draws as many as are likely to be enough, and no more: a draw costs more than anything
     else.
     """
     judged: list[Judged] = []
-    have, survive = last.kept, max(last.survival, 1 / rows)
-    for number in range(1, settings.batches):
+    have = _answered(last, draws)
+    survive = max(have * draws / len(last), draws / rows)
+    for number in range(1, settings.batches * draws):
         if have >= settings.want:
             break
-        count = min(rows, math.ceil(SPARE * (settings.want - have) / survive))
-        drawn = batch(count, last.multiplier, f"top-up-{number}")
+        count = min(rows, draws * math.ceil(SPARE * (settings.want - have) / survive))
+        drawn = batch(count, dose, f"top-up-{number}")
         judged += drawn
-        have += sum(row.verdict.kept for row in drawn)
+        have += _answered(drawn, draws)
     return judged
 
 
 class _Draws:
-    """Prompts, doses and seeds in turn: every prompt meets every dose before any pair repeats."""
+    """Prompts, doses and seeds in turn: every prompt meets every dose before any pair repeats.
 
-    def __init__(self, prompts: Sequence[str], sweep: Sequence[float], seed: int) -> None:
+    A pair is drawn so many times in a row.
+    """
+
+    def __init__(
+        self, prompts: Sequence[str], sweep: Sequence[float], seed: int, times: int
+    ) -> None:
         self._prompts, self._sweep, self._seed, self._count = prompts, sweep, seed, 0
+        self._times = times
 
     def take(self, rows: int) -> list[Draw]:
         draws = []
         for _ in range(rows):
-            lap, place = divmod(self._count, len(self._prompts))
+            lap, place = divmod(self._count // self._times, len(self._prompts))
             state = (place + lap) % len(self._sweep)
             draws.append(Draw(self._prompts[place], state, self._seed * 1_000_003 + self._count))
             self._count += 1

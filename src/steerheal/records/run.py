@@ -86,6 +86,7 @@ class RoundRecord(Record):
     multiplier: float
     walk: tuple[WalkStep, ...]
     kept: int
+    """Completions that may be trained on."""
     drawn: int
     reasons: dict[str, int]
     outcome: Literal["folded", "starved", "rejected", "stopped"]
@@ -94,6 +95,8 @@ class RoundRecord(Record):
     """Norm of the vector per steered block."""
     direction_cosine: float
     """cos(v_r, v₀), mean over blocks."""
+    passed_over: int = 0
+    """Completions that the filter kept and another draw of the same prompt was preferred to."""
     written_by: str = ""
     """The state that wrote the text, at the round's largest dose; empty where nothing is known."""
     steered: Summary | None = None

@@ -113,6 +113,8 @@ class Judged(Record):
     verdict: Verdict
     batch: str
     """Where it was drawn: `walk-0`, `walk-1`, …, `top-up-1`, …"""
+    passed_over: bool = False
+    """Kept, and not trained on: another draw of the same prompt was chosen."""
 
 
 class WalkStep(Record):
@@ -138,21 +140,33 @@ class Harvest(Record):
     """Share of a batch that had to survive for its dose to be accepted."""
     walk: tuple[WalkStep, ...]
     judged: tuple[Judged, ...]
-    """Everything drawn; only kept completions of the accepted dose are trained on."""
+    """Everything drawn; only kept completions of the accepted dose that are not passed over are
+    trained on."""
     perplexity_limit: float
     """Highest tail perplexity the filter let through."""
     calibration: Calibration | None = None
     """The filter's limits, and how much of the base's own text they drop."""
 
     def kept(self, want: int | None = None) -> list[Completion]:
-        """The kept completions drawn at the accepted dose, at most `want` of them."""
+        """What is trained on: of the kept ones of the accepted dose those that are not passed over.
+
+        Args:
+            want: At most so many.
+        """
         accepted = f"walk-{len(self.walk) - 1}"
         good = [
             row.completion
             for row in self.judged
-            if row.verdict.kept and (row.batch == accepted or row.batch.startswith("top-up"))
+            if row.verdict.kept
+            and not row.passed_over
+            and (row.batch == accepted or row.batch.startswith("top-up"))
         ]
         return good[:want]
+
+    @property
+    def passed_over(self) -> int:
+        """Kept completions that another draw of the same prompt was preferred to."""
+        return sum(row.passed_over for row in self.judged)
 
     def reasons(self) -> dict[str, int]:
         """How often each reason dropped a completion."""

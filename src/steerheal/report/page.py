@@ -176,9 +176,14 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def _written(record: RunRecord) -> str:
-    """Which state wrote each round's text, at its largest dose."""
+    """Which state wrote each round's text, at its largest dose, and how it was chosen."""
     rounds = [row for row in record.rounds if row.written_by]
-    return "; ".join(f"round {row.round + 1}: {row.written_by}" for row in rounds)
+    how = f"{setting(record, 'filter', 'pick')} of {setting(record, 'filter', 'best_of')}"
+    return "; ".join(
+        f"round {row.round + 1}: {row.written_by}"
+        + (f" ({how}: {number(row.passed_over)} passed over)" if row.passed_over else "")
+        for row in rounds
+    )
 
 
 def _tested(record: RunRecord) -> str:
