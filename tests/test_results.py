@@ -5,33 +5,51 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import blind
 import frontier_tables
 import pytest
+import reliability
 import tables
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^python lab/evidence/tables\.py (\w+)", RESULTS, flags=re.MULTILINE)
-FRONTIER = re.findall(
-    r"^python lab/evidence/frontier_tables\.py ([\w.-]+)$", RESULTS, flags=re.MULTILINE
-)
+SCRIPTS = {script.__name__: script for script in (tables, frontier_tables, blind, reliability)}
+COMMANDS = [
+    (script, part)
+    for script, part in re.findall(
+        r"^python lab/evidence/(\w+)\.py ([\w.-]+)(?: --figure \S+)?$", RESULTS, flags=re.MULTILINE
+    )
+    if script in SCRIPTS
+]
+
+
+def parts(name: str) -> set[str]:
+    """What docs/results.md tells a script to print."""
+    return {part for script, part in COMMANDS if script == name}
 
 
 def test_every_kept_record_has_its_command() -> None:
     kept = {path.name.split(".")[0] for path in (ROOT / "lab/evidence/records").glob("*.gz")}
-    assert kept == set(COMMANDS)
+    assert kept == parts("tables")
 
 
-def test_every_table_of_the_frontier_has_its_command() -> None:
-    assert sorted(FRONTIER) == sorted(frontier_tables.PARTS)
+@pytest.mark.parametrize("script", [frontier_tables, blind, reliability])
+def test_every_table_has_its_command(script: ModuleType) -> None:
+    assert parts(script.__name__) == set(script.PARTS)
 
 
-@pytest.mark.parametrize(
-    ("script", "part"),
-    [(tables, part) for part in COMMANDS] + [(frontier_tables, part) for part in FRONTIER],
-)
+def test_every_item_that_is_drawn_has_its_label() -> None:
+    names = ("love", "authority", *blind.CONTRASTS)
+    items = [item for name in names for item in blind.labelled(name)]
+    label = {"coherent", "acts", "better"}
+    drawn = [{key: item[key] for key in item.keys() - label} for item in items]
+    assert sorted(drawn, key=lambda item: item["id"]) == blind.key()
+    assert all(item.keys() & label in ({"coherent", "acts"}, {"better"}) for item in items)
+
+
+@pytest.mark.parametrize(("script", "part"), [(SCRIPTS[name], part) for name, part in COMMANDS])
 def test_tables_are_what_their_command_prints(
     script: ModuleType,
     part: str,
@@ -41,6 +59,6 @@ def test_tables_are_what_their_command_prints(
     monkeypatch.setattr(sys, "argv", [script.__name__, part])
     script.main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert len(rows) > 4
+    assert len(rows) >= 4
     missing = [row for row in rows if row not in RESULTS]
     assert not missing, missing[0]
