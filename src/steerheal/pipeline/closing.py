@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 from steerheal.console import MARKS, Console
+from steerheal.line import with_option
 from steerheal.records import RoundRecord, RunRecord
 from steerheal.report.page import conditions, headline, shown_differs
 from steerheal.store import read_shown
@@ -12,6 +13,37 @@ from steerheal.store import read_shown
 def onward(folder: Path, *more: str) -> str:
     """The command that goes on with a run."""
     return shlex.join(["steerheal", "run", "--resume", str(folder), *more])
+
+
+def next_lines(record: RunRecord, folder: Path) -> list[tuple[str, str]]:
+    """What to do with a healed run: in two words, and as a command that works when it is pasted."""
+
+    def line(word: str, *more: str) -> str:
+        return shlex.join(["steerheal", word, str(folder), *more])
+
+    found = [
+        ("ask it", line("sample", "--gate", "0.5", "--prompt", "What matters most to you?")),
+        ("read it", line("evaluate", "--gate", "0.5")),
+        ("export it", line("export")),
+    ]
+    if not record.command.startswith("steerheal run "):
+        return found
+
+    def again(called: str, flag: str, value: str) -> str:
+        """The run's own line with one option changed, beside it."""
+        own = with_option(with_option(record.command, "--until", None), flag, value)
+        own = with_option(own, "--runs", str(folder.parent))
+        return with_option(own, "--name", f"{folder.name}-{called}")
+
+    done = len(record.rounds)
+    if record.rounds[-1].outcome == "folded" and done >= record.settings(folder).rounds:
+        more = str(done + 1)
+        found.append(("one more round", again(f"rounds-{more}", "--rounds", more)))
+    if record.settings(folder).teacher != "prompt":
+        found.append(("against a prompt", again("prompt", "--teacher", "prompt")))
+        other = folder.with_name(f"{folder.name}-prompt")
+        found.append(("  and then", line("evaluate", "--against", str(other))))
+    return found
 
 
 def closing(record: RunRecord, folder: Path, page: Path, console: Console) -> None:
@@ -23,6 +55,10 @@ def closing(record: RunRecord, folder: Path, page: Path, console: Console) -> No
     elif record.rounds:
         _unhealed(record.rounds[-1], folder, console)
     console.say(f"\nreport  {page}")
+    if any(row.healed is not None for row in record.rounds):
+        console.say("next")
+        for what, line in next_lines(record, folder):
+            console.say(f"  {what:<18}{line}")
 
 
 def _healed(record: RunRecord, folder: Path, console: Console) -> None:
