@@ -100,6 +100,11 @@ class HealSettings(Settings):
     shrinks trait and damage alike; this is not. Goes with any barrier."""
     anchor_rows: Rows = 8
     """Unrelated answers per optimiser step."""
+    mask: Fraction = 0.0
+    """ε of a mask on the fit: target tokens that the base gives less than ε times the probability
+    of its likeliest token take no part in it; 0 is none. A barrier still sees them."""
+    mask_control: bool = False
+    """As many tokens of every completion are masked at random instead, the mask's control."""
     rank: Rank = 16
     """Rank of the adapter."""
     alpha: PositiveAmount = 32.0
@@ -146,6 +151,12 @@ class HealSettings(Settings):
     def barred(self) -> bool:
         """Whether there is a barrier."""
         return self.barrier != NO_BARRIER
+
+    @model_validator(mode="after")
+    def _masks_at_random_what_is_masked(self) -> Self:
+        if self.mask_control and not self.mask:
+            raise ValueError("mask_control masks as many tokens as mask does: give mask above 0")
+        return self
 
     @model_validator(mode="after")
     def _splits_evenly(self) -> Self:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steerheal.models.batch import WASTE, shared_prefix, token_budget
@@ -31,6 +31,9 @@ class Data:
     """What the teacher's logits are made of; None where tokens are fitted."""
     taught_by: ChatModel | None = None
     """What the teacher's door gave; the student's own head makes its logits when not given."""
+
+    fitted: Sequence[Bool[Tensor, " _"]] | None = None
+    """Which tokens take part in the fit; all where there is no mask."""
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -73,6 +76,13 @@ class Micro:
     targets: Int[Tensor, " N"]
     reference: Float[Tensor, "N D"] | None
     teacher: Float[Tensor, "N W"] | None
+    fitted: Bool[Tensor, " N"] | None = None
+    """Which targets take part in the fit; all where there is no mask."""
+
+    @property
+    def fits(self) -> int:
+        """How many targets take part in the fit."""
+        return len(self.targets) if self.fitted is None else int(self.fitted.sum())
 
     @property
     def used(self) -> int:
@@ -137,11 +147,11 @@ def _micro(chat: ChatModel, data: Data, rows: list[int]) -> Micro:
         parts.append(_part(chat, pairs[start : start + size]))
         start += size
     targets = [token for _, rest in pairs for token in rest]
-    reference, teacher = (
-        None if states is None else torch.cat([states[i] for i in rows]).to(chat.device)
-        for states in (data.reference, data.teacher)
+    reference, teacher, fitted = (
+        None if given is None else torch.cat([given[i] for i in rows]).to(chat.device)
+        for given in (data.reference, data.teacher, data.fitted)
     )
-    return Micro(parts, torch.tensor(targets, device=chat.device), reference, teacher)
+    return Micro(parts, torch.tensor(targets, device=chat.device), reference, teacher, fitted)
 
 
 def _read(pairs: Sequence[Pair]) -> list[list[int]]:

@@ -7,6 +7,7 @@ from steerheal import prompts, streams
 from steerheal.config import HealSettings, SamplingSettings
 from steerheal.heal.batches import Data
 from steerheal.heal.checkpoint import Checkpoint
+from steerheal.heal.mask import fitted
 from steerheal.heal.teacher import Taught, taught
 from steerheal.heal.train import Healed, heal_student, training_pairs
 from steerheal.models.generate import Draw, generate
@@ -54,6 +55,10 @@ def heal(
             anchor = unrelated(reader, seed)
     if OBJECTIVES.find(settings.objective).taught:
         lesson = taught(chat, teacher, kept)
+    tokens = None
+    if settings.mask:
+        with base().entered(chat) as reader:
+            tokens = fitted(reader, pairs, settings, seed)
     with student.entered(chat):
         healed = heal_student(
             chat,
@@ -63,6 +68,7 @@ def heal(
             teacher=lesson.states or None,
             taught_by=lesson.reader,
             anchor=anchor,
+            fitted=tokens,
             round_number=number,
             seed=seed,
             checkpoint=checkpoint,

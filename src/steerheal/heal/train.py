@@ -9,11 +9,10 @@ step are those of the seeded order.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from steerheal.code import key_of
@@ -59,6 +58,7 @@ def heal_student(
     teacher: Sequence[Float[Tensor, "_ W"]] | None = None,
     taught_by: ChatModel | None = None,
     anchor: Data | None = None,
+    fitted: Sequence[Bool[Tensor, " _"]] | None = None,
     round_number: int = 0,
     seed: int = 0,
     checkpoint: Checkpoint | None = None,
@@ -76,6 +76,7 @@ def heal_student(
         taught_by: What the teacher's door gave; the student's own head when not given.
         anchor: Unrelated text and the reference's final hidden states on it; needed where the
             settings' anchor is above 0.
+        fitted: Which tokens of each completion take part in the fit; a mask needs it.
         round_number: From 0; λ in this round is λ·(1+r)^power.
         seed: Of the adapter's start, the split and the order.
         checkpoint: Where the state is saved after every epoch, and where a heal that was cut off
@@ -83,12 +84,11 @@ def heal_student(
         progress: Called after every step with it and the number of steps.
 
     Raises:
-        UserError: a barrier or an anchor without a reference, or `distill` without a teacher.
+        UserError: a barrier, an anchor, `distill` or a mask without what it needs.
     """
     if settings.anchor and (anchor is None or anchor.reference is None):
         raise UserError("An anchor needs unrelated text and the reference's states; give `anchor`.")
-    data = _data(pairs, reference, teacher, settings)
-    data = replace(data, taught_by=taught_by if data.teacher is not None else None)
+    data = _data(pairs, reference, (teacher, taught_by), fitted, settings)
     parts = split(pairs, settings.held_out, seed)
     lam = settings.lam * (1 + round_number) ** settings.lam_power
     tokens, aside = (
@@ -108,7 +108,7 @@ def heal_student(
             trainer, place, parts.held, batches, checkpoint=checkpoint, progress=progress
         )
         adapter = trained(model, settings)
-    return Healed(adapter, _log(place, parts, settings, lam, reason))
+    return Healed(adapter, _log(place, parts, settings, lam, reason, data=data))
 
 
 def _through(
@@ -135,20 +135,31 @@ def _through(
     return place, ""
 
 
-def _log(place: Place, parts: "Parts", settings: HealSettings, lam: float, reason: str) -> HealLog:
+def _log(
+    place: Place, parts: "Parts", settings: HealSettings, lam: float, reason: str, *, data: Data
+) -> HealLog:
     """How the training went; a reason it was broken off or is no use makes it rejected."""
+    unread = "" if _masked(data.fitted, parts.held) < 1 else "all of their tokens are masked"
     reason = reason or diverged(place.steps, place.held_out, settings.lr)
     return HealLog(
         steps=place.steps,
         held_out=place.held_out,
         trained_on=len(parts.train),
         held_out_completions=len(parts.held),
-        held_out_reason=parts.reason,
+        held_out_reason=parts.reason or unread,
         lam=lam if settings.barred else math.nan,
         outcome="rejected" if reason else "trained",
         reason=reason,
+        masked=_masked(data.fitted, parts.train),
         padding=1 - place.used / place.read if place.read else math.nan,
     )
+
+
+def _masked(fitted: Sequence[Tensor] | None, rows: Sequence[int]) -> float:
+    """Share of these rows' tokens that take no part in the fit."""
+    if fitted is None or not rows:
+        return 0.0
+    return 1 - torch.cat([fitted[i] for i in rows]).float().mean().item()
 
 
 class Parts(NamedTuple):
@@ -208,9 +219,11 @@ def diverged(steps: Sequence[HealStep], held_out: Sequence[float], lr: float) ->
 def _data(
     pairs: Sequence[Pair],
     reference: Sequence[Tensor] | None,
-    teacher: Sequence[Tensor] | None,
+    taught: tuple[Sequence[Tensor] | None, ChatModel | None],
+    fitted: Sequence[Tensor] | None,
     settings: HealSettings,
 ) -> Data:
+    teacher, by = taught
     barrier, distill = settings.barred, OBJECTIVES.find(settings.objective).taught
     if barrier and reference is None:
         raise UserError(f"barrier {settings.barrier} needs the reference's states; give them.")
@@ -218,7 +231,15 @@ def _data(
         raise UserError(
             f"objective {settings.objective} needs the teacher's states; give them as `teacher`."
         )
-    return Data(pairs, reference if barrier else None, teacher if distill else None)
+    if settings.mask and fitted is None:
+        raise UserError("A mask needs the tokens that are fitted; give `fitted`.")
+    return Data(
+        pairs,
+        reference if barrier else None,
+        teacher if distill else None,
+        by if distill else None,
+        fitted if settings.mask else None,
+    )
 
 
 def _epochs(train: Sequence[int], settings: HealSettings, seed: int) -> list[list[list[int]]]:

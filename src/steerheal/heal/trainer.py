@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -109,6 +110,7 @@ class Trainer:
         """
         settings, chat = self._settings, self._chat
         count = sum(len(micro.targets) for micro in micros)
+        fits = max(1, sum(micro.fits for micro in micros))
         barred = settings.barred
         twice = barred and len(micros) > 1
         divergences = [self._divergences(micro) for micro in micros] if twice else []
@@ -124,9 +126,9 @@ class Trainer:
             )
             mine = weights[start : start + len(micro.targets)] if twice else weights
             start += len(micro.targets)
-            fit += losses.fit.sum().item() / count
+            fit += losses.fit.sum().item() / fits
             # In place: these two and their sum are as wide as the hidden states.
-            gradient = losses.fit_grad.float().div_(count)
+            gradient = losses.fit_grad.float().div_(fits)
             held = losses.divergence_grad.float().mul_(mine[:, None])
             pulls[0] += gradient.square().sum().item()
             pulls[1] += held.square().sum().item()
@@ -180,7 +182,7 @@ class Trainer:
         return self._losses(micro, micro.states(self._chat)).divergence
 
     def _losses(self, micro: Micro, states: Float[Tensor, "N D"]) -> PositionLosses:
-        return position_losses(
+        losses = position_losses(
             self._chat,
             states,
             micro.targets,
@@ -190,17 +192,24 @@ class Trainer:
             teacher=micro.teacher,
             taught_by=self._data.taught_by,
         )
+        if micro.fitted is None:
+            return losses
+        fit_grad = losses.fit_grad * micro.fitted[:, None]
+        return replace(losses, fit=losses.fit * micro.fitted, fit_grad=fit_grad)
 
     @torch.no_grad()
     def held_out(self, rows: Sequence[int]) -> float:
-        """Mean fit per completion token of these rows; NaN when there are none."""
+        """Mean fit per fitted token of these rows; NaN when there are none."""
         if not rows:
             return math.nan
         chat, data = self._chat, self._data
         ordered, states = states_by_length(chat, data, rows)
         if data.teacher is not None:
             teacher = torch.cat([data.teacher[i] for i in ordered]).to(chat.device)
-            return kl_between(chat, teacher, states, data.taught_by).mean().item()
-        targets = [token for i in ordered for token in data.pairs[i][1]]
-        chosen = torch.tensor(targets, device=chat.device)
-        return -chosen_logprobs(chat, states, chosen).mean().item()
+            fit = kl_between(chat, teacher, states, data.taught_by)
+        else:
+            targets = [token for i in ordered for token in data.pairs[i][1]]
+            fit = -chosen_logprobs(chat, states, torch.tensor(targets, device=chat.device))
+        if data.fitted is not None:
+            fit = fit[torch.cat([data.fitted[i] for i in ordered]).to(fit.device)]
+        return fit.mean().item()

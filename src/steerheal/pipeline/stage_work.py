@@ -263,6 +263,8 @@ class Counted:
         work += passes.scored(texts, (heal.epochs + 1) * held, tokens, 1)
         taught = OBJECTIVES.find(heal.objective).taught
         work += passes.scored(texts, (heal.barred + taught) * want, tokens, 0)
+        if heal.mask:
+            work += passes.scored(texts, want, tokens, 1)
         if heal.anchor:
             control = prompts.control_train()
             work += passes.written(control, len(control), tokens)

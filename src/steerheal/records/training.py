@@ -39,7 +39,7 @@ class HealLog(Record):
     trained_on: int
     held_out_completions: int
     held_out_reason: str = ""
-    """Why none is held out although some were to be."""
+    """Why none is held out although some were to be, or why nothing is read of them."""
     lam: float
     """λ of this round."""
     outcome: Literal["trained", "rejected"]
@@ -47,6 +47,9 @@ class HealLog(Record):
     reason: str = ""
     padding: float = math.nan
     """Share of the positions that training read which were padding."""
+
+    masked: float = 0.0
+    """Share of the tokens trained on that took no part in the fit."""
 
     @property
     def barrier_fired(self) -> float:
