@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from steerheal.commands.chat import ChatCommand
 from steerheal.commands.command import Command
 from steerheal.commands.doctor import DoctorCommand
 from steerheal.commands.evaluate import EvaluateCommand
@@ -31,6 +32,7 @@ KINDS: dict[str, type[Command]] = {
         ScanCommand,
         SeedsCommand,
         SampleCommand,
+        ChatCommand,
         ReportCommand,
         ExportCommand,
     )

@@ -5,6 +5,7 @@ Model text is data: control characters are shown as `�` and markup in it is no
 
 import math
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -201,10 +202,23 @@ class Console:
         ]
         self.note("\n  ".join(parts))
 
-    def side_by_side(self, rows: Sequence[tuple[str, str, str]], names: tuple[str, str]) -> None:
-        """Prompts with two answers each."""
+    def asked(self, what: str) -> str | None:
+        """The next line of standard input, without its end; None where there is no more.
+
+        Where somebody types, `what` stands before it.
+        """
+        if sys.stdin.isatty():
+            try:
+                return self._out.input(Text(printable(what)))
+            except EOFError:
+                return None
+        line = sys.stdin.readline()
+        return line.rstrip("\r\n") if line else None
+
+    def side_by_side(self, rows: Sequence[Sequence[str]], names: Sequence[str]) -> None:
+        """Cells of text in columns of the same width."""
         table = Table(show_lines=True)
-        for name in ("prompt", *names):
+        for name in names:
             table.add_column(Text(printable(name)), ratio=1, overflow="fold")
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))

@@ -69,7 +69,7 @@ class SampleCommand(Command):
             with console.stage(name, len(draws)) as progress, student.entered(chat) as reader:
                 after = generate(reader, draws, sampling, progress=progress)
         rows = [(a.prompt, a.text, b.text) for a, b in zip(before, after, strict=True)]
-        console.side_by_side(rows, ("base", name))
+        console.side_by_side(rows, ("prompt", "base", name))
 
 
 def _with_piped(prompts: Sequence[str]) -> list[str]:

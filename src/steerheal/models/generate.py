@@ -20,6 +20,7 @@ from steerheal.models.chat import decode
 from steerheal.models.choose import Uniforms, choose
 from steerheal.models.model import ChatModel
 from steerheal.models.push import Pushed, Row
+from steerheal.models.template import Message
 from steerheal.models.thinking import thought_in
 from steerheal.records import Completion
 
@@ -37,6 +38,13 @@ class Draw:
     state: int = 0
     """Which of the entered states writes it."""
     seed: int = 0
+    before: tuple[Message, ...] = ()
+    """What was said before, as (role, text) turns."""
+
+    @property
+    def turns(self) -> list[Message]:
+        """The conversation that the row answers."""
+        return [*self.before, ("user", self.prompt)]
 
 
 class Written(NamedTuple):
@@ -91,7 +99,7 @@ def write(
     progress: Callable[[int], None] = lambda _: None,
 ) -> Written:
     """As `generate`; with `keep_states` also the state behind every token, on the CPU."""
-    lines = [asked(chat, draw.prompt, state=draw.state) for draw in draws]
+    lines = [asked(chat, draw.turns, state=draw.state) for draw in draws]
     doses = [chat.dose(draw.state) for draw in draws]
     done: dict[int, Row] = {}
     stops = torch.tensor(chat.stop_ids(), device=chat.device)

@@ -22,6 +22,7 @@ def next_lines(record: RunRecord, folder: Path) -> list[tuple[str, str]]:
         return shlex.join(["steerheal", word, str(folder), *more])
 
     found = [
+        ("talk to it", line("chat")),
         ("ask it", line("sample", "--gate", "0.5", "--prompt", "What matters most to you?")),
         ("read it", line("evaluate", "--gate", "0.5")),
         ("export it", line("export")),

@@ -51,9 +51,14 @@ def student_of(
             f"{folder} was made with another model: {record.environment['model']} "
             f"({record.environment['fingerprint']}); this one is {chat.fingerprint}."
         )
-    history = tuple(
-        Gated(Adapter.load(round_folder(folder, row.round) / "adapter"), config.gate * gate)
+    return chat, Plain(history_of(record, folder, last, gate)), last
+
+
+def history_of(record: RunRecord, folder: Path, last: int, gate: float) -> tuple[Gated, ...]:
+    """The folded adapters of rounds 1 to `last`, each at the run's gate times another one."""
+    own = record.settings(folder).gate
+    return tuple(
+        Gated(Adapter.load(round_folder(folder, row.round) / "adapter"), own * gate)
         for row in record.rounds[:last]
         if row.outcome == "folded"
     )
-    return chat, Plain(history), last
