@@ -14,6 +14,7 @@ import reports
 from steerheal.errors import UserError
 from steerheal.heal import export
 from steerheal.heal.export import export_gguf_lora, export_peft, export_vector, vllm_note
+from steerheal.models.hub import licence
 from steerheal.models.model import ChatModel
 from steerheal.report.card import Base, Export, card
 from steerheal.state.adapter import Adapter
@@ -199,3 +200,9 @@ def test_a_persona_cannot_write_markup_into_a_card() -> None:
     record = reports.run_record(persona=persona)
     text = card(record, Export("peft", "x", 1), Base("org/model"))
     assert "<script>" not in text and "\x1b" not in text and "\n# heading" not in text
+
+
+def test_a_bases_licence_is_read_off_its_card(tmp_path: Path) -> None:
+    assert licence(str(tmp_path)) == ""
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
+    assert licence(str(tmp_path)) == "mit"

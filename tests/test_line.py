@@ -20,7 +20,13 @@ from steerheal.personas import find
 
 import tiny
 
-NEEDED = {"sample": ["RUN"], "report": ["RUN"], "export": ["RUN"], "seeds": ["A", "B"]}
+NEEDED = {
+    "sample": ["RUN"],
+    "chat": ["RUN"],
+    "report": ["RUN"],
+    "export": ["RUN"],
+    "seeds": ["A", "B"],
+}
 
 
 def bounds_of(annotation: Any, metadata: tuple[Any, ...] = ()) -> tuple[type, list[Any]] | None:
@@ -74,7 +80,8 @@ def said(name: str, words: list[str]) -> str:
 
 def test_every_number_on_every_line_is_found() -> None:
     assert len(NUMERIC) >= 70
-    assert {name for name, *_ in NUMERIC} == {"run", "evaluate", "rank", "scan", "sample", "export"}
+    words = {"run", "evaluate", "rank", "scan", "sample", "chat", "export"}
+    assert {name for name, *_ in NUMERIC} == words
 
 
 @pytest.mark.parametrize(

@@ -72,11 +72,12 @@ def licence(source: str) -> str:
     folder = Path(source).expanduser()
     with suppress(Exception):  # a card is free text, and every transport has its own errors
         card = folder / "README.md" if folder.exists() else _cached(source)
+        data = None
         if card is not None and card.is_file():
-            return str(ModelCard.load(card).data.license or "")
-        if not folder.exists():
+            data = ModelCard.load(card).data
+        elif not folder.exists():
             data = HfApi().model_info(source, timeout=PATIENCE).card_data
-            return str(getattr(data, "license", None) or "")
+        return str(getattr(data, "license", None) or "")
     return ""
 
 
