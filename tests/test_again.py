@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from steerheal.cli import main
 from steerheal.errors import UserError
 from steerheal.pipeline import run, surroundings
-from steerheal.pipeline.plan import CODE_CHANGED, home_of
+from steerheal.pipeline.plan import CODE_CHANGED, home_of, made_with
 from steerheal.pipeline.stage_store import STAGES
+from steerheal.prompts import lines
 from steerheal.records import RunRecord
 from steerheal.store import read_run
 from test_cli import failing
@@ -22,6 +23,7 @@ import tiny
 
 pytestmark = pytest.mark.slow
 
+WITHOUT = ("--no-control", "--no-read-prompted")
 CALM = Path(__file__).parents[1] / "examples" / "calm.toml"
 
 
@@ -35,7 +37,7 @@ class Case:
     @property
     def line(self) -> list[str]:
         named = ["run", str(self.persona), "--runs", str(self.runs), "--name", "one"]
-        return [*named, *options(self.model)]
+        return [*named, *options(self.model), *WITHOUT]
 
     def content(self) -> dict[str, bytes]:
         """Every file of the runs, to the byte."""
@@ -143,6 +145,32 @@ def test_a_record_from_before_paraphrases_goes_on_as_the_persona_that_it_was(
         stream.write('\n[[paraphrases.train]]\npositive = "Rest."\nnegative = "Rush."\n')
     said = failing(case.line, capsys)
     assert "another persona" in said and "paraphrases.train" in said
+
+
+def test_a_record_from_before_a_setting_goes_on_without_it(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = Case(made)
+    before, file = read_run(case.run), case.run / "run.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    del record["config"]["control"], record["config"]["read_prompted"]
+    file.write_text(json.dumps(record), encoding="utf-8")
+    repeated = [word for word in case.line if word not in WITHOUT]
+    main(repeated)
+    said, after = capsys.readouterr(), read_run(case.run)
+    assert rounds(after) == rounds(before) and all(mark.reused for mark in after.stages)
+    assert not after.settings("").control and not after.settings("").read_prompted
+    assert "from before control, and goes on" in said.out + said.err
+    # The newer settings stand in the record now: what is asked for is another run.
+    assert "control False there, True here" in failing(repeated, capsys)
+
+
+def test_a_record_from_before_statements_were_chosen_read_all_of_them(made: Path) -> None:
+    case = Case(made)
+    record = json.loads((case.run / "run.json").read_text(encoding="utf-8"))
+    del record["config"]["measure"]["statements"]
+    found = made_with(case.run, RunRecord.model_validate(record))
+    assert found.measure.statements == len(lines("statements"))
 
 
 def test_a_finished_record_outlives_a_resume_that_fails(

@@ -199,4 +199,4 @@ def test_a_run_after_a_change_of_the_vectors_code_makes_it_and_what_differs_by_i
     tiny.in_place_of(monkeypatch, "VECTOR", turned)
     test_loop.start(tmp_path, "turned", **settings)
     kept = {mark.name for mark in read_run(tmp_path / "turned").stages if mark.reused}
-    assert kept == {"evaluate-base", "show-base", "test-base", "calibrate"}
+    assert kept == {"evaluate-base", "prompted", "show-base", "test-base", "calibrate"}

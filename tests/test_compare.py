@@ -237,7 +237,8 @@ def test_a_moved_state_reads_what_was_put_into_it() -> None:
     assert (found.b, found.a, found.n) == ("healed", "base", 28)
     assert found.delta_clr["authority"].value == pytest.approx(-1.2, abs=0.05)
     assert found.delta_clr["care"].value == pytest.approx(0.2, abs=0.05)
-    assert found.gain.value == pytest.approx(0.3, abs=0.05)
+    assert found.free_gain.value == pytest.approx(0.3, abs=0.05)
+    assert found.gain.value == pytest.approx(-found.delta_nats["authority"].value)
     assert found.mass_change.value == pytest.approx(-0.10)
     assert found.change("fluency").value == pytest.approx(math.log(12 / 9))
     assert found.cost.value == pytest.approx(0.10 / found.gain.value)
@@ -365,7 +366,7 @@ def test_a_broken_row_makes_its_readings_unknown_with_a_reason() -> None:
     for name, reading in found.readings().items():
         if name.split(".")[0] in ("delta_nats", "delta_clr", "top1", "not_wrong"):
             assert math.isnan(reading.value) and "1 of 28 units" in reading.reason, name
-    assert found.gain.moved
+    assert found.free_gain.moved and not found.gain.moved
     base = BASE.model_copy(update={"vignettes": rows, "instrument": "likelihood"})
     whole = MOVED.model_copy(update={"instrument": "likelihood"})
     assert "not finite to centre on" in compare(whole, base, AXIS).changes["top1"].reason

@@ -78,7 +78,9 @@ def test_the_headline_reports_the_test_prompts_and_not_those_that_chose_the_roun
     assert "on 20 test prompts that chose nothing" in said
     rose = conditions(record, None)[0]
     assert rose.holds is False and "20 test prompts" in rose.numbers
-    assert "On 20 test prompts that chose nothing it reads +0.02" in selected(record)
+    assert "On 20 test prompts that chose nothing it reads persona log-odds +0.02" in selected(
+        record
+    )
     other = run_record(test=tested.model_copy(update={"round": 0}))
     assert "on the evaluation prompts, which also choose the round" in headline(other)
 

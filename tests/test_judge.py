@@ -94,7 +94,9 @@ def test_a_judge_that_tells_too_little_is_shown_and_does_not_count() -> None:
     scores = Scores(state="base", instrument="", vignettes=(), canary=(), persona=answers)
     rows = [JudgeRow(yes=(0.9, 0.7), fit=0.5) for _ in scores.persona]
     for admitted, kind in ((True, "coherence"), (False, "guard")):
-        read = table.values(with_judged(scores, rows, admitted=admitted), scores)
+        read = table.values(
+            with_judged(scores, rows, admitted=admitted), scores, tiny.persona().axis
+        )
         (entry,) = (one for one in table.listed(read) if "make sense" in one.title)
         assert entry.kind == kind and entry.heads == admitted and read[entry.name].value == 1
 

@@ -212,7 +212,8 @@ def test_unread_steered_states_leave_their_readings_unknown_and_nothing_else(
 def test_completions_whose_trait_is_not_read_are_kept_the_same(
     finished: Path, tmp_path: Path
 ) -> None:
-    start(tmp_path, filter={"read_trait": False}, rounds=1)
+    record = start(tmp_path, filter={"read_trait": False}, rounds=1, read_prompted=False)
+    assert record.prompted is None and read_run(finished).prompted is not None
     ours, theirs = read_harvest(tmp_path / "run", 0), read_harvest(finished, 0)
     assert ours.kept() == theirs.kept()
     assert all(math.isnan(item.verdict.logodds) for item in ours.judged)

@@ -318,13 +318,13 @@ def test_a_healed_state_is_summarised_against_the_base() -> None:
 
 
 def test_retain_and_recovered_are_shares_of_the_steered_shift() -> None:
-    assert summary.retain(HEALED, STEERED, BASE).value == pytest.approx(0.75, abs=1e-6)
-    assert summary.recovered(HEALED, STEERED, BASE).value == pytest.approx(0.875, abs=1e-3)
+    assert summary.retain(HEALED, STEERED, BASE, AXIS).value == pytest.approx(0.75, abs=1e-6)
+    assert summary.recovered(HEALED, STEERED, BASE, AXIS).value == pytest.approx(0.875, abs=1e-3)
 
 
 def test_what_training_alone_does_is_not_retained() -> None:
     control = scores("control", logodds=0.1, mass=0.95, care=0.0)
-    net = summary.retain(HEALED, STEERED, BASE, control=control)
+    net = summary.retain(HEALED, STEERED, BASE, AXIS, control=control)
     assert net.value == pytest.approx((0.3 - 0.1) / 0.4, abs=1e-6)
     found = summary.tested(HEALED, BASE, 0, AXIS, control)
     assert found.control is not None and found.over_control is not None
@@ -338,8 +338,8 @@ def test_the_base_against_itself_has_not_moved_and_costs_are_unknown_with_a_reas
     assert found.gain.value == 0 and not found.gain.moved
     assert math.isnan(found.cost.value) and found.cost.reason
     assert found.surgical is None
-    assert math.isnan(summary.retain(HEALED, BASE, BASE).value)
-    assert "lost no canary mass" in summary.recovered(HEALED, BASE, BASE).reason
+    assert math.isnan(summary.retain(HEALED, BASE, BASE, AXIS).value)
+    assert "lost no canary mass" in summary.recovered(HEALED, BASE, BASE, AXIS).reason
 
 
 def test_a_target_that_moves_the_wrong_way_is_not_surgical() -> None:

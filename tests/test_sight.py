@@ -64,7 +64,7 @@ def test_a_random_vector_of_the_largest_dose_qualifies_too_and_a_smaller_dose_do
     assert by_random is not None and by_random.head == HEAD
     alone = sight.sight(swept((1.0, False, BREAKS), (1.0, True, BREAKS), (2.0, False, STILL)))
     assert alone is not None and alone.head == "" and alone.sees == ()
-    assert "the canary stands in" in sight.in_words(alone)
+    assert "canary mass stands in" in sight.in_words(alone)
     assert sight.sight(swept((1.0, True, BREAKS))) is None
 
 

@@ -3,7 +3,7 @@
 Layout of a run folder (rounds count from 1 on disk and on screen):
 
     run.json                  RunRecord, rewritten after every stage
-    base/                     scores.json  shown.json  test.json
+    base/                     scores.json  prompted.json  shown.json  test.json
     round-01/                 vector.safetensors  harvest.json  completions.jsonl  heal.json
                               adapter/ (PEFT's own format)  steered.json  healed.json
                               shown-steered.json  shown-healed.json

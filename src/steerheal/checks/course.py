@@ -18,6 +18,7 @@ from steerheal.checks.rules import (
     over,
 )
 from steerheal.config import HealSettings
+from steerheal.measure.readings.table import played
 from steerheal.numbers import written
 from steerheal.personas import Axis
 from steerheal.records import BREAKDOWN, Reading, RoundRecord, Summary
@@ -39,9 +40,12 @@ class Course(Evidence):
     target: Reading
     """Change of the target foundation's nats from base in the last round."""
     gain: Reading
-    """Change of the trait from base in the last round, nats per token."""
+    """Change of the trait from base in the last round."""
     gain_before: Reading
     """The same in the round before."""
+    read_by: str
+    """What the trait is read by."""
+    unit: str
     coherence: float
     coherence_high: float = math.nan
     """The upper end of its interval, where it is a share of few answers."""
@@ -76,7 +80,7 @@ class Course(Evidence):
     @property
     def trait(self) -> str:
         """The trait of the last two rounds."""
-        return written("Δ persona log-odds {e.gain_before.value:+} → {e.gain:+} nats/token", self)
+        return written("Δ {e.read_by} {e.gain_before.value:+} → {e.gain:+} {e.unit}", self)
 
     @property
     def line(self) -> str:
@@ -117,6 +121,7 @@ def evidence(
     if len(done) < 2:
         return None
     (first, _), (_, before), (last, now) = done[0], done[-2], done[-1]
+    trait = played(now, "trait")
     return Course(
         rounds=len(done),
         foundation=axis.foundation,
@@ -124,6 +129,8 @@ def evidence(
         target=now.delta_nats.get(axis.foundation, Reading.unknown("not read")),
         gain=now.gain,
         gain_before=before.gain,
+        read_by=trait.title,
+        unit=trait.difference_unit,
         coherence=now.coherence,
         coherence_high=now.coherence_high,
         perplexity=over(now.perplexity, base.perplexity),

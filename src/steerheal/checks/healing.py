@@ -27,6 +27,7 @@ from steerheal.checks.rules import (
 from steerheal.config import HealSettings
 from steerheal.filter.rules import narrates
 from steerheal.measure import sight
+from steerheal.measure.readings.table import played
 from steerheal.numbers import written
 from steerheal.personas import Axis, Persona
 from steerheal.records import HealLog, HealStep, Reading, RoundRecord, Scores, Summary
@@ -60,7 +61,9 @@ class Healing(Evidence):
     target: Reading
     """Change of the target foundation's nats from base, healed."""
     gain: float
-    """Steered change of the trait in this round, nats per token."""
+    """Steered change of the trait in this round."""
+    unit: str
+    """Of the trait."""
     retain: Reading
     """Net of the unsteered control, where one was read."""
     gross: Reading | None = None
@@ -186,7 +189,7 @@ class Healing(Evidence):
     @property
     def plainly(self) -> str:
         """Result and training, or why there is no result."""
-        wrong = written("steering did not raise the trait ({e.gain:+} nats/token)", self)
+        wrong = written("steering did not raise the trait ({e.gain:+} {e.unit})", self)
         trained = self.training if known(self.ce_fall) else ""
         parts = (self.lacks or self.result, wrong if self.gain <= 0 else "", trained)
         return "; ".join(part for part in parts if part)
@@ -228,6 +231,7 @@ def evidence(
         sign=axis.sign,
         target=healed.delta_nats.get(axis.foundation, lost) if healed else lost,
         gain=steered.trait.value - before.trait.value if steered else math.nan,
+        unit=played(before, "trait").difference_unit,
         retain=(control.retain if control else record.retain) or lost,
         gross=record.retain if control else None,
         recovered=record.recovered or lost,

@@ -84,7 +84,7 @@ def move_of(point: DosePoint, base_perplexity: float, axis: Axis, start: Summary
         kl=point.summary.kl.value,
         trait={
             axis.foundation: nats(axis.foundation),
-            LOGODDS: _since(point.summary.gain, start.gain),
+            LOGODDS: _since(point.summary.free_gain, start.free_gain),
         },
         off={name: nats(name) for name in axis.off_target},
     )

@@ -68,7 +68,7 @@ def read(chat: ChatModel, tried: Tried, ask: sweep.Asked, console: Console) -> S
         persona=ask.persona,
         settings={},
         instrument=ask.measure.instrument,
-        base_perplexity=fluency(zero),
+        base_perplexity=fluency(zero, ask.persona.axis),
         ranks=ranks,
         bands=tuple(found),
         points=tuple(points),

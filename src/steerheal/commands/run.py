@@ -17,7 +17,7 @@ from steerheal.errors import UserError
 from steerheal.line import As, Given, read
 from steerheal.personas import Persona, find
 from steerheal.pipeline.ends import Until
-from steerheal.pipeline.plan import Plan, asked_of, begun, resumed
+from steerheal.pipeline.plan import Plan, asked_of, begun, made_with, resumed
 from steerheal.store import read_run
 
 
@@ -118,7 +118,7 @@ class RunCommand(Command):
             return *asked_of(self._asked(), console), set()
         record = read_run(self.resume)
         done = {(mark.round, mark.name) for mark in record.stages}
-        return record.settings(self.resume), record.whose(self.resume), done
+        return made_with(self.resume, record), record.whose(self.resume), done
 
 
 def _resolved(given: Given) -> RunConfig:

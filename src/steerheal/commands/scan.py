@@ -18,6 +18,7 @@ from steerheal.errors import UserError
 from steerheal.measure import vignettes
 from steerheal.numbers import shown
 from steerheal.personas import Persona, find
+from steerheal.records import Readings
 from steerheal.store import write_record
 
 if TYPE_CHECKING:
@@ -136,14 +137,15 @@ def fractions(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
 
 
 def _show(record: "ScanRecord", console: Console) -> None:
-    from steerheal.measure.readings.table import headed, listed
+    from steerheal.measure.readings.table import listed, played
     from steerheal.report.words import at
 
     states = [point.read.summary for point in record.points]
     entries = listed(dict.fromkeys(name for state in states for name in state.values))
     prices = [entry for entry in entries if entry.kind == "coherence" and entry.brief]
+    trait = played(next(iter(states), Readings()), "trait")
     columns = (
-        "band", "dose", headed("trait").difference, f"Δ{record.foundation} [nats]",
+        "band", "dose", trait.difference, f"Δ{record.foundation} [nats]",
         "coherence [of the base's]", *(entry.label for entry in prices), "front",
     )  # fmt: skip
     rows = [

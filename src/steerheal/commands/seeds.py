@@ -53,7 +53,7 @@ class SeedsCommand(Command):
 def _show_tested(tests: Sequence[OnTest | None], console: Console) -> None:
     """The chosen rounds on the prompts that chose nothing: what to report."""
     from steerheal.measure.compare import over_seeds
-    from steerheal.measure.readings.table import headed, listed
+    from steerheal.measure.readings.table import free_trait, headed, listed
 
     known = [test for test in tests if test is not None]
     if len(known) < len(tests):
@@ -66,12 +66,11 @@ def _show_tested(tests: Sequence[OnTest | None], console: Console) -> None:
         found = over_seeds([test.changes.get(entry.name, UNREAD) for test in known])
         rows.append((entry.difference, shown(found), _said(found)))
     for name, read in (
-        ("trait of the unsteered control", [test.control for test in known]),
-        ("trait of healed less control", [test.over_control for test in known]),
+        ("unsteered control", [test.control for test in known]),
+        ("healed less control", [test.over_control for test in known]),
     ):
-        gains = [UNREAD if item is None else item.gain for item in read]
-        found = over_seeds(gains)
-        rows.append((f"Δ {name} [nats/token]", shown(found), _said(found)))
+        found = over_seeds([UNREAD if item is None else item.free_gain for item in read])
+        rows.append((f"{free_trait(known[0]).difference}, {name}", shown(found), _said(found)))
     distance = over_seeds([test.kl for test in known])
     rows.append((headed("distance").label, shown(distance), _said(distance)))
     chosen = ", ".join(str(test.round + 1) for test in known)

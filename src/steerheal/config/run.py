@@ -49,6 +49,9 @@ class RunConfig(Settings):
     """Train the same heal on unsteered answers to the same prompts after every round that folds,
     and give every trait beside it: what training alone does is no effect of the vector. A round
     takes about a fifth longer."""
+    read_prompted: bool = True
+    """Read the base under the persona's system prompt once, so that the trait is also said as a
+    share of what that prompt does."""
     model: ModelSettings = ModelSettings()
     vector: VectorSettings = VectorSettings()
     sampling: SamplingSettings = SamplingSettings()
@@ -72,6 +75,7 @@ class RunConfig(Settings):
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "rounds": 1,
+        "read_prompted": False,
         "vector": {"contexts": 48},
         "heal": {"epochs": 3},
         "sampling": {"tokens": 48},

@@ -63,7 +63,7 @@ def compare(b: Scores, a: Scores, axis: Axis, *, base: Scores | None = None) -> 
         delta_nats=nats,
         delta_clr={name: _delta_clr(acts, i) for i, name in enumerate(FOUNDATIONS)},
         changes=table.changes(b, a, origin, axis),
-        heads=table.heads(),
+        heads=table.heads(b.instrument),
         surgical=surgical(nats, axis),
     )
     return found.model_copy(update={"moved": _moved(found.readings())})

@@ -113,6 +113,44 @@ def answer_test(
     return Scores(state=role, instrument=settings.instrument, vignettes=(), canary=(), persona=said)
 
 
+def prompted(
+    chat: ChatModel,
+    persona: Persona,
+    settings: MeasureSettings,
+    *,
+    sampling: SamplingSettings,
+    seed: int,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Scores:
+    """The base under the persona's system prompt: the rows of the trait alone, as `evaluate`'s."""
+    state = base().prompted(persona.positive)
+    chosen = trait_vignettes(settings)
+    asked = persona.prompts.evaluate[: settings.prompts]
+    length = sampling.model_copy(update={"tokens": settings.tokens})
+    with state.entered(chat) as reader:
+        rows = instruments.read(reader, chosen, settings, progress=progress).rows if chosen else ()
+        draws = stream(seed, EVALUATION)
+        answers = free.answers(reader, asked, length, seed=draws, progress=progress)
+    return Scores(
+        state="prompted",
+        instrument=settings.instrument,
+        vignettes=tuple(rows),
+        canary=(),
+        persona=tuple(free.judge(chat, answers, persona)),
+    )
+
+
+def prompted_size(settings: MeasureSettings, persona: Persona) -> int:
+    """Rows that `prompted` will report as progress."""
+    return len(trait_vignettes(settings)) + len(persona.prompts.evaluate[: settings.prompts])
+
+
+def trait_vignettes(settings: MeasureSettings) -> list[vignettes.Vignette]:
+    """The vignettes, where the trait is read on them."""
+    read = "vignettes" in table.headed("trait", settings.instrument).fields
+    return vignettes.chosen(settings) if read else []
+
+
 def _json(settings: MeasureSettings) -> tuple[str, ...]:
     return lines("json")[: settings.json_prompts]
 

@@ -2,8 +2,9 @@
 
 A reading that shows no damage beyond its interval at the largest dose of a sweep, nor under a
 random vector of that dose's KL, is blind here: that it stays at the base's says nothing. Intervals
-are as wide as it takes to hold at both together. Of the shares that see, the one that lost most of
-the base's stands for coherence in the whole run: headline, floor, checks and picture.
+are as wide as it takes to hold at both together. What coherence is read by in the whole run, in
+headline, floor, checks and picture, is the instrument's own answer mass where it sees, and else, of
+the shares that see, the one that lost most of the base's.
 """
 
 import math
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from steerheal.measure.readings import table
+from steerheal.measure.readings.canary import price
 from steerheal.measure.readings.table import Entry
 from steerheal.measure.stats import widened
 from steerheal.numbers import number
@@ -34,7 +36,7 @@ def sight(sweep: Sweep) -> Sight | None:
     ]
     sees = [entry for entry in asked if any(_falls(entry, point, len(points)) for point in points)]
     heads = [entry for entry in sees if entry.heads]
-    head = min(heads, key=lambda entry: _left(entry, points), default=None)
+    head = min(heads, key=lambda entry: (not entry.under, _left(entry, points)), default=None)
     return Sight(
         dose=points[0].dose,
         sees=tuple(entry.name for entry in sees),
@@ -76,8 +78,15 @@ def led(summary: Summary, name: str) -> Summary:
 
 
 def headed(read: R, name: str) -> R:
-    """The same readings with coherence played by the reading of this name, if one is given."""
-    return read.model_copy(update={"heads": read.heads | {"coherence": name}}) if name else read
+    """The same readings with coherence played by the reading of this name, and its cost."""
+    if not name or name == read.heads.get("coherence"):
+        return read
+    led = read.model_copy(update={"heads": read.heads | {"coherence": name}})
+    cost = led.heads.get("cost", "")
+    if cost not in led.changes:
+        return led
+    found = price(led.mass_change, led.gain)
+    return led.model_copy(update={"changes": led.changes | {cost: found}})
 
 
 def led_sweep(sweep: Sweep, name: str) -> Sweep:
@@ -88,13 +97,11 @@ def led_sweep(sweep: Sweep, name: str) -> Sweep:
 
 def read_by(read: Readings) -> str:
     """Title of what coherence is read by, where that is not the canary."""
-    name = read.heads.get("coherence", "")
-    if name in ("", table.headed("coherence").name):
-        return ""
-    return table.listed([name])[0].title
+    entry = table.played(read, "coherence")
+    return "" if entry == table.headed("coherence") else entry.title
 
 
-def in_words(found: Sight) -> str:
+def in_words(found: Sight, instrument: str = "") -> str:
     """One sentence: what coherence is read by, what else sees, and what is blind."""
     titles = {entry.name: entry.title for entry in table.entries()}
     blind = ", ".join(titles.get(name, name) for name in found.blind)
@@ -103,9 +110,16 @@ def in_words(found: Sight) -> str:
     end = f"; blind up to dose {dose}, and not used: {blind}" if blind else ""
     if not found.head:
         said = f"; {sees} moved" if sees else ""
+        stands = table.headed("coherence", instrument).title
         return (
             f"No share of coherence is seen to fall up to dose {dose} or under a random vector of "
-            f"its KL{said}, and the canary stands in{end}."
+            f"its KL{said}, and {stands} stands in{end}."
         )
     also = f"; it falls in {sees} as well" if sees else ""
-    return f"Coherence is read by {titles[found.head]}, which lost most at dose {dose}{also}{end}."
+    own = table.headed("coherence", instrument)
+    why = (
+        f"which sees damage up to dose {dose}"
+        if own.under and own.name == found.head
+        else f"which lost most at dose {dose}"
+    )
+    return f"Coherence is read by {titles[found.head]}, {why}{also}{end}."

@@ -179,7 +179,7 @@ def sweep(
         points.append(point(random, zero, axis, dose=dose, control=True))
     return Sweep(
         points=tuple(points),
-        base_perplexity=summary.fluency(zero),
+        base_perplexity=summary.fluency(zero, axis),
     )
 
 

@@ -9,7 +9,7 @@ from steerheal.heal.round import heal
 from steerheal.heal.train import Healed
 from steerheal.measure import instruments
 from steerheal.measure.auto import Tried, tried
-from steerheal.measure.evaluate import answer_test, evaluate
+from steerheal.measure.evaluate import answer_test, evaluate, prompted
 from steerheal.measure.show import show
 from steerheal.personas import Persona
 from steerheal.pipeline.harvest import harvested
@@ -55,6 +55,10 @@ def _tested(persona: Persona) -> object:
     return persona.prompts.test, persona.positive, persona.negative
 
 
+def _asked(persona: Persona) -> object:
+    return persona.prompts.evaluate, persona.positive, persona.negative
+
+
 def _curved(settings: DoseSettings) -> object:
     return settings.coherence, settings.curve, settings.curve_prompts, settings.curve_tokens
 
@@ -94,6 +98,11 @@ EVALUATE = Stage(
     "evaluate", evaluate, record("scores.json", Scores),
     by=("measure.evaluate", "filter.coherent", *INSTRUMENTS.modules, *STATES),
     counts={"settings": _read},
+)  # fmt: skip
+PROMPTED = Stage(
+    "prompted", prompted, record("prompted.json", Scores),
+    by=("measure.evaluate", *INSTRUMENTS.modules, *STATES),
+    counts={"persona": _asked, "settings": _read},
 )  # fmt: skip
 TESTED = Stage(
     "test", answer_test, record(TEST, Scores), by=("measure.evaluate", *STATES),
@@ -145,6 +154,6 @@ INTERNALISE = Stage(
     by=("steer.internalise", *STATES),
 )  # fmt: skip
 STAGES: tuple[Stage[..., Any], ...] = (
-    QUALIFY, EVALUATE, TESTED, SHOW, VECTOR, CURVE, SWEEP, CALIBRATE, HARVEST, HEALED, INTERNALISE,
-    UNSTEERED,
+    QUALIFY, EVALUATE, PROMPTED, TESTED, SHOW, VECTOR, CURVE, SWEEP, CALIBRATE, HARVEST, HEALED,
+    INTERNALISE, UNSTEERED,
 )  # fmt: skip

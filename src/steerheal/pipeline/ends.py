@@ -11,6 +11,8 @@ from typing import Literal
 from steerheal.config import RunConfig
 from steerheal.records import RoundRecord, Summary
 
+TOKEN = "nats/token"
+"""Unit of a trait of free answers."""
 Until = Literal["check1", "check2"]
 
 
@@ -23,8 +25,11 @@ def asked_end(done: RoundRecord, until: Until | None) -> str:
     return f"ended after {check} of round {done.round + 1}, as asked: {' '.join(seen)}"
 
 
-def stop_reason(rounds: Sequence[RoundRecord], config: RunConfig) -> str:
-    """Why the loop ends after the last of these rounds; empty when it goes on."""
+def stop_reason(rounds: Sequence[RoundRecord], config: RunConfig, unit: str = TOKEN) -> str:
+    """Why the loop ends after the last of these rounds; empty when it goes on.
+
+    `unit` is that of a change of the trait.
+    """
     done, floor = rounds[-1], config.coherence_floor
     name = f"round {done.round + 1}"
     if done.outcome == "starved":
@@ -45,7 +50,7 @@ def stop_reason(rounds: Sequence[RoundRecord], config: RunConfig) -> str:
     late = gains[-config.patience :] if config.patience else []
     if late and len(gains) > len(late) and max(late) <= max(gains[: -len(late)]):
         return (
-            f"no further gain: {max(gains[: -len(late)]):+.3f} nats/token was not exceeded in the "
+            f"no further gain: {max(gains[: -len(late)]):+.3f} {unit} was not exceeded in the "
             f"{len(late)} rounds up to {name}, patience {config.patience}"
         )
     return ""
@@ -58,7 +63,7 @@ def _gain(read: Summary) -> float:
 
 
 def best_round(
-    rounds: Sequence[RoundRecord], floor: float, budget: float = 0.0
+    rounds: Sequence[RoundRecord], floor: float, budget: float = 0.0, unit: str = TOKEN
 ) -> tuple[int | None, str]:
     """The folded round with the largest trait gain among those that may be kept, if any gained.
 
@@ -77,7 +82,7 @@ def best_round(
     if not fit:
         return None, f"none of {len(folded)} folded rounds is {limits}"
     done, read = max(fit, key=lambda item: _gain(item[1]))
-    gain = read.gain
+    gain, where = read.gain, "vignettes" if read.led_by_foundation else "evaluation prompts"
     if not gain.value > 0:
         return None, f"no round {limits} raised the trait; at best {gain.value:+.3f}"
     low, dear = len(folded) - len(above), len(above) - len(fit)
@@ -85,7 +90,7 @@ def best_round(
     left += [f"{dear} folded beyond the budget"] if dear else []
     return done.round, (
         f"round {done.round + 1} has the largest trait gain, {gain.value:+.3f} [{gain.low:.3f}, "
-        f"{gain.high:.3f}] nats/token on the evaluation prompts, of {len(fit)} rounds "
+        f"{gain.high:.3f}] {unit} on the {where}, of {len(fit)} rounds "
         f"{'; '.join([limits, *left])}; "
         f"its perplexity is {read.perplexity:.1f}, KL spent {done.kl_spent:.2f} nats/token"
     )

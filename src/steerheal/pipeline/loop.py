@@ -13,13 +13,15 @@ from typing import NamedTuple
 from steerheal.checks import course
 from steerheal.measure import sight, summary
 from steerheal.measure.qualify import in_words, qualify
+from steerheal.measure.readings import table
+from steerheal.personas import Axis
 from steerheal.pipeline.ends import Until, asked_end, best_round, stop_reason
 from steerheal.pipeline.need import costs, time_line
 from steerheal.pipeline.pace import NOMINAL
 from steerheal.pipeline.round import Frame, Listener, Position, Teach, one_round
 from steerheal.pipeline.stage_work import Counted
 from steerheal.pipeline.stages import BASE, CONTROL, Stages
-from steerheal.records import RoundRecord, RunRecord
+from steerheal.records import Readings, RoundRecord, RunRecord
 from steerheal.state.values import Plain, State
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.teachers.find import find
@@ -66,7 +68,13 @@ def run(
     stages = stages.measuring()
     config = stages.config
     frame, said = against_base(stages, listener, until, teach or as_set(stages))
-    record = _written(stages, record, notes=(*record.notes, *said), base=frame.base)
+    read = {
+        "base": frame.base,
+        "instrument": frame.scores.instrument,
+        "prompted": under_prompt(frame, stages.persona.axis),
+    }
+    record = _written(stages, record, notes=(*record.notes, *said), **read)
+    unit = table.headed("trait", record.instrument).difference_unit
     place, folded = Position(Plain(), frame.scores, None), dict[int, Sides]()
     outcome = f"all {config.rounds} rounds done"
     for number in range(config.rounds):
@@ -74,16 +82,16 @@ def run(
         if done.healed is not None:
             folded[number] = Sides(place.student, place.control)
         if place.sight is not None and record.sight is None:
-            said = (*record.notes, sight.in_words(place.sight))
+            said = (*record.notes, sight.in_words(place.sight, frame.scores.instrument))
             base = sight.led(frame.base, place.head)
             record = record.model_copy(update={"sight": place.sight, "base": base, "notes": said})
         done = in_course(stages, record.rounds, done, frame)
         record = _written(stages, record, rounds=(*record.rounds, done))
         listener.round_done(done)
-        if reason := asked_end(done, until) or stop_reason(record.rounds, config):
+        if reason := asked_end(done, until) or stop_reason(record.rounds, config, unit):
             outcome = reason
             break
-    best, why = best_round(record.rounds, config.coherence_floor, config.kl_budget)
+    best, why = best_round(record.rounds, config.coherence_floor, config.kl_budget, unit)
     ended = {"outcome": outcome, "best": best, "best_reason": why, "status": "finished"}
     tested = test(stages, folded, best)
     return _written(stages, record, **ended, **tested)
@@ -110,8 +118,14 @@ def against_base(
     said = [in_words(found) for found in (*stages.tried, qualified)]
     for sentence in said:
         listener.note(sentence)
-    frame = Frame(base, summary.summarise(base, base, axis), qualified, listener, until, teach)
-    return frame, said
+    whole = summary.summarise(base, base, axis)
+    return Frame(base, whole, qualified, listener, until, teach, stages.prompted()), said
+
+
+def under_prompt(frame: Frame, axis: Axis) -> Readings | None:
+    """The base under the persona's system prompt against the base."""
+    read = frame.prompted
+    return None if read is None else summary.partly(read, frame.scores, frame.scores, axis)
 
 
 def rest_of(stages: Stages, base_seconds: float) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from steerheal import prompts
-from steerheal.config import RunConfig, unlike
+from steerheal.config import RunConfig, merge, unlike, validated
 from steerheal.console import Console
 from steerheal.errors import UserError
 from steerheal.line import with_option
@@ -24,6 +25,13 @@ CODE_CHANGED = (
     "The code or a library has changed since this run's record was written: what it computes is "
     "made again."
 )
+
+OLDER: dict[str, Any] = {
+    "control": False,
+    "read_prompted": False,
+    "measure": {"statements": 32},
+}
+"""Settings that older records do not have, as they made those."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +93,8 @@ def begun(
         old = read_run(folder) if (folder / RUN).exists() else None
         if old is not None:
             # A run that began without a date goes on with the one that its template printed.
-            before = old.settings(folder)
-            config = dated(config, before.model.date)
+            config = dated(config, old.settings(folder).model.date)
+            config = _as_made(folder, old, config, console)
             _refuse_another(folder, old, config, persona)
             _refuse_going_back(folder, old, until)
         yield Plan(folder, config, persona, command, old)
@@ -114,9 +122,10 @@ def resumed(resume: Path, until: Until | None) -> Iterator[Plan]:
     with claimed(folder):
         old = read_run(folder)
         _refuse_going_back(folder, old, until)
-        config = old.settings(folder)
         persona = old.whose(folder)
-        yield Plan(folder, config, persona, with_option(old.command, "--until", until), old)
+        yield Plan(
+            folder, made_with(folder, old), persona, with_option(old.command, "--until", until), old
+        )
 
 
 def home_of(folder: Path) -> Path:
@@ -125,12 +134,44 @@ def home_of(folder: Path) -> Path:
     return next((place for place in places if (place.parent / STAGES).is_dir()), places[1])
 
 
+def _has(folder: Path, old: RunRecord) -> dict[str, Any]:
+    """The settings that stand in a record."""
+    return old.settings(folder).model_dump(mode="json", exclude_unset=True)
+
+
+def _lacking(has: dict[str, Any], older: dict[str, Any] = OLDER) -> dict[str, Any]:
+    """What made a record, of the newer settings that do not stand in it."""
+    return {
+        name: _lacking(has.get(name, {}), value) if isinstance(value, dict) else value
+        for name, value in older.items()
+        if isinstance(value, dict) or name not in has
+    }
+
+
+def made_with(folder: Path, old: RunRecord) -> RunConfig:
+    """The settings of a record's run, whichever of them there were then."""
+    has = _has(folder, old)
+    return validated(RunConfig, merge(has, _lacking(has)), source=str(folder))
+
+
+def _as_made(folder: Path, old: RunRecord, config: RunConfig, console: Console) -> RunConfig:
+    """The settings that are asked for, the newer ones as they made an older record."""
+    asked = config.model_dump(mode="json")
+    made = merge(asked, _lacking(_has(folder, old)))
+    for name, (one, two) in unlike(asked, made).items():
+        console.note(
+            f"{folder} is from before {name}, and goes on as it was made, with {two} and not "
+            f"{one}: another --name has what is asked for."
+        )
+    return validated(RunConfig, made, source=str(folder))
+
+
 def _refuse_another(folder: Path, old: RunRecord, config: RunConfig, persona: Persona) -> None:
     onward = (
         f"Give this run another --name, or continue that one with "
         f"`steerheal run --resume {folder}`."
     )
-    before = old.settings(folder).model_dump(mode="json")
+    before = made_with(folder, old).model_dump(mode="json")
     if found := unlike(before, config.model_dump(mode="json")):
         said = "; ".join(f"{name} {one} there, {two} here" for name, (one, two) in found.items())
         raise UserError(f"{folder} holds a run with other settings: {said}. {onward}")

@@ -86,6 +86,8 @@ class Frame:
     listener: Listener
     until: Until | None
     teach: Teach
+    prompted: Scores | None = None
+    """The base's under the persona's system prompt; None where they were not read."""
 
     def saw(self, record: RoundRecord, finding: Finding) -> RoundRecord:
         """The record with a finding, which is noted."""
@@ -154,7 +156,7 @@ def seen_by(sweep: Sweep, frame: Frame) -> Sight | None:
     """Which readings of coherence see, which is noted."""
     found = sight.sight(sweep)
     if found is not None:
-        frame.listener.note(sight.in_words(found))
+        frame.listener.note(sight.in_words(found, frame.scores.instrument))
     return found
 
 
@@ -251,8 +253,9 @@ class Round:
         others, retain, recovered = [base], UNREAD, UNREAD
         if steered is not None:
             others.append(steered)
-            retain = summary.retain(scores, steered, before)
-            recovered = summary.recovered(scores, steered, before, self.place.head)
+            axis = stages.persona.axis
+            retain = summary.retain(scores, steered, before, axis)
+            recovered = summary.recovered(scores, steered, before, axis, self.place.head)
         compared = [self._compared(scores, other) for other in others]
         record = record.model_copy(
             update={
@@ -294,9 +297,9 @@ class Round:
         after = place.student.folded(result.adapter, stages.config.gate)
         scores = stages.evaluated(number, CONTROL, after)
         pairs = ((scores, self.frame.scores), (healed, scores))
-        retain = UNREAD
+        retain, axis = UNREAD, stages.persona.axis
         if steered is not None:
-            retain = summary.retain(healed, steered, place.scores, control=scores)
+            retain = summary.retain(healed, steered, place.scores, axis, control=scores)
         update = {
             "control": control.model_copy(update={"read": self._summary(scores), "retain": retain}),
             "comparisons": (*record.comparisons, *(self._compared(*pair) for pair in pairs)),
@@ -310,7 +313,8 @@ class Round:
         return self._healing(record, narration=(said[0], said[1]))
 
     def _summary(self, scores: Scores) -> Summary:
-        read = summary.summarise(scores, self.frame.scores, self.stages.persona.axis)
+        frame, axis = self.frame, self.stages.persona.axis
+        read = summary.summarise(scores, frame.scores, axis, frame.prompted)
         return sight.led(read, self.place.head)
 
     def _compared(self, scores: Scores, other: Scores) -> Comparison:

@@ -9,6 +9,7 @@ from typing import Any
 from steerheal import prompts
 from steerheal.config import MeasureSettings, RunConfig
 from steerheal.measure import auto, coherence, damage, tasks, vignettes
+from steerheal.measure.evaluate import trait_vignettes
 from steerheal.measure.sweep import asked as asked_of_doses
 from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
@@ -70,6 +71,7 @@ class Counted:
         """Every stage in the order in which it is made, up to the end of a check."""
         first = [] if self.chosen is None else [self._qualified(self.chosen)]
         found = [*first, self._calibrated(), self._evaluated(BASE, "base"), self._shown(BASE)]
+        found += [self._prompted()] if self.config.read_prompted else []
         for number in range(self.config.rounds):
             found += self._round(number, until)
             if until is not None:
@@ -167,6 +169,12 @@ class Counted:
             work += passes.scored(asked, count, tokens, COMPARED)
         longest = max(tokens, measure.long_tokens if open_ended else 0)
         return self._of_role(stages.EVALUATE, role, number, work, longest)
+
+    def _prompted(self) -> StageWork:
+        measure = self.config.measure
+        work = self.passes.vignettes(trait_vignettes(measure), measure)
+        work += self._answered(self.persona.prompts.evaluate[: measure.prompts], measure.tokens)
+        return StageWork(stages.PROMPTED.name, BASE, work, measure.tokens)
 
     def _spilt(self, number: int, measure: MeasureSettings) -> Work:
         """The base writes the texts, and every state is compared with it on them."""

@@ -16,7 +16,7 @@ from steerheal.filter.calibrate import seed_of
 from steerheal.filter.coherent import CoherenceRules
 from steerheal.heal.checkpoint import Checkpoint
 from steerheal.heal.train import Healed
-from steerheal.measure.evaluate import size
+from steerheal.measure.evaluate import prompted_size, size
 from steerheal.measure.qualify import Qualification
 from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
@@ -30,6 +30,7 @@ from steerheal.pipeline.declared import (
     HEALED,
     HEALED_CONTROL,
     INTERNALISE,
+    PROMPTED,
     QUALIFY,
     SHOW,
     STAGES,
@@ -120,6 +121,15 @@ class Stages:
             sampling=config.sampling, seed=config.seed, previous=before, rules=self.rules,
         )  # fmt: skip
         return self._barred(made, number, f"reading {role}", size(measure, persona))
+
+    def prompted(self) -> Scores | None:
+        """The base under the persona's system prompt; None where it is not to be read."""
+        config, persona = self.config, self.persona
+        if not config.read_prompted:
+            return None
+        measure, how = config.measure, {"sampling": config.sampling, "seed": config.seed}
+        made = PROMPTED.of(self.chat, persona, measure, **how)
+        return self._barred(made, BASE, "reading the prompt", prompted_size(measure, persona))
 
     def tested(self, number: int, role: str, state: State) -> Scores:
         """A state's answers to the test prompts."""

@@ -16,9 +16,10 @@ from steerheal.records.base import VERSION, Reading, Record
 from steerheal.records.old import nested
 from steerheal.records.rows import Scores, VignetteRow
 
-Part = Literal["", "trait", "coherence", "fluency", "distance", "cost"]
-"""What a reading is to a run: the trait that it steers, the coherence that it must keep, how fluent
-free answers are, how far they are from the base, and what the trait costs in coherence."""
+Part = Literal["", "trait", "beside", "coherence", "fluency", "distance", "cost"]
+"""What a reading is to a run: the trait that it steers, the trait as free answers have it where a
+foundation leads, the coherence that it must keep, how fluent free answers are, how far they are
+from the base, and what the trait costs in coherence."""
 UNREAD = Reading.unknown("not read")
 
 
@@ -54,6 +55,21 @@ class Readings(Record):
     def gain(self) -> Reading:
         """Change of the trait."""
         return self.change("trait")
+
+    @property
+    def led_by_foundation(self) -> bool:
+        """Whether the trait is a moral foundation, beside which free answers stand."""
+        return "beside" in self.heads
+
+    @property
+    def free_trait(self) -> Reading:
+        """The trait as free answers have it."""
+        return self.value("beside" if self.led_by_foundation else "trait")
+
+    @property
+    def free_gain(self) -> Reading:
+        """Its change."""
+        return self.change("beside" if self.led_by_foundation else "trait")
 
     @property
     def mass(self) -> Reading:
@@ -96,6 +112,8 @@ class Summary(Readings):
     value itself is compared with a floor."""
     surgical: bool | None
     """The target foundation moved as intended and more than every off-target; None: not moved."""
+    of_prompt: Reading = UNREAD
+    """Change of the trait over what the persona's system prompt changes it by in the base."""
 
     @property
     def at_best(self) -> float:
@@ -113,8 +131,8 @@ class Sight(Record):
     blind: tuple[str, ...]
     """Those that do not, and that nothing is decided by."""
     head: str = ""
-    """What coherence is read by: of those that see, the share that lost most of the base's; empty
-    where none sees, and the canary stands in."""
+    """What coherence is read by: the instrument's own answer mass where it sees, else of those that
+    see the share that lost most of the base's; empty where none sees, and the default stands in."""
 
 
 class Evaluation(Record):

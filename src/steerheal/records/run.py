@@ -10,7 +10,15 @@ from steerheal.errors import UserError
 from steerheal.personas import Persona
 from steerheal.records.base import VERSION, Reading, Record
 from steerheal.records.curve import Curve
-from steerheal.records.readings import UNREAD, Comparison, OnTest, Sight, Summary, Sweep
+from steerheal.records.readings import (
+    UNREAD,
+    Comparison,
+    OnTest,
+    Readings,
+    Sight,
+    Summary,
+    Sweep,
+)
 from steerheal.records.text import Completion, WalkStep
 from steerheal.records.training import HealLog
 
@@ -179,6 +187,11 @@ class RunRecord(Record):
     persona: Annotated[Persona | dict[str, Any], Field(union_mode="left_to_right")]
     """Its persona, or the same."""
     base: Summary | None = None
+    instrument: str = ""
+    """What read the vignettes; empty in a record that does not say."""
+    prompted: Readings | None = None
+    """The base under the persona's system prompt, by what its answers and vignettes say of the
+    trait; None where it was not read."""
     sight: Sight | None = None
     """Which readings of coherence see; None where no doses were read."""
     rounds: tuple[RoundRecord, ...] = ()

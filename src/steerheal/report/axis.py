@@ -2,6 +2,7 @@
 
 import math
 
+from steerheal.measure.readings.table import listed
 from steerheal.numbers import interval, number
 from steerheal.records import FOUNDATIONS, Reading, RunRecord, Summary
 from steerheal.report.words import at, one_line
@@ -66,6 +67,16 @@ def off_target_moves(record: RunRecord, healed: Summary) -> list[str]:
             moved = "" if delta.moved else " (not moved)"
             found.append(f"off-target {name} {nats(delta)}{moved}")
     return found
+
+
+def selective(healed: Summary) -> list[str]:
+    """On-target, off-target and their difference, as the table of readings has them."""
+    entries = [entry for entry in listed(healed.changes) if entry.kind == "trait"]
+    return [
+        f"{entry.title} {nats(healed.changes[entry.name])}"
+        for entry in entries
+        if entry.unit == "nats"
+    ]
 
 
 def nats(delta: Reading) -> str:

@@ -133,7 +133,7 @@ def trait(record: RunRecord) -> str:
     if row is None or row.healed is None:
         return "No healed state was evaluated."
     name = axis.foundation(record)
-    moves = [f"log-odds of the poles {_moved(row.healed.gain, 'nats/token')}"]
+    moves = [f"log-odds of the poles {_moved(row.healed.free_gain, 'nats/token')}"]
     if name:
         aim = {1: "; up is intended", -1: "; down is intended", 0: ""}[axis.sign(record)]
         moves.append(f"{name.capitalize()} {_moved(row.healed.delta_nats.get(name))}{aim}")

@@ -12,12 +12,12 @@ from steerheal.records import Reading, RoundRecord, RunRecord, Summary
 from steerheal.report.headline import guarded, headline_parts
 from steerheal.report.words import (
     at,
-    change,
     chosen,
     coherence_title,
     one_line,
     persona_name,
     setting,
+    trait_label,
     visible,
 )
 
@@ -202,7 +202,8 @@ def _measured(record: RunRecord, row: RoundRecord, export: Export) -> str:
         ("unsteered control", control),
     )
     title = coherence_title(row.healed)
-    heads = ("state", "trait, nats/token", "change", title, "perplexity", "KL to base, nats/token")
+    trait = f"trait: {trait_label(row.healed)}"
+    heads = ("state", trait, "change", title, "perplexity", "KL to base, nats/token")
     lines = [_line(heads), _line(["---"] * len(heads))]
     lines += [_line([name, *_cells(state)]) for name, state in states]
     text = "\n".join(lines) + "\n\n95 % intervals in brackets; " + f"{UNKNOWN} was not read."
@@ -226,12 +227,12 @@ def _line(cells: Sequence[str]) -> str:
 def _cells(state: Summary | None) -> list[str]:
     if state is None:
         return [UNKNOWN] * 5
-    gain = UNKNOWN if state.state == "base" else change(state.gain).replace(" nats/token", "")
+    gain = UNKNOWN if state.state == "base" else _read(state.gain, signed=True)
     return [_read(state.trait), gain, _read(state.mass), number(state.perplexity), _read(state.kl)]
 
 
-def _read(reading: Reading) -> str:
-    return f"{number(reading.value)} {interval(reading)}".rstrip()
+def _read(reading: Reading, *, signed: bool = False) -> str:
+    return f"{number(reading.value, signed=signed)} {interval(reading)}".rstrip()
 
 
 def _limits(base: Base) -> str:

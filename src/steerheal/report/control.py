@@ -2,24 +2,24 @@
 
 import math
 
-from steerheal.records import Reading, RoundRecord, RunRecord
-from steerheal.report.words import change, one_line, tested
+from steerheal.records import OnTest, Readings, RoundRecord, RunRecord
+from steerheal.report.words import change, one_line, trait_read
 
 NONE = "no unsteered control was trained, so that what training alone does is unknown"
 
 
-def control_gain(record: RunRecord, row: RoundRecord) -> Reading | None:
-    """The control's change of the trait, on the prompts that the headline is read on."""
-    if found := tested(record, row):
-        return found.control.gain if found.control else None
-    return row.control.read.gain if row.control and row.control.read else None
+def control_read(record: RunRecord, row: RoundRecord) -> Readings | None:
+    """The control against the base, where the headline reads the trait."""
+    found = trait_read(record, row)
+    if isinstance(found, OnTest):
+        return found.control
+    return row.control.read if row.control else None
 
 
-def over_control(record: RunRecord, row: RoundRecord) -> Reading | None:
-    """The trait of healed less control, on the same prompts; None where none was read."""
-    if found := tested(record, row):
-        return found.over_control.gain if found.over_control else None
-    return row.over_control
+def over_control(record: RunRecord, row: RoundRecord) -> Readings | None:
+    """Healed less control, in the same place; None where none was read."""
+    found = trait_read(record, row)
+    return found.over_control if isinstance(found, OnTest) else row.beyond_control
 
 
 def lacking(row: RoundRecord) -> str:
@@ -31,7 +31,7 @@ def lacking(row: RoundRecord) -> str:
 
 def beside(record: RunRecord, row: RoundRecord) -> str:
     """What stands beside the healed trait in the headline."""
-    control, net = control_gain(record, row), over_control(record, row)
+    control, net = control_read(record, row), over_control(record, row)
     if control is None or net is None:
         return lacking(row) or NONE
     return f"its unsteered control {change(control)}, healed less control {change(net)}"
@@ -40,8 +40,8 @@ def beside(record: RunRecord, row: RoundRecord) -> str:
 def fault(record: RunRecord, row: RoundRecord) -> str:
     """What the control says against the trait; empty where it says nothing."""
     net = over_control(record, row)
-    if net is None or net.low > 0:
+    if net is None or net.gain.low > 0:
         return ""
-    if math.isnan(net.low):
+    if math.isnan(net.gain.low):
         return "the trait could not be held against its unsteered control"
     return "the trait is not shown to be above its unsteered control, which was trained alike"

@@ -31,7 +31,7 @@ from steerheal.report.draw import (
 )
 from steerheal.report.front import front
 from steerheal.report.theme import LIGHT
-from steerheal.report.words import coherence_title, number_setting
+from steerheal.report.words import coherence_title, number_setting, trait_label
 
 ACROSS = 3
 """Panels beside each other."""
@@ -79,7 +79,7 @@ def trajectory(record: RunRecord) -> Figure:
             whiskers=True,
         )
         axes.set_xlabel(f"coherence: {coherence_title(record.base)} over the base's (share)")
-        axes.set_ylabel("trait: log-odds of the poles (nats/token)")
+        axes.set_ylabel(f"trait: {trait_label(record.base)}")
         legend(
             figure,
             ("Pareto front of all states", line("-", BLUE)),
@@ -143,9 +143,9 @@ def trait(record: RunRecord) -> Figure:
 
     with styled():
         figure, (left, right) = sheet(3.5, 1, 2)
-        course(left, record, lambda summary: summary.trait)
+        course(left, record, lambda summary: summary.free_trait)
         if record.base:
-            level(left, record.base.trait.value)
+            level(left, record.base.free_trait.value)
         left.set_title("log-odds of the poles")
         left.set_ylabel("nats/token")
         if name:

@@ -6,7 +6,7 @@ The page and the command line print the same sentences; whatever did not hold co
 import math
 
 from steerheal.measure.readings.table import Entry, listed
-from steerheal.numbers import number
+from steerheal.numbers import interval, number
 from steerheal.records import UNREAD, Record, RoundRecord, RunRecord, Summary
 from steerheal.report import axis, control
 from steerheal.report.plain import plainly
@@ -14,10 +14,13 @@ from steerheal.report.words import (
     change,
     chosen,
     coherence_title,
+    free_change,
     number_setting,
     one_line,
     persona_name,
+    stand_ins,
     tested,
+    trait_read,
 )
 
 
@@ -41,9 +44,13 @@ def headline_parts(record: RunRecord) -> tuple[str, str]:
     if row is None:
         return _joined(_status(record), *halted, _nothing(record)), ""
     first = _joined(
-        _status(record), plainly(record, row), _faults(record, row), _result(record, row)
+        _status(record),
+        plainly(record, row),
+        _faults(record, row),
+        _result(record, row),
+        of_prompt(record, row),
     )
-    return first, _joined(guarded(record, row), *halted)
+    return first, _joined(stand_ins(record, row), guarded(record, row), *halted)
 
 
 def _joined(*sentences: str) -> str:
@@ -57,6 +64,7 @@ def guarded(record: RunRecord, row: RoundRecord) -> str:
     names = dict.fromkeys([*record.base.values, *row.healed.values])
     entries = [entry for entry in listed(names) if entry.kind == "guard" and entry.brief]
     parts = [_guard(record.base, row.healed, entry) for entry in entries]
+    parts += axis.selective(row.healed)
     parts += axis.off_target_moves(record, row.healed)
     return f"Damage guard: {', '.join(parts)}."
 
@@ -82,7 +90,7 @@ def selected(record: RunRecord) -> str:
         return said
     return (
         f"{said} On {record.test.prompts} test prompts that chose nothing it reads "
-        f"{change(record.test.gain)}."
+        f"{free_change(record.test)}."
     )
 
 
@@ -132,7 +140,7 @@ def stuck(record: RunRecord, row: RoundRecord) -> str:
 def _faults(record: RunRecord, row: RoundRecord) -> str:
     assert row.healed is not None
     faults, floor = [], number_setting(record, "coherence_floor")
-    delta = (tested(record, row) or row.healed).gain
+    delta = trait_read(record, row).gain
     if math.isnan(delta.value):
         faults.append(f"the trait could not be read ({one_line(delta.reason) or 'no reason'})")
     elif delta.high < 0:
@@ -143,7 +151,7 @@ def _faults(record: RunRecord, row: RoundRecord) -> str:
         faults.append("the trait is not shown to have moved: its interval includes 0")
     if against := control.fault(record, row):
         faults.append(against)
-    if axis.backwards(record, row.healed):
+    if axis.backwards(record, row.healed) and not row.healed.led_by_foundation:
         faults.append(f"{axis.foundation(record)} moved against what the persona intends")
     if math.isnan(row.healed.coherence):
         reason = one_line(row.healed.mass.reason) or "no reason"
@@ -157,21 +165,45 @@ def _faults(record: RunRecord, row: RoundRecord) -> str:
 def _result(record: RunRecord, row: RoundRecord) -> str:
     healed = row.healed
     assert healed is not None
-    read = tested(record, row) or healed
-    parts = [
-        f"{persona_name(record)} {change(read.gain)} over the base without any hook at a "
-        f"KL of {number(read.kl.value)} nats/token, {_pool(record, row)}",
-        control.beside(record, row),
-        axis.move(record, healed),
-        f"{coherence_title(healed)} {number(healed.coherence)} of the base",
-    ]
+    read, answers = trait_read(record, row), tested(record, row) or healed
+    beside = control.beside(record, row)
+    start = f"{persona_name(record)} {change(read)} over the base without any hook"
+    distance = f"at a KL of {number(answers.kl.value)} nats/token, {_pool(record, row)}"
+    if healed.led_by_foundation:
+        start += f" (the foundation {axis.foundation(record)}, {_acts(healed)})"
+        parts = [start, beside, f"{free_change(answers)} {distance}"]
+    else:
+        parts = [f"{start} {distance}", beside, axis.move(record, healed)]
+    parts.append(f"{coherence_title(healed)} {number(healed.coherence)} of the base")
     said = ", ".join(part for part in parts if part)
     tail = "; the trait moved beyond its interval" if read.gain.low > 0 else ""
     return f"Round {row.round + 1} healed: {said}{tail}."
 
 
+def of_prompt(record: RunRecord, row: RoundRecord) -> str:
+    """The trait as a share of what the persona's system prompt does; empty where none was read."""
+    if record.prompted is None or row.healed is None:
+        return ""
+    share, does = row.healed.of_prompt, f"what the persona's system prompt does ({_prompt(record)})"
+    where = "" if row.healed.led_by_foundation else ", both on the evaluation prompts"
+    if math.isnan(share.value):
+        why = one_line(share.reason) or "no reason was recorded"
+        return f"What share that is of {does} is unknown: {why}."
+    return f"That is {number(share.value)} {interval(share)} of {does}{where}."
+
+
+def _prompt(record: RunRecord) -> str:
+    assert record.prompted is not None
+    return change(record.prompted)
+
+
+def _acts(read: Summary) -> str:
+    """Which vignettes a foundation is read on."""
+    return f"on {read.gain.n} vignettes, which also choose the round"
+
+
 def _pool(record: RunRecord, row: RoundRecord) -> str:
-    """Which prompts the trait is read on."""
+    """Which prompts the free answers are read on."""
     if found := tested(record, row):
         return f"on {found.prompts} test prompts that chose nothing"
     return "on the evaluation prompts, which also choose the round"
@@ -192,25 +224,26 @@ def conditions(record: RunRecord, shown_differs: tuple[int, int] | None) -> list
     if row is None or row.healed is None:
         nothing = "no healed round was evaluated"
         return [Condition(text=text, holds=None, numbers=nothing) for text in texts]
-    where = f"round {row.round + 1} healed, {_pool(record, row)}"
     return [
-        _trait_rose(texts[0], record, row, where),
+        _trait_rose(texts[0], record, row),
         _coherent(texts[1], record, row, floor),
         _text_differs(texts[2], shown_differs),
     ]
 
 
-def _trait_rose(text: str, record: RunRecord, row: RoundRecord, where: str) -> Condition:
+def _trait_rose(text: str, record: RunRecord, row: RoundRecord) -> Condition:
     assert row.healed is not None
-    delta, net = (tested(record, row) or row.healed).gain, control.over_control(record, row)
+    read, net = trait_read(record, row), control.over_control(record, row)
+    delta, pool = read.gain, _acts(row.healed) if read.led_by_foundation else _pool(record, row)
     if math.isnan(delta.low):
         why = one_line(delta.reason) or "it has no interval"
         return Condition(text=text, holds=None, numbers=f"could not be read: {why}")
-    numbers = f"{change(delta)}; {control.beside(record, row)}; {where}"
+    beside = control.beside(record, row)
+    numbers = f"{change(read)}; {beside}; round {row.round + 1} healed, {pool}"
     if net is None:
         return Condition(text=text, holds=delta.low > 0, numbers=numbers)
     text = text.replace("above the base", "above the base and above its unsteered control")
-    return Condition(text=text, holds=delta.low > 0 and net.low > 0, numbers=numbers)
+    return Condition(text=text, holds=delta.low > 0 and net.gain.low > 0, numbers=numbers)
 
 
 def _coherent(text: str, record: RunRecord, row: RoundRecord, floor: float) -> Condition:

@@ -29,7 +29,7 @@ from steerheal.report.headline import (
 )
 from steerheal.report.plates import PLATES, Plate
 from steerheal.report.samples import shown_differs
-from steerheal.report.words import at, change, chosen, one_line, persona_name, setting, visible
+from steerheal.report.words import at, chosen, free_change, one_line, persona_name, setting, visible
 
 __all__ = ["Condition", "conditions", "headline", "lacking", "shown_differs", "write_report"]
 
@@ -198,8 +198,8 @@ def _tested(record: RunRecord) -> str:
     if found.control is None or found.over_control is None:
         return said
     return (
-        f"{said}; its unsteered control: {change(found.control.gain)}, the round less its control: "
-        f"{change(found.over_control.gain)}"
+        f"{said}; its unsteered control: {free_change(found.control)}, the round less its "
+        f"control: {free_change(found.over_control)}"
     )
 
 

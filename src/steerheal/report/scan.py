@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import Field
 
+from steerheal.measure.readings.table import played
 from steerheal.personas import Persona
-from steerheal.records import DosePoint, RankRow, Reading, Record
+from steerheal.records import DosePoint, RankRow, Reading, Readings, Record
 from steerheal.report.draw import CARD, INK, RED, key, level, line, note, sheet, styled
 from steerheal.report.front import front, knee
 from steerheal.report.words import at
@@ -159,8 +160,9 @@ def _advice(record: ScanRecord, point: ScanPoint | None, *, flat: bool) -> str:
 
 def figure(record: ScanRecord) -> Figure:
     """The trait and the target foundation against coherence (or fluency), band by band."""
+    trait = played(next((p.read.summary for p in record.points), Readings()), "trait")
     panels = (
-        ("trait: log-odds of the poles", "change (nats/token)", lambda p: p.gain),
+        (f"trait: {trait.title}", f"change ({trait.difference_unit})", lambda p: p.gain),
         (
             record.foundation.capitalize(),
             "change (nats)",

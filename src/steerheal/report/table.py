@@ -4,8 +4,17 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from steerheal.measure.readings.table import played
 from steerheal.numbers import UNKNOWN, interval, number
-from steerheal.records import FOUNDATIONS, Reading, RoundRecord, RunRecord, Summary, WalkStep
+from steerheal.records import (
+    FOUNDATIONS,
+    Part,
+    Reading,
+    RoundRecord,
+    RunRecord,
+    Summary,
+    WalkStep,
+)
 from steerheal.report import control
 from steerheal.report.words import one_line
 
@@ -27,6 +36,8 @@ class Column(NamedTuple):
     unit: str
     meaning: str
     cell: Callable[[RoundRecord], Cell]
+    part: Part = ""
+    """What has its unit, where that is a run's own."""
 
 
 class Table(NamedTuple):
@@ -150,18 +161,21 @@ COURSE = (
         "nats/token",
         "the trait with the hook on, over its change from the base",
         _of("steered", trait_cell),
+        "trait",
     ),
     Column(
         "healed trait",
         "nats/token",
         "the same after healing, without any hook",
         _of("healed", trait_cell),
+        "trait",
     ),
     Column(
         "control trait",
         "nats/token",
         "the same after the same heal on unsteered text; under it healed less control",
         _control_cell,
+        "trait",
     ),
     Column(
         "steered coherence",
@@ -197,8 +211,15 @@ PRICE = (
     Column(
         "cost",
         "share/nat",
-        "canary mass lost per nat/token of trait, healed against base; lower is better",
+        "coherence lost per nat (per token, of log-odds) of trait, healed against base; lower is "
+        "better",
         _of("healed", lambda summary: reading(summary.cost)),
+    ),
+    Column(
+        "of the prompt",
+        "share",
+        "healed change of the trait over what the persona's system prompt changes in the base",
+        _of("healed", lambda summary: reading(summary.of_prompt)),
     ),
     Column(
         "surgical",
@@ -237,7 +258,7 @@ PRICE = (
 
 def rounds_table(record: RunRecord, title: str, columns: Sequence[Column]) -> Table:
     """Every round, a column per reading; the base first where it has one."""
-    heads = [Cell("round"), *(Cell(column.head, column.unit) for column in columns)]
+    heads = [Cell("round"), *(Cell(column.head, _unit(record, column)) for column in columns)]
     rows = [
         [_round_name(record, row), *(column.cell(row) for column in columns)]
         for row in record.rounds
@@ -250,6 +271,12 @@ def rounds_table(record: RunRecord, title: str, columns: Sequence[Column]) -> Ta
         cells = [known.get(column.head, Cell("")) for column in columns]
         rows.insert(0, [Cell("base"), *cells])
     return Table(title, heads, rows)
+
+
+def _unit(record: RunRecord, column: Column) -> str:
+    if record.base is None or not column.part:
+        return column.unit
+    return played(record.base, column.part).unit
 
 
 def _round_name(record: RunRecord, row: RoundRecord) -> Cell:

@@ -7,7 +7,7 @@ a page.
 import math
 import unicodedata
 
-from steerheal.measure.readings.table import listed
+from steerheal.measure.readings.table import Entry, free_trait, played
 from steerheal.numbers import interval, number
 from steerheal.records import OnTest, Reading, Readings, RoundRecord, RunRecord
 
@@ -37,9 +37,26 @@ def one_line(text: str) -> str:
     return visible(lines[0]).rstrip(".") if lines else ""
 
 
-def change(reading: Reading) -> str:
-    """A change of the trait with its unit and interval."""
-    return f"{number(reading.value, signed=True)} nats/token {interval(reading)}".rstrip()
+def change(read: Readings) -> str:
+    """The change of the trait with its unit and interval."""
+    return _changed(read.gain, played(read, "trait"))
+
+
+def free_change(read: Readings) -> str:
+    """The same of the trait as free answers have it, under its name."""
+    entry = free_trait(read)
+    return f"{entry.title} {_changed(read.free_gain, entry)}"
+
+
+def _changed(reading: Reading, entry: Entry) -> str:
+    unit = entry.difference_unit
+    return f"{number(reading.value, signed=True)} {unit} {interval(reading)}".rstrip()
+
+
+def trait_label(read: Readings | None) -> str:
+    """What the trait is read by, and its unit."""
+    entry = played(read or Readings(), "trait")
+    return f"{entry.title} ({entry.unit})"
 
 
 def setting(record: RunRecord, *path: str) -> object:
@@ -59,8 +76,7 @@ def at(value: object, *path: str) -> object:
 
 def coherence_title(read: Readings | None) -> str:
     """What coherence is read by, for people."""
-    name = "" if read is None else read.heads.get("coherence", "")
-    return listed([name])[0].title if name else "answer mass"
+    return "answer mass" if read is None or not read.heads else played(read, "coherence").title
 
 
 def number_setting(record: RunRecord, *path: str) -> float:
@@ -78,6 +94,25 @@ def tested(record: RunRecord, row: RoundRecord) -> OnTest | None:
     """The round's reading on prompts that chose nothing; None where there is none."""
     found = record.test
     return found if found is not None and found.round == row.round else None
+
+
+def trait_read(record: RunRecord, row: RoundRecord) -> Readings:
+    """Where the round's trait is read: on prompts that chose nothing, where they have it."""
+    assert row.healed is not None
+    found = tested(record, row)
+    return row.healed if found is None or found.led_by_foundation else found
+
+
+def stand_ins(record: RunRecord, row: RoundRecord) -> str:
+    """What plays trait and coherence where no forced choice reads them; empty where one does."""
+    assert row.healed is not None
+    if not record.instrument or row.healed.led_by_foundation:
+        return ""
+    return (
+        f"The vignettes are read by {record.instrument} and not by a forced choice: "
+        f"{played(row.healed, 'trait').title} stand in for the foundation as the trait, and "
+        f"{coherence_title(row.healed)} for its answer mass."
+    )
 
 
 def chosen(record: RunRecord) -> RoundRecord | None:

@@ -1,31 +1,52 @@
-"""Readings of the canary, a forced JSON slot, and what the trait costs there."""
+"""Readings of the canary, a forced JSON slot, and what the trait costs in coherence."""
 
 import math
+from collections.abc import Callable
+
+import numpy as np
 
 from steerheal.measure.fluency import perplexity
+from steerheal.measure.pairs import in_order
 from steerheal.measure.readings.table import Case, Entry, Pair, bare, headed, mean_log
-from steerheal.measure.stats import mean, quotient
+from steerheal.measure.stats import mean, quotient, ratio
 from steerheal.records import Reading
 
 
-def coh_cost(delta_mass: Reading, delta_trait: Reading) -> Reading:
-    """|Δ canary mass| per nat of |Δ trait|; unknown while the trait has not moved."""
-    if not delta_trait.moved:
+def price(coherence: Reading, trait: Reading) -> Reading:
+    """|Δ coherence| / |Δ trait| of changes on units of their own; unknown while either is."""
+    return _sized(trait, coherence, lambda: quotient(coherence, trait))
+
+
+def _sized(trait: Reading, coherence: Reading, quotient: Callable[[], Reading]) -> Reading:
+    """The size of a quotient, or the reason why one of its two parts is unknown."""
+    for part in (trait, coherence):
+        if not math.isfinite(part.value):
+            return Reading.unknown(part.reason)
+    if not trait.moved:
         return Reading.unknown("the trait has not moved beyond its interval")
-    found = quotient(delta_mass, delta_trait)
+    found = quotient()
     ends = sorted((abs(found.low), abs(found.high)))
     low = 0.0 if found.low <= 0 <= found.high else ends[0]
     return found.model_copy(update={"value": abs(found.value), "low": low, "high": ends[1]})
 
 
 def _cost(pair: Pair) -> Reading:
-    """The cost, or the reason why one of its two parts is unknown."""
-    trait, mass = headed("trait").differ(pair), headed("coherence").differ(pair)
-    assert trait is not None and mass is not None
-    for part in (trait, mass):
-        if not math.isfinite(part.value):
-            return Reading.unknown(part.reason)
-    return coh_cost(mass, trait)
+    """The cost of the two that play their parts under the instrument; on shared units, paired."""
+    trait, mass = (headed(part, pair.b.instrument) for part in ("trait", "coherence"))
+    moved, lost = trait.differ(pair), mass.differ(pair)
+    assert moved is not None and lost is not None
+    if trait.fields != mass.fields:
+        return price(lost, moved)
+
+    def shared() -> Reading:
+        b, a = in_order(pair.b), in_order(pair.a)
+        columns = [
+            np.subtract(entry.units(b, pair.axis), entry.units(a, pair.axis))
+            for entry in (mass, trait)
+        ]
+        return ratio(np.stack(columns, axis=1))
+
+    return _sized(moved, lost, shared)
 
 
 def _opening(case: Case) -> Reading:
@@ -67,12 +88,12 @@ ENTRIES = (
         name="coh_cost",
         title="coherence cost",
         kind="coherence",
-        needs=("persona", "canary"),
+        needs=("persona",),
         change=_cost,
-        change_unit="share per nat/token",
+        change_unit="share per unit of the trait",
         damage=1,
         part="cost",
         brief=True,
-        meaning="|Δ answer mass| per nat of |Δ trait|; lower is better",
+        meaning="|Δ coherence| over |Δ trait|, of what plays these parts; lower is better",
     ),
 )

@@ -21,7 +21,7 @@ from steerheal.measure.pairs import CORE, Paired, called, paired, rows_of
 from steerheal.measure.stats import mean, share, share_change
 from steerheal.personas import Axis, Persona
 from steerheal.personas import Pair as Pole
-from steerheal.records import Completion, Part, PersonaRow, Reading, Scores, UnitRow
+from steerheal.records import Completion, Part, PersonaRow, Reading, Readings, Scores, UnitRow
 
 Kind = Literal["trait", "coherence", "guard"]
 KINDS: tuple[Kind, ...] = ("trait", "coherence", "guard")
@@ -99,6 +99,7 @@ class Case(NamedTuple):
 
     scores: Scores
     base: Scores
+    axis: Axis
 
 
 class Pair(NamedTuple):
@@ -128,6 +129,8 @@ class Entry:
     Without any, its own."""
     of: Callable[[Any], float] | None = None
     """A row's number; its mean is the value, and the mean paired difference the change."""
+    spread: Callable[[Scores, Axis], list[float]] | None = None
+    """A number per unit whose mean is the value, where no row has one of its own."""
     value: Callable[[Case], Reading | None] | None = None
     """What a state reads, where that is not the mean; None where the state cannot have it."""
     change: Callable[[Pair], Reading | None] | None = None
@@ -138,6 +141,8 @@ class Entry:
     """Which way damage moves it: down, up, or neither."""
     part: Part = ""
     """What it is to a run, until the run says otherwise."""
+    under: str = ""
+    """The instrument under which it plays the part before the entry that plays it elsewhere."""
     brief: bool = False
     """Whether it stands where there is room for few: the headline, the table over seeds."""
     meaning: str = ""
@@ -186,8 +191,10 @@ class Entry:
         source = inspect.getsource(module) if module else ""
         return f"{self.name} {hashlib.sha256(source.encode()).hexdigest()[:12]}"
 
-    def units(self, scores: Scores) -> list[float]:
+    def units(self, scores: Scores, axis: Axis) -> list[float]:
         """A number per unit, in the order of their keys where they have been put in it."""
+        if self.spread is not None:
+            return self.spread(scores, axis)
         assert self.of is not None, f"{self.name} is not made row by row"
         return [self.of(row) for row in rows_of(scores, self.fields[0])]
 
@@ -199,7 +206,7 @@ class Entry:
             return Reading.unknown(lost)
         if self.value is not None:
             return self.value(case)
-        return mean_of_known(self.units(case.scores))
+        return mean_of_known(self.units(case.scores, case.axis))
 
     def differ(self, pair: Pair) -> Reading | None:
         """How two states differ; None for what has no paired difference."""
@@ -290,14 +297,34 @@ def listed(names: Collection[str]) -> list[Entry]:
     return known + [Entry(name=name, title=name, kind="guard") for name in strange]
 
 
-def headed(part: Part) -> Entry:
-    """The entry that plays a part where no run says otherwise."""
-    return next(entry for entry in entries() if entry.part == part)
+def headed(part: Part, instrument: str = "") -> Entry:
+    """The entry that plays a part where this instrument reads and no run says otherwise."""
+    playing = [
+        entry for entry in entries() if entry.part == part and entry.under in ("", instrument)
+    ]
+    return max(playing, key=lambda entry: bool(entry.under))
 
 
-def heads() -> dict[str, str]:
-    """Which entry plays which part."""
-    return {entry.part: entry.name for entry in entries() if entry.part}
+def heads(instrument: str = "") -> dict[str, str]:
+    """Which entry plays which part: the one place where that is chosen.
+
+    Where the instrument has a trait of its own, the one that leads elsewhere stands beside it.
+    """
+    parts: dict[Part, None] = dict.fromkeys(entry.part for entry in entries() if entry.part)
+    found: dict[str, str] = {part: headed(part, instrument).name for part in parts}
+    elsewhere = headed("trait").name
+    return found if found["trait"] == elsewhere else found | {"beside": elsewhere}
+
+
+def played(read: Readings, part: Part) -> Entry:
+    """The entry that plays a part in a record."""
+    name = read.heads.get(part, "")
+    return listed([name])[0] if name else headed(part)
+
+
+def free_trait(read: Readings) -> Entry:
+    """The entry of the trait as free answers have it in a record."""
+    return played(read, "beside" if read.led_by_foundation else "trait")
 
 
 def own_rows(asking: Asking, *, swept: bool = False) -> dict[str, tuple[UnitRow, ...]]:
@@ -329,9 +356,9 @@ def _asked(*states: Scores) -> list[Entry]:
     ]
 
 
-def values(scores: Scores, base: Scores) -> dict[str, Reading]:
+def values(scores: Scores, base: Scores, axis: Axis) -> dict[str, Reading]:
     """What a state reads, by every entry that one state has."""
-    found = {entry.name: entry.read(Case(scores, base)) for entry in _asked(scores, base)}
+    found = {entry.name: entry.read(Case(scores, base, axis)) for entry in _asked(scores, base)}
     return {name: reading for name, reading in found.items() if reading is not None}
 
 

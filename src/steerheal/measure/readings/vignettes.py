@@ -58,6 +58,8 @@ ENTRIES = (
         value=_chosen,
         change=_chosen_change,
         damage=-1,
+        part="coherence",
+        under=FORCED,
         brief=True,
         meaning="probability on the allowed answers of the forced choice itself, p_ans_any",
     ),
