@@ -83,8 +83,9 @@ class HealSettings(Settings):
     baselines. aggregate, reference, lam, tau and lam_power belong to a barrier."""
     aggregate: Annotated[str, AGGREGATES] = "rmse"
     """How D is aggregated over the completion positions of a batch."""
-    reference: Literal["prev", "base"] = "prev"
-    """The student before this round (a trust region) or the round-0 model (a leash)."""
+    reference: Literal["prev", "base", "last_good"] = "prev"
+    """The student before this round (a trust region), the round-0 model (a leash), or the student
+    after the newest round whose coherence stayed within 1 % of the last good one's before it."""
     lam: Amount = 0.3
     """λ: weight of the barrier; 0 is no barrier."""
     tau: Amount = 0.1

@@ -29,6 +29,7 @@ def heal(
     *,
     number: int,
     seed: int,
+    good: State | None = None,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[HealStep, int], None] = lambda _step, _of: None,
 ) -> Healed:
@@ -42,11 +43,12 @@ def heal(
         settings: Objective, barrier, adapter and optimiser.
         number: The round's, from 0.
         seed: Of the adapter's start, the split and the order.
+        good: The last good student, where that is the reference; the base when not given.
         checkpoint: Where a heal that is cut off is gone on with.
         progress: Called after every step with it and the number of steps.
     """
     pairs = training_pairs(chat, kept)
-    origin = student if settings.reference == "prev" else base()
+    origin = {"prev": student, "base": base()}.get(settings.reference, good or base())
     reference, anchor, lesson = None, None, Taught([], chat)
     with origin.entered(chat) as reader:
         if settings.barred:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 from steerheal.checks import filtering, healing, moves, steering
 from steerheal.measure import sight, summary
@@ -29,7 +29,7 @@ from steerheal.records import (
     Summary,
     Sweep,
 )
-from steerheal.state.values import State
+from steerheal.state.values import Plain, State
 from steerheal.state.vector import SteeringVector
 from steerheal.tables import OBJECTIVES
 
@@ -41,6 +41,8 @@ TAUGHT = (
     "by its objective a heal learns its teacher's distribution, and a student that is its own "
     "teacher has nothing to learn: the student before the round is the control"
 )
+KEPT = 0.99
+"""Share of its coherence that a student keeps of the last good one's to be the next."""
 Teach = Callable[[State, SteeringVector], State]
 """The student and the round's vector to the state that writes what is trained on."""
 
@@ -68,6 +70,16 @@ class Position(NamedTuple):
     """Which readings of coherence see, where its doses were read."""
     control: State | None = None
     """The last round's unsteered control, where one was folded."""
+    good: State = Plain()
+    """The student after the newest round that kept the coherence of the good one before it."""
+    good_coherence: float = 1.0
+    """Its coherence over the base's."""
+
+    def kept(self, after: State, coherence: float) -> Self:
+        """The same with a folded student, where it is the last good one."""
+        if not coherence >= KEPT * self.good_coherence:
+            return self
+        return self._replace(good=after, good_coherence=coherence)
 
     @property
     def head(self) -> str:
@@ -137,8 +149,9 @@ def one_round(
     record = this.filtered(record, found)
     if record.outcome == "starved" or frame.ends("check2"):
         return record, place
-    result = stages.healed(number, student, teacher, found)
-    record = record.model_copy(update={"heal": result.log})
+    result = stages.healed(number, student, teacher, found, good=place.good)
+    held_to = place.good.name if stages.config.heal.reference == "last_good" else ""
+    record = record.model_copy(update={"heal": result.log, "held_to": held_to})
     if result.log.outcome == "rejected":
         return this.rejected(record), place
     after = student.folded(result.adapter, stages.config.gate)
@@ -149,6 +162,8 @@ def one_round(
     if stages.config.control:
         record, control = this.controlled(record, found, scores, steered)
     record = this.judged(record, scores)
+    if record.healed is not None:
+        place = place.kept(after, record.healed.coherence)
     return record, place._replace(student=after, scores=scores, control=control)
 
 
@@ -285,7 +300,7 @@ class Round:
             none = Control(texts=0, reused=0, unfiltered=0, reason=TAUGHT)
             return record.model_copy(update={"control": none}), None
         texts = stages.unsteered(number, place.student, found)
-        result = stages.healed_control(number, place.student, texts)
+        result = stages.healed_control(number, place.student, texts, good=place.good)
         control = Control(
             texts=len(texts.texts),
             reused=texts.reused,

@@ -252,13 +252,24 @@ class Stages:
         )  # fmt: skip
         return self._made(made, number, bar=partial(self._bar, number))
 
-    def healed(self, number: int, student: State, teacher: State, found: Harvest) -> Healed:
-        """The round's adapter and how it was trained."""
-        return self._healed(HEALED, number, student, teacher, found.kept(self.config.dose.want))
+    def healed(
+        self,
+        number: int,
+        student: State,
+        teacher: State,
+        found: Harvest,
+        *,
+        good: State | None = None,
+    ) -> Healed:
+        """The round's adapter and how it was trained; `good` is the last good student."""
+        texts = found.kept(self.config.dose.want)
+        return self._healed(HEALED, number, student, teacher, texts, good=good)
 
-    def healed_control(self, number: int, student: State, found: Unsteered) -> Healed:
+    def healed_control(
+        self, number: int, student: State, found: Unsteered, *, good: State | None = None
+    ) -> Healed:
         """The same on what the student wrote itself."""
-        return self._healed(HEALED_CONTROL, number, student, student, found.texts)
+        return self._healed(HEALED_CONTROL, number, student, student, found.texts, good=good)
 
     def _healed(
         self,
@@ -267,12 +278,17 @@ class Stages:
         student: State,
         teacher: State,
         texts: Sequence[Completion],
+        *,
+        good: State | None,
     ) -> Healed:
         """A heal; one that was cut off goes on from its last epoch."""
         config = self.config
         # LoRA that started from the last round's A would stay in its input directions.
         seed = config.seed + 1_009 * number
-        made = stage.of(self.chat, student, teacher, texts, config.heal, number=number, seed=seed)
+        made = stage.of(
+            self.chat, student, teacher, texts, config.heal, number=number, seed=seed,
+            good=good if config.heal.reference == "last_good" else None,
+        )  # fmt: skip
         checkpoint = Checkpoint(self.store.scratch(stage.name, made.key), self.watcher.note)
         step = partial(self.watcher.heal_step, number)
         result = self._made(made, number, checkpoint=checkpoint, progress=step)

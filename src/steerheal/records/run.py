@@ -103,6 +103,8 @@ class RoundRecord(Record):
     """Norm of the vector per steered block."""
     direction_cosine: float
     """cos(v_r, v₀), mean over blocks."""
+    held_to: str = ""
+    """The last good student, where a heal's reference is that."""
     passed_over: int = 0
     """Completions that the filter kept and another draw of the same prompt was preferred to."""
     written_by: str = ""
