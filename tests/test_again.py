@@ -37,7 +37,7 @@ class Case:
     @property
     def line(self) -> list[str]:
         named = ["run", str(self.persona), "--runs", str(self.runs), "--name", "one"]
-        return [*named, *options(self.model), *WITHOUT]
+        return [*named, *options(self.model)]
 
     def content(self) -> dict[str, bytes]:
         """Every file of the runs, to the byte."""

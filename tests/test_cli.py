@@ -11,7 +11,7 @@ from steerheal.console import Console
 from steerheal.pipeline.history import student_of
 from steerheal.pipeline.surroundings import notes
 from steerheal.records import VERSION
-from steerheal.store import read_run
+from steerheal.store import RUN, read_run
 
 import tiny
 
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 CALM = str(Path(__file__).parents[1] / "examples" / "calm.toml")
 OPTIONS = [
     "--model", "{model}", "--device", "cpu", "--rounds", "1", "--coherence-floor", "0",
+    "--no-control", "--no-read-prompted",
     "--vector.contexts", "4", "--sampling.tokens", "8", "--sampling.rows", "8",
     "--dose.want", "8", "--dose.minimum", "4", "--dose.batches", "2", "--dose.walks", "1",
     "--filter.tail-perplexity", "1e9", "--filter.words", "1", "--filter.word-repetition", "1",
@@ -211,8 +212,10 @@ def test_seeds_are_read_together_and_unlike_runs_are_refused(
     assert "delta_nats.loyalty" in capsys.readouterr().out
     assert "two or more" in failing(["seeds", str(one)], capsys)
     assert "differ in their seed" in failing(["seeds", str(one), str(one)], capsys)
-    changed = ["--seed", "2", "--heal.lam", "0.7"]
-    main(["run", "love", "--runs", str(runs), "--name", "other", *options, *changed])
+    record = json.loads((two / RUN).read_text(encoding="utf-8"))
+    record["config"]["heal"]["lam"] = 0.7
+    other.mkdir()
+    (other / RUN).write_text(json.dumps(record), encoding="utf-8")
     assert "more than their seed: heal.lam" in failing(["seeds", str(one), str(other)], capsys)
 
 

@@ -208,7 +208,7 @@ def test_the_embedded_base_ranks_the_published_vignettes_far_above_chance(shared
     chat = load(ModelSettings(device="cpu"))
     asked = vignettes.load(str(shared / "tinymfv" / "vignettes_classic_other_violate.jsonl"))
     scores = Scores(
-        state="base", instrument="likelihood", vignettes=tuple(likelihood.read(chat, asked[::4])),
+        state="base", instrument="likelihood", vignettes=tuple(likelihood.read(chat, asked[::6])),
         canary=tuple(coherence.read(chat, prompts.lines("statements")[:4])), persona=(),
     )  # fmt: skip
     assert summary.summarise(scores, scores, AXIS).values["top1"].value >= 0.45
