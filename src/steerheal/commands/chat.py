@@ -107,7 +107,7 @@ def _ordered(talk: "Talk", said: str) -> str:
         case "/dose":
             talk.dose = _number(word, rest)
         case "/seed":
-            talk.seed = int(_number(word, rest, least=0))
+            talk.seed = _whole(word, rest)
         case "/new":
             talk.afresh()
         case "/save":
@@ -132,6 +132,18 @@ def _number(word: str, text: str, least: float = -100) -> float:
     if not least <= value <= 2**31:
         raise UserError(f"{word}: given {text!r}; a number of at least {least:g} is needed.")
     return value
+
+
+def _whole(word: str, text: str) -> int:
+    """A whole number, not below 0.
+
+    Raises:
+        UserError: it is none.
+    """
+    value = _number(word, text, least=0)
+    if value != int(value):
+        raise UserError(f"{word}: given {text!r}; a whole number is needed.")
+    return int(value)
 
 
 def _saved(talk: "Talk", name: str) -> str:
