@@ -5,7 +5,14 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Before the hook: while it loads a module, what that imports is looked for compiled under another
+# name and never found.
+import beartype
+import peft
+import scipy.stats
+import torch
 from jaxtyping import config, install_import_hook
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerBase
 
 SHAPED = (
     "models",
@@ -41,6 +48,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def seeded() -> None:
     """Weights and vectors a test draws are the same every time it runs."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn where tests look at them: they are most of a tiny run's time."""
+    marks = {mark.name for mark in request.node.iter_markers()}
+    if marks & {"slow", "long"} and "drawn" not in marks:
+        monkeypatch.setattr("steerheal.report.draw.svg", lambda *_: '<svg viewBox="0 0 1 1"/>')
+        monkeypatch.setattr("steerheal.report.draw.png", lambda _: b"")
 
 
 @pytest.fixture(scope="session")

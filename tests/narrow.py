@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -94,6 +95,8 @@ def _wrapped(name: str, found: Tensor, known: dict[int, Narrow]) -> Narrow:
 def driver() -> Iterator[None]:
     """The device for the length of the context."""
     make = torch.tensor
+    # PyTorch remembers the first answer for good, and models loaded later depend on it.
+    _device_constructors()
 
     def tensor(data: Any, *, device: Any = None, **kwargs: Any) -> Tensor:
         # PyTorch's own builds on `meta` without an operator that could be seen.

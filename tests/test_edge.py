@@ -1,10 +1,12 @@
 """A signal at any moment ends the process in a line, a code, and a record that says so."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -83,20 +85,64 @@ def test_a_signal_that_the_starter_has_it_ignore_stays_ignored(name: str) -> Non
     assert done.returncode == 0 and "love:" in done.stdout
 
 
-def options(model: Path) -> list[str]:
-    return [part.format(model=model).replace("--device", "--model.device") for part in OPTIONS]
+FORKS = """
+import importlib, json, os, signal, sys
+importlib.import_module("steerheal.pipeline.run")
+edge, codes = sys.argv[1], []
+for home, *case in json.loads(sys.argv[2]):
+    if (child := os.fork()) == 0:
+        os.dup2(os.open(f"{home}/said", os.O_CREAT | os.O_WRONLY), 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.argv = ["", *case]
+        try:
+            exec(edge, {"__name__": "forked"})
+        except SystemExit as stop:
+            os._exit(stop.code)
+        os._exit(0)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(codes))
+"""
+"""The same, from one process in which everything is imported."""
+RUNNING = (("SIGINT", "running"), ("SIGTERM", "running"), ("SIGTERM", "loading"))
+
+
+class Told(NamedTuple):
+    """A run that was told to end."""
+
+    runs: Path
+    code: int
+    said: str
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Told]:
+    model = tiny.saved(tmp_path_factory.mktemp("model"))
+    options = [part.format(model=model).replace("--device", "--model.device") for part in OPTIONS]
+    homes = [tmp_path_factory.mktemp("home") for _ in RUNNING]
+    cases = [
+        [str(home), name, moment, "run", "love", "--runs", str(home / "runs"), *options]
+        for home, (name, moment) in zip(homes, RUNNING, strict=True)
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, EDGE, json.dumps(cases)],
+        capture_output=True, text=True, timeout=300, check=True,
+        env=os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    codes = json.loads(done.stdout.splitlines()[-1])
+    return {
+        (name, moment): Told(home / "runs", code, (home / "said").read_text())
+        for home, code, (name, moment) in zip(homes, codes, RUNNING, strict=True)
+    }
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_run_that_is_told_to_end_says_so_in_its_record(
-    tmp_path: Path, name: str, code: int
+    told: dict[tuple[str, str], Told], name: str, code: int
 ) -> None:
-    runs = tmp_path / "runs"
-    line = ["run", "love", "--runs", str(runs), *options(tiny.saved(tmp_path))]
-    done = struck(name, "running", *line)
-    assert done.returncode == code, done.stderr[-2000:]
-    assert "Traceback" not in done.stderr
-    assert f"steerheal run --resume {runs / 'love'}" in done.stderr
+    runs, ended, said = told[name, "running"]
+    assert ended == code, said[-2000:]
+    assert "Traceback" not in said
+    assert f"steerheal run --resume {runs / 'love'}" in said
     record = read_run(runs / "love")
     assert record.status == "interrupted"
     assert record.error == {
@@ -106,8 +152,9 @@ def test_a_run_that_is_told_to_end_says_so_in_its_record(
     assert left == []
 
 
-def test_a_run_that_is_told_to_end_before_its_first_record_leaves_nothing(tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
-    line = ["run", "love", "--runs", str(runs), *options(tiny.saved(tmp_path))]
-    assert struck("SIGTERM", "loading", *line).returncode == 143
+def test_a_run_that_is_told_to_end_before_its_first_record_leaves_nothing(
+    told: dict[tuple[str, str], Told],
+) -> None:
+    runs, ended, _ = told["SIGTERM", "loading"]
+    assert ended == 143
     assert not runs.exists()

@@ -174,8 +174,8 @@ def test_heals_that_come_out_the_same_are_read_once(finished: Path) -> None:
     assert made(finished.parent / "none") == ["heal", *fresh]
 
 
-def test_a_starved_round_is_recorded_and_is_no_crash(tmp_path: Path) -> None:
-    record = start(tmp_path, filter={"words": 500})
+def test_a_starved_round_is_recorded_and_is_no_crash(finished: Path) -> None:
+    record = start(finished.parent, "starved", filter={"words": 500})
     assert record.status == "finished"
     assert record.rounds[0].outcome == "starved"
     assert "starved" in record.outcome
@@ -183,11 +183,11 @@ def test_a_starved_round_is_recorded_and_is_no_crash(tmp_path: Path) -> None:
     # The base's own text does not survive either, so that a lower dose would not help.
     assert len(record.rounds[0].walk) == 1
     assert record.rounds[0].reasons["too short"] == record.rounds[0].drawn
-    assert "starved" in write_report(tmp_path / "run").read_text()
+    assert "starved" in write_report(finished.parent / "starved").read_text()
 
 
-def test_a_rejected_heal_is_recorded_and_not_folded(tmp_path: Path) -> None:
-    record = start(tmp_path, heal={"lr": 1e30})
+def test_a_rejected_heal_is_recorded_and_not_folded(finished: Path) -> None:
+    record = start(finished.parent, "rejected", heal={"lr": 1e30})
     assert record.rounds[0].outcome == "rejected"
     assert "not finite" in record.outcome
     assert record.rounds[0].healed is None
@@ -210,11 +210,12 @@ def test_unread_steered_states_leave_their_readings_unknown_and_nothing_else(
 
 
 def test_completions_whose_trait_is_not_read_are_kept_the_same(
-    finished: Path, tmp_path: Path
+    finished: Path,
 ) -> None:
-    record = start(tmp_path, filter={"read_trait": False}, rounds=1, read_prompted=False)
+    changes = {"filter": {"read_trait": False}, "rounds": 1, "read_prompted": False}
+    record = start(finished.parent, "unread-trait", **changes)
     assert record.prompted is None and read_run(finished).prompted is not None
-    ours, theirs = read_harvest(tmp_path / "run", 0), read_harvest(finished, 0)
+    ours, theirs = read_harvest(finished.parent / "unread-trait", 0), read_harvest(finished, 0)
     assert ours.kept() == theirs.kept()
     assert all(math.isnan(item.verdict.logodds) for item in ours.judged)
     assert not any(math.isnan(item.verdict.logodds) for item in theirs.judged)
@@ -284,9 +285,9 @@ def test_the_headline_is_read_once_on_prompts_that_chose_nothing(finished: Path)
 
 
 def test_other_test_prompts_change_the_headline_and_no_decision(
-    finished: Path, tmp_path: Path
+    finished: Path,
 ) -> None:
-    other = start(tmp_path, test=("another a", "another b", "another c"))
+    other = start(finished.parent, "tested", test=("another a", "another b", "another c"))
     record = read_run(finished)
     for name in ("rounds", "best", "best_reason", "outcome"):
         # As text: what is NaN in both is the same.
@@ -296,12 +297,12 @@ def test_other_test_prompts_change_the_headline_and_no_decision(
 
 
 def test_without_a_folded_round_or_test_prompts_nothing_is_tested_and_the_record_says_so(
-    tmp_path: Path,
+    finished: Path,
 ) -> None:
-    early = start(tmp_path, "early", until="check2")
+    early = start(finished.parent, "early", until="check2")
     assert early.test is None and "no round was folded" in early.test_reason
-    assert not (tmp_path / "early" / "base" / "test.json").exists()
-    bare = start(tmp_path, "bare", test=())
+    assert not (finished.parent / "early" / "base" / "test.json").exists()
+    bare = start(finished.parent, "bare", test=())
     assert bare.test is None and "no test prompts" in bare.test_reason
 
 
@@ -335,11 +336,11 @@ def test_the_best_round_comes_with_its_reason(finished: Path) -> None:
     assert ends.best_round(unknown, 0.95)[0] == 0
 
 
-def test_the_reference_is_the_student_before_the_round_or_the_base(tmp_path: Path) -> None:
+def test_the_reference_is_the_student_before_the_round_or_the_base(finished: Path) -> None:
     first = {}
     for reference in ("prev", "base"):
         heal = {"reference": reference, "lr": 0.02, "epochs": 2}
-        record = start(tmp_path, reference, patience=0, heal=heal)
+        record = start(finished.parent, reference, patience=0, heal=heal)
         assert [row.outcome for row in record.rounds] == ["folded", "folded"]
         second = record.rounds[1].heal
         assert second is not None
@@ -348,19 +349,20 @@ def test_the_reference_is_the_student_before_the_round_or_the_base(tmp_path: Pat
     assert first["base"] > 1e-4
 
 
-def test_a_heal_that_its_last_update_broke_is_rejected_without_held_out(tmp_path: Path) -> None:
+def test_a_heal_that_its_last_update_broke_is_rejected_without_held_out(finished: Path) -> None:
     broken = {"held_out": 0, "lr": 1e30, "rows": 64, "epochs": 1, "warmup": 0}
-    record = start(tmp_path, heal=broken)
+    record = start(finished.parent, "broken", heal=broken)
     (done,) = record.rounds
     assert done.outcome == "rejected" and done.healed is None
     assert "logits at gate 1 are not finite" in record.outcome
 
 
-def test_every_round_starts_from_factors_of_its_own(tmp_path: Path) -> None:
+def test_every_round_starts_from_factors_of_its_own(finished: Path) -> None:
     # At this rate the factors stay near where they started.
-    start(tmp_path, heal={"lr": 1e-4})
+    start(finished.parent, "slow", heal={"lr": 1e-4})
+    run = finished.parent / "slow"
     downs = [
-        next(iter(Adapter.load(tmp_path / "run" / f"round-0{n}" / "adapter").pairs.values())).down
+        next(iter(Adapter.load(run / f"round-0{n}" / "adapter").pairs.values())).down
         for n in (1, 2)
     ]
     cosine = torch.cosine_similarity(downs[0].flatten(), downs[1].flatten(), dim=0)
@@ -423,23 +425,17 @@ def run(victim, moment):
 # What is imported and digested before the first fork is there in every child.
 test_loop.start(runs / "straight", control=True)
 deaths = 0
-for victim in range(stages):
+for death in range(2 * stages):
     child = os.fork()
     if child == 0:
-        # Every run dies in its first new stage: alternately while making and while saving it.
-        run(1, "making" if victim % 2 else "saving")
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    deaths += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    child = os.fork()
-    if child == 0:
-        # The next one finishes exactly one stage and dies in the one after it.
-        run(2, "saving" if victim % 2 else "making")
+        # The first dies in its first stage. Every other finishes exactly one and dies in the next,
+        # alternately while saving and while making it.
+        run(min(death + 1, 2), "making" if death % 2 else "saving")
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status):
         break
-    deaths += 1
+    deaths += os.WTERMSIG(status) == signal.SIGKILL
 store.sweep_unfinished(runs)
 child = os.fork()
 if child == 0:

@@ -88,7 +88,9 @@ def test_a_whole_round_runs_there(chat: ChatModel, tmp_path: Path, monkeypatch: 
         push={"kl_budget": 1.0, "backtrack": True, "spike": 2.0},
         heal={"barrier": "kl_rev", "aggregate": "p95", "spectral": 0.01, "held_out": 0.2},
         vector={"contexts": 2, "band": (0.3, 0.8), "method": "s_space"},
-        sampling={"tokens": 6},
+        sampling={"tokens": 4, "rows": 4},
+        dose={"want": 4, "minimum": 2, "batches": 2, "walks": 1},
+        read_prompted=False,
         measure={
             "prompts": 2,
             "statements": 2,

@@ -18,7 +18,7 @@ from steerheal.records import Comparison, Internalisation, Reading, RunRecord
 from steerheal.report import page, plates, theme
 from steerheal.report.captions import direction
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.drawn]
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

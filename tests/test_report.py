@@ -90,6 +90,7 @@ def test_sections_come_in_order(healthy: tuple[Path, str]) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.drawn
 def test_the_same_record_gives_the_same_bytes(healthy: tuple[Path, str], tmp_path: Path) -> None:
     again = fill(tmp_path, run_record())
     assert write(again) == healthy[1]

@@ -394,6 +394,7 @@ SMALL = [
 
 
 @pytest.mark.slow
+@pytest.mark.drawn
 def test_a_scan_leaves_a_record_and_a_figure_and_minds_its_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
