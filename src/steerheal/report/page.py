@@ -5,12 +5,8 @@ control characters instead of passing them on.
 """
 
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
-
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from steerheal import disk, store
 from steerheal.measure.readings.table import listed
@@ -28,6 +24,7 @@ from steerheal.report.headline import (
     stuck,
 )
 from steerheal.report.plates import PLATES, Plate
+from steerheal.report.rendering import rendered
 from steerheal.report.samples import shown_differs
 from steerheal.report.words import at, chosen, free_change, one_line, persona_name, setting, visible
 
@@ -97,22 +94,11 @@ def _picture(folder: Path, plate: Plate, record: RunRecord) -> Picture:
     return Picture(plate.title, seen, plate.how, drawing, "")
 
 
-def _part(name: str) -> str:
-    return files("steerheal.report").joinpath(name).read_text(encoding="utf-8")
-
-
 def _render(folder: Path, record: RunRecord, pictures: list[Picture]) -> str:
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_shown,
-    )
     held = conditions(record, shown_differs(folder, record))
     row = chosen(record)
-    return environment.from_string(_part("template.html.j2")).render(
-        style=theme.style_sheet(_part("style.css")),
+    return rendered(
+        "template.html.j2",
         record=record,
         headline=headline_parts(record),
         verdict=_verdict(record, held),
@@ -145,11 +131,6 @@ def _render(folder: Path, record: RunRecord, pictures: list[Picture]) -> str:
         differences=guard.difference_tables(record),
         config=json.dumps(record.model_dump(mode="json")["config"], indent=2, ensure_ascii=False),
     )
-
-
-def _shown(value: object) -> object:
-    """Runs on every value of the template, before it is escaped."""
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _verdict(record: RunRecord, held: list[Condition]) -> str:
