@@ -16,10 +16,9 @@ from typing import Any
 
 import kept
 import numpy as np
-from scipy.stats import t as student
 
 from steerheal.filter.coherent import APART
-from steerheal.measure.stats import jackknife, log_of_means, mean
+from steerheal.measure.stats import holm, jackknife, log_of_means, mean, p_value
 from steerheal.records import FOUNDATIONS, Reading
 
 RECORDS = Path(__file__).parent / "records" / "frontier"
@@ -175,23 +174,6 @@ def chosen(seed: Seed, arm: str, x: str = "trait") -> str:
 def against_front(found: Sequence[Seed], arm: str, y: str, x: str = "trait") -> Reading:
     """The plan's contrast: an arm less the front at equal trait, mean over seeds."""
     return mean([at_equal(one, chosen(one, arm, x), x, y) for one in found])
-
-
-def p_value(reading: Reading) -> float:
-    """Two-sided, of a t-interval's mean."""
-    free = reading.n - 1
-    reach = reading.high - reading.value
-    error = reach / student.ppf(0.975, free)
-    return float(2 * student.sf(abs(reading.value) / error, free)) if error else 0.0
-
-
-def holm(values: Sequence[float]) -> list[float]:
-    """P-values adjusted by Holm's steps."""
-    order, out, worst = np.argsort(values), [0.0] * len(values), 0.0
-    for step, i in enumerate(order):
-        worst = max(worst, min(1.0, (len(values) - step) * values[i]))
-        out[i] = worst
-    return out
 
 
 # ── tables ───────────────────────────────────────────────────────────────────────────────────────

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 from steerheal.records import Reading
 
@@ -195,6 +195,31 @@ def widened(reading: Reading, looks: int) -> Reading:
         reading.value + times * (end - reading.value) for end in (reading.low, reading.high)
     )
     return reading.model_copy(update={"low": low, "high": high})
+
+
+def p_value(reading: Reading) -> float:
+    """Two-sided p of 0 by a reading's own interval, whose t has its units less one as freedom.
+
+    Where the interval has more degrees of freedom, p is rather too large than too small below the
+    level. NaN without an interval.
+    """
+    if math.isnan(reading.low) or reading.n < 2:
+        return math.nan
+    reach = (reading.high - reading.low) / 2
+    if not reach > 0:
+        return 0.0 if reading.value else 1.0
+    free = reading.n - 1
+    return float(2 * stdtr(free, -abs(reading.value) / reach * quantile(free)))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """P-values by Holm's steps, so that they hold together; one that is NaN counts for none."""
+    known = sorted((value, i) for i, value in enumerate(values) if not math.isnan(value))
+    found, worst = [math.nan] * len(values), 0.0
+    for step, (value, i) in enumerate(known):
+        worst = max(worst, min(1.0, (len(known) - step) * value))
+        found[i] = worst
+    return found
 
 
 def _unusable(data: Floats) -> Reading | None:
