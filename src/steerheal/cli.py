@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from steerheal.commands.chat import ChatCommand
 from steerheal.commands.command import Command
+from steerheal.commands.compare import CompareCommand
 from steerheal.commands.doctor import DoctorCommand
 from steerheal.commands.evaluate import EvaluateCommand
 from steerheal.commands.export import ExportCommand
@@ -31,6 +32,7 @@ KINDS: dict[str, type[Command]] = {
         RankCommand,
         ScanCommand,
         SeedsCommand,
+        CompareCommand,
         SampleCommand,
         ChatCommand,
         ReportCommand,

@@ -235,3 +235,38 @@ INSTRUMENTS = Table(
         ),
     },
 )
+ARM_KINDS = Table(
+    "kind of arm",
+    {
+        "base": Row("the model as it is", "pipeline.arms.base:KIND"),
+        "prompt": Row(
+            "a system prompt, the persona's positive pole unless the arm has a text of its own",
+            "pipeline.arms.prompt:KIND",
+        ),
+        "engineered": Row(
+            "the system prompt that does best on training prompts, of the pole and its training "
+            "paraphrases",
+            "pipeline.arms.engineered:KIND",
+        ),
+        "contrast": Row(
+            "decoding from base + β·(positive prompt − negative prompt), logit by logit",
+            "pipeline.arms.contrast:KIND",
+        ),
+        "steered": Row("the vector at doses, by a hook", "pipeline.arms.steered:KIND"),
+        "random": Row(
+            "a random vector of the vector's KL at the same doses", "pipeline.arms.random:KIND"
+        ),
+        "trained": Row(
+            "a run's first round: text by its teacher, filtered, healed, at gates",
+            "pipeline.arms.trained:KIND",
+        ),
+        "unsteered": Row(
+            "the same heal on the model's own answers to the same prompts",
+            "pipeline.arms.unsteered:KIND",
+        ),
+        "weights": Row(
+            "an adapter of text under the positive prompt less one under the negative",
+            "pipeline.arms.weights:KIND",
+        ),
+    },
+)

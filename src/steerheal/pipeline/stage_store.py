@@ -124,6 +124,17 @@ class Store:
         self._notify(mark)
         return cast(T, result)
 
+    def beside(self, name: str) -> "Store":
+        """A folder in this one with the same listeners; its stages count as this one's."""
+        inner = Store(
+            self.runs,
+            str(self.folder.relative_to(self.runs) / name),
+            notify=self._notify,
+            note=self._note,
+        )
+        inner.marks = self.marks
+        return inner
+
     def _by_other_code(self, name: str, key: str) -> str:
         """Why a stage is made although one of its inputs is there; empty when none is."""
         inputs, _, code = key.partition("-")

@@ -104,7 +104,7 @@ class Stages:
         if measure.instrument != "auto":
             return self
         made = QUALIFY.of(self.chat, measure, self.persona.axis)
-        found = self._barred(made, BASE, "choosing an instrument", 1)
+        found = self.barred(made, BASE, "choosing an instrument", 1)
         chosen = measure.model_copy(update={"instrument": found.instrument})
         config = self.config.model_copy(update={"measure": chosen})
         return replace(self, config=config, tried=found.tried)
@@ -120,7 +120,7 @@ class Stages:
             self.chat, role, state, persona, measure,
             sampling=config.sampling, seed=config.seed, previous=before, rules=self.rules,
         )  # fmt: skip
-        return self._barred(made, number, f"reading {role}", size(measure, persona))
+        return self.barred(made, number, f"reading {role}", size(measure, persona))
 
     def prompted(self) -> Scores | None:
         """The base under the persona's system prompt; None where it is not to be read."""
@@ -129,7 +129,7 @@ class Stages:
             return None
         measure, how = config.measure, {"sampling": config.sampling, "seed": config.seed}
         made = PROMPTED.of(self.chat, persona, measure, **how)
-        return self._barred(made, BASE, "reading the prompt", prompted_size(measure, persona))
+        return self.barred(made, BASE, "reading the prompt", prompted_size(measure, persona))
 
     def tested(self, number: int, role: str, state: State) -> Scores:
         """A state's answers to the test prompts."""
@@ -140,7 +140,7 @@ class Stages:
             sampling=config.sampling, seed=config.seed,
         )  # fmt: skip
         asked = persona.prompts.test[: config.measure.prompts]
-        return self._barred(made, number, f"testing {role}", len(asked))
+        return self.barred(made, number, f"testing {role}", len(asked))
 
     def shown(self, number: int, role: str, state: State) -> Shown:
         """The fixed show prompts, answered."""
@@ -149,14 +149,14 @@ class Stages:
         made = SHOW.called(role, record(file, Shown)).of(
             self.chat, role, state, asked, sampling=config.sampling, seed=config.seed
         )
-        return self._barred(made, number, f"showing {role}", len(asked))
+        return self.barred(made, number, f"showing {role}", len(asked))
 
     def vector(self, number: int, student: State) -> SteeringVector:
         """The student's steering vector."""
         settings = self.config.vector
         chosen = prompts.first_contexts(settings.contexts)
         made = VECTOR.of(self.chat, self.persona, chosen, settings, student=student)
-        return self._barred(
+        return self.barred(
             made, number, "vector", find(settings.method).rows(settings, len(chosen))
         )
 
@@ -202,7 +202,7 @@ class Stages:
             seed=config.seed, rules=self.rules,
         )  # fmt: skip
         total = rows(doses, persona, check, config.measure, config.sampling)
-        return self._barred(made, number, "sweep of doses", total)
+        return self.barred(made, number, "sweep of doses", total)
 
     @property
     def calibrated(self) -> Calibration:
@@ -217,7 +217,7 @@ class Stages:
             self.chat, self.persona, config.sampling, config.filter.rules, seed=seed_of(config.seed)
         )
         texts = config.filter.calibration_texts
-        return self._barred(made, BASE, "calibrating the filter", texts)
+        return self.barred(made, BASE, "calibrating the filter", texts)
 
     @cached_property
     def rules(self) -> CoherenceRules:
@@ -306,14 +306,14 @@ class Stages:
         made = INTERNALISE.of(
             self.chat, before, after, vector, contexts=chosen, neutral=self.persona.neutral
         )
-        return self._barred(made, number, "shift against the vector", 2 * len(chosen))
+        return self.barred(made, number, "shift against the vector", 2 * len(chosen))
 
     def _made(self, made: Made[T], number: int, **hears: object) -> T:
         """The stage's artifact, made or found; `hears` is who hears how it is made."""
         return self._kept(made, number, partial(made.make, **hears))
 
-    def _barred(self, made: Made[T], number: int, title: str, total: int) -> T:
-        """The same of a stage that fills one bar."""
+    def barred(self, made: Made[T], number: int, title: str, total: int) -> T:
+        """A stage's artifact, made under one bar or found."""
         return self._kept(made, number, partial(self._under_bar, made, number, title, total))
 
     def _under_bar(self, made: Made[T], number: int, title: str, total: int) -> T:

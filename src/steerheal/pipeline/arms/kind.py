@@ -1,0 +1,121 @@
+"""What a kind of arm is: from one seed's stages to a state at every point of the arm's curve.
+
+A stage that two arms share, such as a harvest, is found by the second one in the runs' store.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from steerheal.config.comparing import ArmSettings
+from steerheal.heal.train import Healed
+from steerheal.pipeline.loop import as_set
+from steerheal.pipeline.stages import Stages
+from steerheal.records import Harvest
+from steerheal.state.values import State, base
+from steerheal.state.vector import SteeringVector
+
+Along = Literal["", "gate", "dose", "strength"]
+Family = Literal["base", "prompt", "steering", "weights", "control"]
+FIRST = 0
+"""Arms are made as a run's first round is."""
+
+
+class Unmade(Exception):
+    """Why an arm has no states at a seed; the comparison goes on without it."""
+
+
+class Arm(NamedTuple):
+    """An arm at one seed."""
+
+    at: Callable[[float], State]
+    """Its state at a point of its curve; at 0 it is the base. Without a curve the point is 1."""
+    tokens: int = 0
+    """Sampled and trained on to make it, over all passes."""
+
+
+class Written(NamedTuple):
+    """A teacher's text of the first round."""
+
+    teacher: State
+    harvest: Harvest
+
+    @property
+    def tokens(self) -> int:
+        """Sampled for it."""
+        return sum(len(row.completion.tokens) for row in self.harvest.judged)
+
+
+def trained_tokens(healed: Healed) -> int:
+    """Tokens of a heal, over its epochs."""
+    return sum(step.tokens for step in healed.log.steps)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What an arm is made with at one seed."""
+
+    arm: ArmSettings
+    stages: Stages
+    """Under the arm's settings, in the arm's folder."""
+
+    def vector(self) -> SteeringVector:
+        """The base's steering vector by the arm's settings."""
+        return self.stages.vector(FIRST, base())
+
+    def teacher(self) -> State:
+        """What writes the text that the arm is trained on, by its settings."""
+        return as_set(self.stages)(base(), self.vector())
+
+    def knee(self) -> float:
+        """The dose that a run with the arm's settings steers its base at."""
+        found = self.stages.curve(FIRST, base().steered(self.vector(), 1.0))
+        return float(self.stages.config.dose.start) if found is None else found.dose
+
+    def written(self, teacher: State) -> Written:
+        """What a teacher writes.
+
+        Raises:
+            Unmade: too little of it passes the filter.
+        """
+        curve = self.stages.curve(FIRST, teacher)
+        found = self.stages.harvest(FIRST, teacher, curve)
+        if found.outcome == "starved":
+            kept = len(found.kept())
+            raise Unmade(f"starved: {kept} of {len(found.judged)} texts passed the filter")
+        return Written(teacher, found)
+
+    def trained(self, text: Written) -> Healed:
+        """An adapter that is trained on it.
+
+        Raises:
+            Unmade: the heal was rejected.
+        """
+        return self.whole(self.stages.healed(FIRST, base(), text.teacher, text.harvest))
+
+    @staticmethod
+    def whole(healed: Healed) -> Healed:
+        """The heal, if it is one.
+
+        Raises:
+            Unmade: it was rejected.
+        """
+        if healed.log.outcome == "rejected":
+            raise Unmade(f"rejected: {healed.log.reason}")
+        return healed
+
+    def part(self, name: str) -> "Bench":
+        """The same in a folder of its own, for an arm that is made of several adapters."""
+        store = self.stages.store.beside(name)
+        return replace(self, stages=replace(self.stages, store=store))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to make an arm."""
+
+    make: Callable[[Bench], Arm]
+    along: Along = ""
+    """What its curve runs along; empty for what has none."""
+    family: Family = "weights"
+    """Which arms look alike in figures."""

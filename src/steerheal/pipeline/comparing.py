@@ -1,0 +1,204 @@
+"""A comparison from its settings to its record: arms over seeds, whose stages are shared.
+
+Every arm of every seed has a folder in the comparison's. What is finished is found again, so that a
+killed comparison goes on where it was, and of several arms only one that is new is made.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from steerheal.config import RunConfig, unlike
+from steerheal.config.comparing import ArmSettings, CompareSettings
+from steerheal.console import Console
+from steerheal.errors import UserError
+from steerheal.measure.readings import table
+from steerheal.models.model import ChatModel
+from steerheal.personas import Persona
+from steerheal.pipeline.arms.reading import Read, kind_of, read
+from steerheal.pipeline.claims import claimed
+from steerheal.pipeline.plan import dated
+from steerheal.pipeline.run import opened
+from steerheal.pipeline.stage_store import Store, sweep, sweep_unfinished
+from steerheal.pipeline.stages import Stages
+from steerheal.pipeline.standing import Standing
+from steerheal.pipeline.surroundings import environment, notes
+from steerheal.records.comparing import CompareRecord
+from steerheal.store import read_record, write_record
+
+RECORD = "compare.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be compared, agreed with what the folder holds."""
+
+    folder: Path
+    config: RunConfig
+    settings: CompareSettings
+    arms: tuple[ArmSettings, ...]
+    persona: Persona
+    command: str
+    held: CompareRecord | None = None
+    """What the folder holds."""
+
+    @property
+    def seeds(self) -> range:
+        """From the run's own up."""
+        return range(self.config.seed, self.config.seed + self.settings.seeds)
+
+    def agreed(self, held: CompareRecord) -> "Plan":
+        """The plan with the arms and seeds that the folder's record has as well.
+
+        Raises:
+            UserError: it is of other settings, another persona, or has another arm of a name.
+        """
+        before = held.model_dump(mode="json")
+        config = dated(self.config, str(before["config"]["model"]["date"]))
+        for what, now in (
+            ("config", config), ("persona", self.persona), ("settings", self.settings),
+        ):  # fmt: skip
+            found = unlike(before[what], now.model_dump(mode="json"))
+            found.pop("seeds", None)
+            if found:
+                said = "; ".join(f"{name} {a} there, {b} here" for name, (a, b) in found.items())
+                raise UserError(
+                    f"{self.folder} holds a comparison with other settings: {said}. Give this one "
+                    "another --name: stages that both share are not made again."
+                )
+        arms = {arm.arm.name: arm.arm for arm in held.arms}
+        for arm in self.arms:
+            if arms.setdefault(arm.name, arm) != arm:
+                raise UserError(
+                    f"{self.folder} holds another arm {arm.name}: rename this one, or give this "
+                    "comparison another --name."
+                )
+        most = max(self.settings.seeds, held.settings.seeds)
+        settings = self.settings.model_copy(update={"seeds": most})
+        return replace(self, config=config, settings=settings, arms=tuple(arms.values()), held=held)
+
+
+@contextmanager
+def begun(plan: Plan) -> Iterator[Plan]:
+    """The plan, whose folder is this process's own meanwhile.
+
+    Raises:
+        UserError: the folder holds another comparison, or another process is at work in it.
+    """
+    with claimed(plan.folder) as folder:
+        file = folder / RECORD
+        if file.is_file():
+            plan = plan.agreed(read_record(file, CompareRecord))
+        _refuse_unfit(plan)
+        yield plan
+
+
+def _refuse_unfit(plan: Plan) -> None:
+    """Refuses arms and readings that cannot be compared.
+
+    Raises:
+        UserError: which, and what there is.
+    """
+    names = [arm.name for arm in plan.arms]
+    for setting in ("ours", "against"):
+        name = getattr(plan.settings, setting)
+        if name not in names:
+            raise UserError(f"--{setting} {name} is none of the arms: {', '.join(names)}.")
+    for arm in plan.arms:
+        if arm.points and not kind_of(arm).along:
+            raise UserError(f"Arm {arm.name} has points, but kind {arm.kind} has no curve.")
+    fit = [entry for entry in table.entries() if entry.of is not None or entry.spread is not None]
+    for setting, kind in (("trait", "trait"), ("damage", "coherence")):
+        name = getattr(plan.settings, setting)
+        known = [e.name for e in fit if e.kind == kind and (kind == "trait" or e.damage)]
+        if name not in known:
+            raise UserError(f"--{setting} {name} is none of the readings: {', '.join(known)}.")
+
+
+def compare(plan: Plan, console: Console) -> CompareRecord:
+    """Makes, reads and compares what is not there yet; the record is readable at any moment.
+
+    Raises:
+        UserError: a setting that the model refuses, or another model than the record's.
+    """
+    chat, config = opened(plan.config)
+    plan = replace(plan, config=config)
+    surroundings = environment(chat, config)
+    if plan.held is not None:
+        before = plan.held.environment["fingerprint"]
+        if before != chat.fingerprint:
+            raise UserError(
+                f"{plan.folder} holds a comparison of another model ({before} there, "
+                f"{chat.fingerprint} here). Give this one another --name."
+            )
+    sweep_unfinished(plan.folder.parent)
+    sweep(plan.folder)
+    record = CompareRecord(
+        status="running",
+        name=plan.folder.name,
+        command=plan.command,
+        settings=plan.settings,
+        config=config,
+        persona=plan.persona,
+        environment=surroundings,
+        notes=notes(chat, config.heal),
+    )
+    _write(plan, record)
+    return _read_all(plan, chat, record, console)
+
+
+def _read_all(
+    plan: Plan, chat: ChatModel, record: CompareRecord, console: Console
+) -> CompareRecord:
+    """Every arm at every seed; after each seed the record holds what is known."""
+    first = _stages(plan, chat, console, plan.seeds[0], "base").measuring()
+    record = record.model_copy(update={"instrument": first.config.measure.instrument})
+    reads: dict[tuple[int, str], Read] = {}
+    for seed in plan.seeds:
+        for arm in plan.arms:
+            console.note(f"seed {seed} · {arm.name}")
+            own = _stages(plan, chat, console, seed, arm.name)
+            measure = first.config.measure
+            own = replace(own, config=own.config.model_copy(update={"measure": measure}))
+            found = read(arm, plan.settings, own, show=seed == plan.seeds[0])
+            if found.unmade:
+                console.note(f"seed {seed} · {arm.name} left out: {found.unmade}")
+            reads[seed, arm.name] = found
+        record = _with(record, Standing(plan.arms, plan.settings, plan.persona.axis, reads))
+        _write(plan, record)
+    record = record.model_copy(update={"status": "finished"})
+    _write(plan, record)
+    return record
+
+
+def _with(record: CompareRecord, standing: Standing) -> CompareRecord:
+    """The record with what is known of the arms."""
+    found, seen = standing.contrasts(), standing.sight()
+    return record.model_copy(
+        update={
+            "arms": tuple(standing.records()),
+            "contrasts": tuple(found),
+            "compared": len(found),
+            "sees": seen.sees if seen else (),
+            "blind": seen.blind if seen else (),
+        }
+    )
+
+
+def _stages(plan: Plan, chat: ChatModel, console: Console, seed: int, arm: str) -> Stages:
+    """The run's stages at a seed, in an arm's folder."""
+    name = f"{plan.folder.name}/seed-{seed}/{arm}"
+    store = Store(plan.folder.parent, name, notify=console.stage_mark, note=console.note)
+    config = plan.config.model_copy(update={"seed": seed})
+    return Stages(config, plan.persona, chat, store, console)
+
+
+def _write(plan: Plan, record: CompareRecord) -> None:
+    """Rewrites the record, unless the one on disk holds more: that stays until caught up with."""
+    if plan.held is None or _points(record) >= _points(plan.held):
+        write_record(plan.folder / RECORD, record)
+
+
+def _points(record: CompareRecord) -> tuple[int, bool]:
+    return sum(len(arm.points) for arm in record.arms), record.status == "finished"

@@ -1,0 +1,310 @@
+"""Arms at equal damage and at equal KL: the laws of every arm, curves, a whole comparison."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from reports import HOSTILE
+from steerheal.cli import main
+from steerheal.config import RunConfig, merge
+from steerheal.config.comparing import (
+    BUILT_IN,
+    ArmSettings,
+    CompareSettings,
+    chosen_arms,
+    of_arm,
+)
+from steerheal.errors import UserError
+from steerheal.measure.curves import Drawn, Line, at_equal, eta, gap, line, over
+from steerheal.measure.stats import holm, mean, p_value
+from steerheal.models.asking import asked
+from steerheal.models.model import ChatModel
+from steerheal.models.score import continuation_states
+from steerheal.pipeline import comparing
+from steerheal.pipeline.arms.kind import Arm, Bench
+from steerheal.pipeline.arms.reading import kind_of
+from steerheal.pipeline.arms.weights import subtracted
+from steerheal.pipeline.comparing import Plan, begun, compare
+from steerheal.pipeline.stage_store import Store
+from steerheal.pipeline.stages import Stages
+from steerheal.records import Reading, StageMark
+from steerheal.records.comparing import CompareRecord
+from steerheal.report.compare import ordered, write_page
+from steerheal.state.adapter import Adapter
+from steerheal.state.values import State, base
+from steerheal.store import read_record
+from test_loop import TINY, Silent
+
+import tiny
+
+CONFIG = RunConfig.model_validate(merge(TINY, {"measure": {"tasks": 0, "control_prompts": 1}}))
+SETTINGS = CompareSettings(
+    seeds=1, gates=(1.0,), doses=(1.0,), strengths=(0.5,), ours="nll", persistence=False
+)
+PERSONA = tiny.persona(prompts=tiny.prompts(test=tiny.TEST))
+
+
+class Heard(Silent):
+    """A console that keeps what it is told of."""
+
+    def __init__(self) -> None:
+        self.marks: list[StageMark] = []
+
+    def stage_mark(self, mark: StageMark) -> None:
+        self.marks.append(mark)
+
+    def made(self) -> list[str]:
+        return [mark.name for mark in self.marks if not mark.reused]
+
+
+def compared(
+    runs: Path, arms: tuple[ArmSettings, ...], **changes: Any
+) -> tuple[CompareRecord, Heard]:
+    heard = Heard()
+    settings = SETTINGS.model_copy(update=changes)
+    with begun(Plan(runs / "c", CONFIG, settings, arms, PERSONA, "steerheal compare")) as plan:
+        return compare(plan, heard), heard
+
+
+ARMS = tuple(arm for arm in BUILT_IN if arm.name not in ("weights", "anchor"))
+"""All but one that a test adds, and one that a test of the heal has."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, CompareRecord, Heard]]:
+    """A comparison of these on one seed."""
+    runs = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparing, "opened", lambda config: (tiny.chat(), config))
+        yield runs, *compared(runs, ARMS)
+
+
+def made(runs: Path, name: str) -> tuple[Arm, str]:
+    """An arm of the comparison as its stages have it, and what its curve runs along."""
+    arm = next(arm for arm in BUILT_IN if arm.name == name)
+    store = Store(runs, f"c/seed-0/{name}", notify=lambda _: None)
+    stages = Stages(CONFIG, PERSONA, tiny.chat(), store, Silent())
+    found = kind_of(arm).make(Bench(arm, replace(stages, config=of_arm(CONFIG, arm))))
+    assert all(mark.reused for mark in store.marks)
+    return found, kind_of(arm).along
+
+
+@torch.no_grad()
+def logits(chat: ChatModel, state: State) -> Tensor:
+    with state.entered(chat) as reader:
+        pairs = [(asked(reader, "say"), list(b"a warm day"))]
+        return reader.logits(torch.cat(continuation_states(reader, pairs)))
+
+
+# ── the laws of arms ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+def test_every_curve_begins_at_the_base_and_moves_away_from_it(whole: Any) -> None:
+    chat = tiny.chat()
+    own = logits(chat, base())
+    curves = 0
+    for arm in ARMS:
+        found, along = made(whole[0], arm.name)
+        if along:
+            curves += 1
+            torch.testing.assert_close(logits(chat, found.at(0.0)), own, atol=2e-5, rtol=0)
+            assert not torch.equal(logits(chat, found.at(1.0)), own), arm.name
+    assert curves == 6
+
+
+@pytest.mark.slow
+def test_prompts_leave_every_weight_as_it_is(whole: Any) -> None:
+    chat = tiny.chat()
+    before = {name: weight.clone() for name, weight in chat.net.state_dict().items()}
+    for name in ("prompt", "engineered", "contrast"):
+        with made(whole[0], name)[0].at(1.0).entered(chat) as reader:
+            for place, weight in reader.net.state_dict().items():
+                assert torch.equal(weight, before[place]), (name, place)
+    assert made(whole[0], "prompt")[0].at(1.0) == base().prompted(PERSONA.positive)
+
+
+@pytest.mark.slow
+def test_weights_of_equal_data_subtract_to_nothing(whole: Any) -> None:
+    chat = tiny.chat()
+    folder = whole[0] / "c" / "seed-0" / "nll" / "round-01" / "adapter"
+    up, down = Adapter.load(folder), Adapter.load(folder)
+    assert not torch.equal(logits(chat, base().folded(up)), logits(chat, base()))
+    torch.testing.assert_close(
+        logits(chat, subtracted(up, down, 0.7)), logits(chat, base()), atol=1e-6, rtol=0
+    )
+
+
+@pytest.mark.slow
+def test_an_arm_that_is_added_is_the_only_one_that_is_made(whole: Any) -> None:
+    runs, record, _ = whole
+    again, heard = compared(runs, ARMS)
+    assert heard.made() == [] and again.arms == record.arms
+    more, heard = compared(runs, BUILT_IN[:-1])
+    # The adapter of text under the positive prompt is that of the arm `prompted`.
+    assert heard.made() == ["harvest", "heal", "evaluate-gate-1", "show-gate-1"]
+    assert [arm.arm.name for arm in more.arms] == [arm.name for arm in (*ARMS, BUILT_IN[-2])]
+    fewer, heard = compared(runs, ARMS[:2])
+    assert len(fewer.arms) == len(ARMS) + 1 and heard.made() == []
+
+
+@pytest.mark.slow
+def test_a_folder_keeps_its_primary_comparison_its_arms_and_its_persona(whole: Any) -> None:
+    runs, *_ = whole
+    with pytest.raises(UserError, match="ours nll there, vector here"):
+        compared(runs, ARMS, ours="vector")
+    other = ARMS[2].model_copy(update={"says": "another"})
+    with pytest.raises(UserError, match="another arm engineered"):
+        compared(runs, (*ARMS[:2], other, *ARMS[3:]))
+
+
+# ── the record and the page ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+def test_the_record_holds_every_point_and_every_comparison_and_the_page_shows_them(
+    whole: Any,
+) -> None:
+    runs, record, _ = whole
+    assert record.status == "finished" and record.compared == 2 * (len(ARMS) - 2)
+    assert read_record(runs / "c" / comparing.RECORD, CompareRecord).compared >= record.compared
+    for arm in record.arms:
+        point = arm.points[-1]
+        assert point.read.changes[SETTINGS.trait].n == CONFIG.measure.prompts
+        assert {"answers_kl", "control_spill"} <= point.read.values.keys()
+        assert arm.spent[0].seed == 0 and len(arm.shown) == 2
+    costs = {arm.arm.name: arm.spent[0] for arm in record.arms}
+    assert costs["prompt"].tokens == 0 < costs["nll"].tokens
+    hostile = record.arms[1].shown[0].model_copy(update={"text": HOSTILE})
+    arms = (record.arms[0], record.arms[1].model_copy(update={"shown": (hostile,)}))
+    page = write_page(runs, record.model_copy(update={"arms": (*arms, *record.arms[2:])}))
+    text = page.read_text(encoding="utf-8")
+    assert "<script" not in text and "\x1b" not in text and "&lt;script&gt;" in text
+    assert "http:" not in re.sub(r'(xmlns(:\w+)?="[^"]*"|http://evil)', "", text)
+    assert text.index("Primary, named before the run") < text.index("<table")
+    assert [arm.arm.name for arm in ordered(record)] != [arm.name for arm in ARMS]
+
+
+# ── curves ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def curve(*points: tuple[float, float]) -> Line:
+    return line(np.array(points), curve=True)
+
+
+def test_a_curve_begins_at_the_base_and_pools_what_falls_back() -> None:
+    plain = curve((0.1, 0.04), (0.2, 0.16))
+    assert plain.d.tolist() == pytest.approx([0, 0.2, 0.4])
+    assert plain.at(np.array([0.1, 0.3, 9.0])).tolist() == pytest.approx([0.05, 0.15, 0.2])
+    back = curve((0.1, 0.09), (0.3, 0.03), (0.4, 0.25))
+    assert back.d.tolist() == pytest.approx([0, math.sqrt(0.06), 0.5])
+    assert back.y.tolist() == pytest.approx([0, 0.2, 0.4])
+    # What costs nothing takes the base's place.
+    free = curve((0.1, -0.01))
+    assert (free.d.tolist(), free.y.tolist()) == ([0], [0.1])
+
+
+def test_curves_are_held_together_as_far_as_both_go_and_points_where_they_lie() -> None:
+    steep, flat = curve((0.2, 0.04)), curve((0.2, 0.16))
+    # At d = 0.2 the one has 0.2, the other 0.1; their mean gap on the way is 9/16 of that.
+    assert gap(steep, flat) == pytest.approx(0.1 * 9 / 16)
+    assert gap(flat, steep) == -gap(steep, flat) and gap(flat, flat) == 0
+    point = line(np.array([(0.15, 0.04)]), curve=False)
+    assert gap(point, flat) == pytest.approx(0.05)
+    far = line(np.array([(0.15, 1.0)]), curve=False)
+    assert gap(far, flat) == pytest.approx(-0.05) and gap(far, point) == 0
+
+
+def test_intervals_are_over_prompts_at_one_seed_and_over_both_at_several() -> None:
+    source = np.random.default_rng(0)
+    noise = 0.02 * source.standard_normal((3, 30, 1, 2))
+    better = np.array([0.2, 0.04]) + noise
+    worse = np.array([0.1, 0.04]) + 0.02 * source.standard_normal((3, 30, 1, 2))
+    one = at_equal([Drawn(better[0], curve=True)], [Drawn(worse[0], curve=True)])
+    assert one.n == 30 and one.low > 0
+    ours, theirs = ([Drawn(rows, curve=True) for rows in found] for found in (better, worse))
+    all_seeds = at_equal(ours, theirs)
+    assert all_seeds.n == 3 and all_seeds.low > 0
+    assert at_equal(ours, ours) == Reading(value=0, low=0, high=0, n=3)
+    better[1, 4] = np.nan
+    assert at_equal(ours, theirs).value == pytest.approx(all_seeds.value, abs=0.01)
+
+
+def test_eta_is_trait_over_the_root_of_twice_the_kl() -> None:
+    rows = np.array([[0.1, 0.02], [0.3, 0.06]])
+    assert over([rows], eta).value == pytest.approx(0.2 / math.sqrt(0.08))
+    assert "not to be had" in over([np.zeros((4, 2))], eta).reason
+
+
+def test_holms_steps_and_p_values_of_intervals() -> None:
+    assert holm([0.01, 0.04, math.nan, 0.03]) == pytest.approx(
+        [0.03, 0.06, math.nan, 0.06], nan_ok=True
+    )
+    edge = mean([0.0, 2.0, 1.0, 3.0])
+    moved = edge.model_copy(update={"value": edge.high - edge.value, "low": 0.0})
+    moved = moved.model_copy(update={"high": 2 * moved.value})
+    assert p_value(moved) == pytest.approx(0.05)
+    assert math.isnan(p_value(Reading.unknown("nothing")))
+
+
+# ── arms of one's own ───────────────────────────────────────────────────────────────────────────
+
+
+def test_a_file_adds_arms_and_names_choose_some(tmp_path: Path) -> None:
+    file = tmp_path / "arms.toml"
+    file.write_text(
+        '[[arm]]\nname = "kind"\nkind = "prompt"\nsystem = "Be kind."\n'
+        '[[arm]]\nname = "half"\nkind = "trained"\npoints = [0.5]\n'
+        "settings.heal.epochs = 1\nsettings.dose.start = 2.0\n"
+    )
+    found = chosen_arms(file, ("half", "kind", "nll"))
+    assert [arm.name for arm in found] == ["base", "nll", "kind", "half"]
+    assert of_arm(CONFIG, found[-1]).heal.epochs == 1
+    assert of_arm(CONFIG, found[-1]).measure == CONFIG.measure
+    for text, said in (
+        ('[[arm]]\nname = "nll"\nkind = "base"\n', "'nll' that there is already"),
+        ('[[arm]]\nname = "x"\nkind = "magic"\n', "kind: given magic; allowed: base or prompt"),
+        ('[[arm]]\nname = "x"\nkind = "base"\ncolour = 1\n', "Unknown setting 'colour'"),
+        ("", "arm is missing"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=re.escape(said)):
+            chosen_arms(file, ())
+    wrong = ArmSettings(name="x", kind="trained", settings={"measure": {"prompts": 2}})
+    with pytest.raises(UserError, match="Unknown setting of arm x 'measure'"):
+        of_arm(CONFIG, wrong)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--only", "nl"], "Unknown arm 'nl'. Perhaps you meant 'nll'"),
+        (["--ours", "prompt"], "must be two arms, not both 'prompt'"),
+        (["--gates", "0"], "--gates"),
+        (["--seeds", "0"], "--seeds: given 0; allowed: a whole number from 1 to 100"),
+        (["--damage", "answers_kind"], "--damage answers_kind is none of the readings"),
+        (["--against", "nobody"], "--against nobody is none of the arms"),
+    ],
+)
+def test_mistakes_end_with_2_before_a_model_is_loaded(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "love", "--runs", str(tmp_path / "runs"), *words])
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not list((tmp_path / "runs").glob("**"))
+
+
+def test_an_arm_without_a_curve_takes_no_points(tmp_path: Path) -> None:
+    arm = ArmSettings(name="x", kind="prompt", points=(0.5,))
+    with pytest.raises(UserError, match="Arm x has points, but kind prompt has no curve"):
+        compared(tmp_path, (*BUILT_IN, arm))
