@@ -5,14 +5,14 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# Before the hook: while it loads a module, what that imports is looked for compiled under another
-# name and never found.
-import beartype
-import peft
-import scipy.stats
-import torch
+from importlib import import_module
+
+# While the hook below loads a module, what that imports is looked for compiled under another name
+# and never found: these are loaded before.
+for name in ("beartype", "peft", "scipy.stats", "torch", "transformers.modeling_utils"):
+    import_module(name)
+
 from jaxtyping import config, install_import_hook
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerBase
 
 SHAPED = (
     "models",

@@ -846,32 +846,36 @@ def test_a_run_notes_every_check_and_keeps_it(straight: Path) -> None:
         assert f">{finding.check}</b>" in text and finding.outcome in text
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("until", "changes"),
-    [("check1", {}), ("check2", {}), ("check1", {"check": {"doses": ()}})],
-    ids=["check1", "check2", "check1 without a sweep"],
-)
-def test_a_run_ends_after_the_check_and_goes_on_from_there(
-    until: Any, changes: dict[str, Any], straight: Path, tmp_path: Path
-) -> None:
-    stopped = test_loop.start(tmp_path, until=until, **changes)
+def assert_ended(stopped: RunRecord, run: Path, check: str) -> None:
+    """The run stopped after a check of the first round, and its record and page say so."""
     assert stopped.status == "finished"
     (only,) = stopped.rounds
     last = only.findings[-1]
-    assert last.check == {"check1": "check 1", "check2": "check 2"}[until]
-    assert stopped.outcome == f"ended after {last.check} of round 1, as asked: {last.outcome}"
+    assert last.check == check
+    assert stopped.outcome == f"ended after {check} of round 1, as asked: {last.outcome}"
     assert (only.outcome, only.healed, only.heal, stopped.best) == ("stopped", None, None, None)
-    text = page.write_report(tmp_path / "run").read_text(encoding="utf-8")
+    text = page.write_report(run).read_text(encoding="utf-8")
     assert last.outcome in text and "Round 1 ended after a check, as asked" in text
-    assert not (tmp_path / "run" / "round-01" / "heal.json").exists()
+    assert not (run / "round-01" / "heal.json").exists()
+
+
+@pytest.mark.slow
+def test_a_run_ends_after_each_check_and_goes_on_from_there(straight: Path, tmp_path: Path) -> None:
+    for until, check in (("check1", "check 1"), ("check2", "check 2")):
+        stopped = test_loop.start(tmp_path, until=until)
+        assert_ended(stopped, tmp_path / "run", check)
     made = len(stopped.stages)
-    went_on = test_loop.start(tmp_path, **changes)
+    went_on = test_loop.start(tmp_path)
     assert all(mark.reused for mark in went_on.stages[:made])
     assert [row.outcome for row in went_on.rounds] == ["folded", "folded"]
-    if not changes:
-        once, again = test_loop.timeless(straight), test_loop.timeless(tmp_path / "run")
-        assert once["record"] == again["record"]
+    once, again = test_loop.timeless(straight), test_loop.timeless(tmp_path / "run")
+    assert once["record"] == again["record"]
+
+
+@pytest.mark.slow
+def test_without_a_sweep_check_1_ends_a_run_too(straight: Path) -> None:
+    stopped = test_loop.start(straight.parent, "unswept", until="check1", check={"doses": ()})
+    assert_ended(stopped, straight.parent / "unswept", "check 1")
 
 
 @pytest.mark.slow
