@@ -24,6 +24,11 @@ setup: .venv/dev
 	$(BIN)/python -m compileall -q -j 0 -x 'transformers/models/|/tests/' .venv/lib > /dev/null || true
 	touch $@
 
+# What is optional: its tests skip where it is absent, and its types are checked where it is there.
+.venv/extras: .venv/dev
+	$(PIP) -c constraints.txt -e '.[ui]'
+	touch $@
+
 demo: .venv/ready
 	$(BIN)/steerheal run love --preset quick --name demo
 
@@ -33,7 +38,7 @@ test: setup
 quick: setup
 	$(TESTS) -m 'not slow and not long'
 
-check: setup
+check: .venv/extras
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright

@@ -15,7 +15,7 @@ NAMES = "__init__"
 """The public names, from wherever they are."""
 ORDER = [
     {"errors"},
-    {"tables"},
+    {"tables", "extras"},
     {"prompts", "bounds", "line", "disk", "streams"},
     {"config"},
     {"personas"},
@@ -28,6 +28,7 @@ ORDER = [
     {"steer", "heal", "report", "filter"},
     {"checks"},
     {"pipeline"},
+    {"talk"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 from rich.console import Console as RichConsole
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -27,6 +28,8 @@ from rich.text import Text
 from steerheal.numbers import shown
 from steerheal.records import Control, HealStep, RoundRecord, StageMark
 
+LEAST_COLUMN = 24
+"""Columns of the terminal that a cell of text needs to stand beside another."""
 MARKS = {"good": "✓", "bad": "✗", "unknown": "?"}
 
 
@@ -216,10 +219,31 @@ class Console:
         return line.rstrip("\r\n") if line else None
 
     def side_by_side(self, rows: Sequence[Sequence[str]], names: Sequence[str]) -> None:
-        """Cells of text in columns of the same width."""
-        table = Table(show_lines=True)
-        for name in names:
+        """Cells of text in columns of the same width; below each other where there is no room."""
+        self._out.print(self._columns(rows, names))
+
+    @contextmanager
+    def growing(self, names: Sequence[str]) -> Iterator[Callable[[Sequence[str]], None]]:
+        """A row of cells that is drawn anew whenever it is given, and goes away at the end.
+
+        Where nobody watches nothing is drawn.
+        """
+        if not self._out.is_terminal:
+            yield lambda _: None
+            return
+        with Live(console=self._out, transient=True, auto_refresh=False) as live:
+            yield lambda cells: live.update(self._columns([cells], names), refresh=True)
+
+    def _columns(self, rows: Sequence[Sequence[str]], names: Sequence[str]) -> Table:
+        """The table; every name stands above its cells in narrow places."""
+        wide = self._out.width >= LEAST_COLUMN * len(names)
+        table = Table(show_lines=True, show_header=wide)
+        for name in names if wide else [""]:
             table.add_column(Text(printable(name)), ratio=1, overflow="fold")
         for row in rows:
-            table.add_row(*(Text(printable(cell)) for cell in row))
-        self._out.print(table)
+            if wide:
+                table.add_row(*(Text(printable(cell)) for cell in row))
+                continue
+            for name, cell in zip(names, row, strict=True):
+                table.add_row(Text(printable(f"{name}\n\n{cell}")))
+        return table

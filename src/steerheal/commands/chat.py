@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from steerheal.bounds import FilePath, Seed, Temperature, Tokens
 from steerheal.commands.command import POSITIONAL, Command
-from steerheal.commands.refuse import writable_file
+from steerheal.commands.refuse import folded_run, writable_file
 from steerheal.config import SamplingSettings
 from steerheal.console import Console
 from steerheal.disk import whole, write_text
@@ -16,7 +16,7 @@ from steerheal.errors import UserError
 from steerheal.store import read_run
 
 if TYPE_CHECKING:
-    from steerheal.pipeline.talk import Reply, Talk
+    from steerheal.talk.talk import Said, Talk
 
 WORDS = {
     "/left": "WHO: who answers on the left: base, round [N], vector [N] or prompt; both start anew",
@@ -34,7 +34,7 @@ WORDS = {
 class ChatCommand(Command):
     """Talks to the base and a round's student side by side: same prompts, same seeds, many turns.
 
-    An answer is shown when both are whole; under it stand its persona log-odds, its KL to the base,
+    Answers appear as they are written; under each stand its persona log-odds, its KL to the base,
     and whether it loops. A line that begins with / is a command; /help lists them.
     """
 
@@ -48,16 +48,18 @@ class ChatCommand(Command):
     """Seed of the first answers; every turn takes the next one."""
 
     def check(self) -> None:
-        """Refuses what is no run."""
-        read_run(self.run)
+        """Refuses what is no run or has no folded round."""
+        folded_run(self.run)
 
     def do(self, console: Console, works: Callable[[], None]) -> None:
         """Reads lines until /quit or the end of the input."""
-        from steerheal.pipeline.talk import begun
+        from steerheal.talk.talk import Talk, facing
+        from steerheal.talk.voices import begun
 
         works()
         sampling = SamplingSettings(tokens=self.tokens, temperature=self.temperature)
-        talk = begun(self.run, read_run(self.run), sampling, seed=self.seed, console=console)
+        voices = begun(self.run, read_run(self.run), console)
+        talk = Talk(voices, sampling, self.seed, facing(voices))
         console.note("left: base · right: the best round · /help lists the commands")
         while (line := console.asked("you> ")) is not None:
             said = whole(line).strip()
@@ -73,21 +75,16 @@ class ChatCommand(Command):
 
 
 def _answered(talk: "Talk", said: str, console: Console) -> None:
-    found = talk.say(said)
-    cells = [f"{reply.text}\n\n{_under(reply)}" for reply in found]
+    names = [f"{place}: {side.who}" for place, side in talk.sides.items()]
+    with console.growing(names) as grown:
+
+        def seen(turns: "Said") -> bool:
+            grown([turns[place][-1][1] for place in talk.sides])
+            return False
+
+        found = talk.say(said, seen)
+    cells = [f"{reply.text}\n\n{reply.words}" for reply in found]
     console.side_by_side([cells], [reply.state for reply in found])
-
-
-def _under(reply: "Reply") -> str:
-    """What stands under an answer."""
-    if math.isnan(reply.kl):
-        return "no answer that could be read"
-    parts = [
-        f"persona log-odds {reply.logodds:+.3f} nats/token",
-        f"KL to base {reply.kl:.3f}",
-        *(["LOOPS"] if reply.loops else []),
-    ]
-    return " · ".join(parts)
 
 
 def _ordered(talk: "Talk", said: str) -> str:
@@ -100,12 +97,15 @@ def _ordered(talk: "Talk", said: str) -> str:
     rest = rest.strip()
     match word:
         case "/left" | "/right":
-            talk.choose(word[1:], rest)
-            return f"{word[1:]}: {talk.state(rest).name}; both start anew"
+            return f"{word[1:]}: {talk.choose(word[1:], rest)}; both start anew"
         case "/gate":
-            talk.gate = _number(word, rest)
+            gate = _number(word, rest)
+            for side in talk.sides.values():
+                side.gate = gate
         case "/dose":
-            talk.dose = _number(word, rest)
+            dose = _number(word, rest)
+            for side in talk.sides.values():
+                side.dose = dose
         case "/seed":
             talk.seed = _whole(word, rest)
         case "/new":

@@ -9,7 +9,7 @@ from steerheal.config import MeasureSettings
 from steerheal.errors import UserError
 from steerheal.measure import moralmaps, protocol, vignettes
 from steerheal.records import Record
-from steerheal.store import read_record
+from steerheal.store import read_record, read_run
 
 
 def refuse_unreadable(settings: MeasureSettings) -> None:
@@ -24,6 +24,16 @@ def refuse_unreadable(settings: MeasureSettings) -> None:
         protocol.load(Path(settings.protocol))
     if settings.instrument == "moralmaps":
         moralmaps.refuse_absent(settings.think)
+
+
+def folded_run(folder: Path) -> None:
+    """Refuses what is no run, and a run without a folded round.
+
+    Raises:
+        UserError: it is one of these.
+    """
+    if all(row.outcome != "folded" for row in read_run(folder).rounds):
+        raise UserError(f"{folder} has no folded round to read.")
 
 
 def writable_file(file: Path, option: str) -> None:

@@ -97,8 +97,12 @@ def write(
     keep_states: bool = False,
     keep_broken: bool = False,
     progress: Callable[[int], None] = lambda _: None,
+    watch: Callable[[Sequence[Row]], None] = lambda _: None,
 ) -> Written:
-    """As `generate`; with `keep_states` also the state behind every token, on the CPU."""
+    """As `generate`; with `keep_states` also the state behind every token, on the CPU.
+
+    After every token `watch` is given the rows that are still written; it may end some of them.
+    """
     lines = [asked(chat, draw.turns, state=draw.state) for draw in draws]
     doses = [chat.dose(draw.state) for draw in draws]
     done: dict[int, Row] = {}
@@ -109,7 +113,7 @@ def write(
         rows = [Row(lines[i], doses[i], keep_states=keep_states) for i in indices]
         seeds = [draws[i].seed for i in indices]
         batch = Pushed(chat, rows, way)
-        _decode(chat, batch, seeds, settings, stops=stops, keep_broken=keep_broken)
+        _decode(chat, batch, seeds, settings, stops=stops, keep_broken=keep_broken, watch=watch)
         done.update(zip(indices, rows, strict=True))
         progress(len(indices))
 
@@ -166,6 +170,7 @@ def _decode(
     *,
     stops: Int[Tensor, " S"],
     keep_broken: bool,
+    watch: Callable[[Sequence[Row]], None],
 ) -> None:
     """Fills every row's tokens, its stop token included."""
     live = torch.arange(len(seeds), device=chat.device)
@@ -175,6 +180,7 @@ def _decode(
         batch.end_broken(keep=keep_broken)
         chosen = choose(batch.logits, uniforms.among(live), settings)
         batch.append(chosen, torch.isin(chosen, stops), settings.tokens)
+        watch(batch.rows)
         over = torch.tensor([row.over for row in batch.rows], device=chat.device)
         if over.all():
             return

@@ -1,0 +1,26 @@
+"""What is installed only when asked for: which packages an extra brings, and how to install it."""
+
+import importlib.util
+
+from steerheal.errors import UserError
+
+EXTRAS = {"ui": ("gradio",)}
+"""The packages that an extra of `pyproject.toml` brings."""
+
+
+def refuse_absent(extra: str, what: str) -> None:
+    """Looks whether an extra is installed, without importing it.
+
+    Args:
+        extra: Its name.
+        what: What needs it, as a sentence begins.
+
+    Raises:
+        UserError: it is not; the message says how to install it.
+    """
+    absent = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
+    if absent:
+        raise UserError(
+            f"{what} needs {' and '.join(absent)}, which is not installed: "
+            f"`pip install 'steerheal[{extra}]'`, or `pip install '.[{extra}]'` in its source."
+        )
