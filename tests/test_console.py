@@ -94,3 +94,29 @@ def test_a_table_that_fits_is_a_table_and_one_that_does_not_is_blocks(
         said = capsys.readouterr().out
         assert ("│" in said) is bars
     assert "\n  coherence            1.009\n" in said
+
+
+def test_cells_stand_beside_each_other_where_there_is_room_and_below_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for width, lines in (("60", 1), ("40", 0)):
+        monkeypatch.setenv("COLUMNS", width)
+        Console().side_by_side([["one\x1b", "[b]two"]], ["left", "right"])
+        said = capsys.readouterr().out
+        assert "\x1b" not in said and "[b]two" in said
+        assert sum("left" in line and "right" in line for line in said.splitlines()) == lines
+        assert sum("one" in line and "two" in line for line in said.splitlines()) == lines
+
+
+def test_what_grows_is_drawn_where_somebody_watches_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Console().growing(["left", "right"]) as grown:
+        grown(["a", "b"])
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with Console().growing(["left", "right"]) as grown:
+        grown(["a", "b"])
+        assert "left" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith("\x1b[2K")  # every line of it is erased

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from steerheal.bounds import FilePath, Gate, RoundOrBest
+from steerheal.bounds import FilePath, Gate, Label, RoundOrBest
 from steerheal.commands.command import POSITIONAL, Command
 from steerheal.commands.refuse import writable_folder
 from steerheal.config import ModelSettings
@@ -43,9 +43,12 @@ class ExportCommand(Command):
     ranks, which loses nothing."""
     out: FilePath | None = None
     """Where to; `<run>/export-<format>` when not given."""
+    push: Label = ""
+    """Repository of the Hugging Face hub (owner/name) that the export is uploaded to as well; one
+    that is not there is made, private."""
 
     def check(self) -> None:
-        """Refuses what is no run, and a place that is taken or cannot be written."""
+        """Refuses what is no run, a place that is taken, and an upload that nobody may make."""
         read_run(self.run)
         if self.rank and self.format not in RANKED:
             raise UserError(
@@ -54,6 +57,10 @@ class ExportCommand(Command):
         if self.gate != 1 and self.format == "vector":
             raise UserError("--gate: a vector has none; its dose is chosen where it is loaded.")
         writable_folder(self._free_place(), "--out")
+        if self.push:
+            from steerheal.models.publish import refuse_unwritable
+
+            refuse_unwritable(self.push)
 
     def do(self, console: Console, works: Callable[[], None]) -> None:
         """Writes the files and says how far they are from the gated model."""
@@ -65,7 +72,24 @@ class ExportCommand(Command):
         card = partial(self._card, record, number, _base(record.settings(self.run).model, chat))
         if self.format == "vector":
             self._vector(chat, number, card, console)
-            return
+        else:
+            self._adapted(chat, student, number, card, console)
+        if self.push:
+            from steerheal.models.publish import upload
+
+            what = f"{self.format} of round {number}"
+            console.say(f"uploaded to {upload(self._place(), self.push, what)}")
+
+    def _adapted(
+        self,
+        chat: "ChatModel",
+        student: "Plain",
+        number: int,
+        card: Callable[[str], str],
+        console: Console,
+    ) -> None:
+        """What the rounds changed, in any format but the vector."""
+        record = read_run(self.run)
         probes = list(record.whose(self.run).prompts.show)
         made = self._made(chat, student, probes, card)
         base = "" if self.gate else ", which is the base: the rounds change nothing in it"
