@@ -36,11 +36,13 @@ def drift(chat: ChatModel, done: Healed, data: Data) -> float:
     return kl_between(chat, torch.cat(list(data.reference)), torch.cat(moved)).mean().item()
 
 
+@pytest.mark.long
 def test_without_weight_it_is_the_heal_without_it_bit_for_bit() -> None:
     chat = tiny.chat()
     assert_equal(healed(chat, PLAIN), healed(chat, PLAIN, anchor=unrelated(chat)))
 
 
+@pytest.mark.long
 def test_unrelated_text_stays_and_the_fit_goes_on() -> None:
     chat = tiny.chat()
     data = unrelated(chat)
@@ -54,6 +56,7 @@ def test_unrelated_text_stays_and_the_fit_goes_on() -> None:
     assert ratio > drift(chat, held, data) / drift(chat, free, data)
 
 
+@pytest.mark.long
 def test_a_step_records_its_divergence_there() -> None:
     chat = tiny.chat()
     done = healed(chat, settings(barrier="none", anchor=1.0, anchor_rows=2), anchor=unrelated(chat))
@@ -81,6 +84,7 @@ def test_an_anchor_without_text_is_refused() -> None:
             heal_student(chat, pairs_of(chat), None, asked, anchor=given)
 
 
+@pytest.mark.long
 def test_it_moves_the_factors() -> None:
     chat = tiny.chat()
     free, held = (

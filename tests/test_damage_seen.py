@@ -117,12 +117,14 @@ def test_every_state_is_read_by_each_of_them_beside_the_base() -> None:
     assert bare.values.keys() == found.values.keys() - {"answers_coherent"}
 
 
+@pytest.mark.long
 def test_what_is_asked_of_none_is_not_read() -> None:
     none = MEASURE.model_copy(update={"held_out_pairs": 0, "control_prompts": 0, "tasks": 0})
     found = summarise(read(settings=none), read(settings=none), tiny.persona().axis)
     assert not {"control_spill", "tasks_done", "trait_held_out"} & found.values.keys()
 
 
+@pytest.mark.long
 def test_the_held_out_trait_is_the_mean_expectation_over_its_wordings() -> None:
     persona = tiny.persona()
     pairs = [(p.positive, p.negative) for p in persona.pairs("held_out")[:2]]
@@ -135,6 +137,7 @@ def test_the_held_out_trait_is_the_mean_expectation_over_its_wordings() -> None:
     assert found != pytest.approx(trained, abs=1e-6)
 
 
+@pytest.mark.long
 def test_the_base_writes_its_control_answers_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     real = own.base_texts

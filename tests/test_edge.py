@@ -106,6 +106,10 @@ print(json.dumps(codes))
 RUNNING = (("SIGINT", "running"), ("SIGTERM", "running"), ("SIGTERM", "loading"))
 
 
+def options(model: Path) -> list[str]:
+    return [part.format(model=model).replace("--device", "--model.device") for part in OPTIONS]
+
+
 class Told(NamedTuple):
     """A run that was told to end."""
 
@@ -117,10 +121,9 @@ class Told(NamedTuple):
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Told]:
     model = tiny.saved(tmp_path_factory.mktemp("model"))
-    options = [part.format(model=model).replace("--device", "--model.device") for part in OPTIONS]
     homes = [tmp_path_factory.mktemp("home") for _ in RUNNING]
     cases = [
-        [str(home), name, moment, "run", "love", "--runs", str(home / "runs"), *options]
+        [str(home), name, moment, "run", "love", "--runs", str(home / "runs"), *options(model)]
         for home, (name, moment) in zip(homes, RUNNING, strict=True)
     ]
     done = subprocess.run(

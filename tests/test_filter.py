@@ -325,6 +325,7 @@ def _default(bench: ModuleType) -> tuple[list[bool], list[bool]]:
     return hit, [not row.label["coherent"] for row, _ in rows]
 
 
+@pytest.mark.long
 def test_low_perplexity_loops_never_pass(bench: ModuleType) -> None:
     easy = [
         why
@@ -335,6 +336,7 @@ def test_low_perplexity_loops_never_pass(bench: ModuleType) -> None:
     assert len(easy) >= 10 and all(easy)
 
 
+@pytest.mark.long
 def test_narration_is_found_without_dropping_much_else(bench: ModuleType) -> None:
     rows = bench.judged(FilterSettings())
     hit = ["narrates" in why for _, why in rows]

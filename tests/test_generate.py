@@ -42,6 +42,7 @@ def test_greedy_equals_transformers_for_every_family(family: str) -> None:
         assert list(completion.tokens) == theirs.tolist()
 
 
+@pytest.mark.long
 def test_rows_of_a_mixed_dose_batch_equal_the_same_rows_alone() -> None:
     chat = tiny.chat()
     settings = SamplingSettings(tokens=16, temperature=1.0, top_p=0.9)
@@ -70,6 +71,7 @@ def test_the_same_seed_gives_the_same_completion_and_another_seed_another() -> N
     assert one.tokens != three.tokens
 
 
+@pytest.mark.long
 def test_finished_rows_stop_and_the_rest_goes_on() -> None:
     chat = tiny.chat()
     draws = [Draw("x", seed=i) for i in range(24)]

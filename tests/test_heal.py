@@ -232,6 +232,7 @@ def test_one_step_of_four_equals_four_accumulated_steps_of_one(barrier, aggregat
         assert a.gradient == pytest.approx(b.gradient, rel=1e-3)
 
 
+@pytest.mark.long
 def test_the_barrier_pulls_the_student_towards_its_reference() -> None:
     chat = tiny.chat()
     settings = SETTINGS.model_copy(update={"epochs": 6, "aggregate": "mean"})
@@ -428,6 +429,7 @@ def test_a_damaged_adapter_is_one_clear_message(tmp_path: Path) -> None:
 # ── export ──────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
 def test_the_exported_adapter_and_merged_model_equal_the_gated_one(
     family: str, tmp_path: Path

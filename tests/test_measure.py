@@ -398,6 +398,7 @@ def test_plain_perplexity_is_the_plain_computation() -> None:
     assert damage.plain_perplexity(chat) == pytest.approx(math.exp(total / count), rel=1e-3)
 
 
+@pytest.mark.long
 def test_the_guard_stands_beside_the_answer_mass_in_every_summary() -> None:
     chat, persona = tiny.chat(), tiny.persona()
     settings = MeasureSettings(

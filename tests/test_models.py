@@ -105,6 +105,7 @@ def test_a_local_folder_loads_with_its_own_fingerprint(tmp_path: Path) -> None:
     assert tiny.chat(seed=1).fingerprint != tiny.chat().fingerprint
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_every_family_loads_from_a_folder_with_the_same_logits(family: str, tmp_path: Path) -> None:
     made = tiny.chat(family)
@@ -241,6 +242,7 @@ def test_divergence_of_a_state_from_itself_is_zero_and_never_negative() -> None:
     assert (kl_between(chat, states, states.flip(0)) >= -1e-6).all()
 
 
+@pytest.mark.long
 def test_the_embedded_model_loads_from_its_converted_copy() -> None:
     chat = load(ModelSettings(device="cpu"))
     assert chat.name == EMBEDDED_NAME
@@ -273,6 +275,7 @@ def altered(change: str) -> str:
     return fingerprint(net, tok)
 
 
+@pytest.mark.long
 def test_one_changed_thing_anywhere_changes_the_fingerprint() -> None:
     changes = [
         *(name for name, _ in tiny.net().named_parameters()),

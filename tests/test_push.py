@@ -114,6 +114,7 @@ def looping(tokens: int = 80) -> tuple[ChatModel, SamplingSettings, list[Draw]]:
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_backtracking_takes_loops_back_and_lowers_the_dose() -> None:
     chat, settings, draws = looping()
     plain = written(chat, PushSettings(), settings, draws).completions

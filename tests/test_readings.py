@@ -174,6 +174,7 @@ def test_every_part_has_one_reading() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_the_table_and_the_report_load_no_model() -> None:
     program = (
         "import sys, steerheal.report.page\n"

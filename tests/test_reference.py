@@ -49,6 +49,7 @@ def test_the_last_good_is_the_newest_that_kept_the_coherence_before_it(
     assert place(*coherence).good == (after(good) if good else base())
 
 
+@pytest.mark.long
 def test_a_heal_is_held_to_the_last_good_student() -> None:
     chat = tiny.chat()
     student = base().folded(adapter(chat))

@@ -230,6 +230,7 @@ def test_hostile_text_is_shown_and_never_obeyed(tmp_path: Path) -> None:
     assert "\x1b" not in page.headline(record)
 
 
+@pytest.mark.long
 def test_states_on_one_spot_are_drawn_without_a_warning() -> None:
     same = folded(0).model_copy(update={"steered": run_record().base, "healed": run_record().base})
     record = run_record(rounds=(same,) * 1, best=0)

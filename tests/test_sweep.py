@@ -228,6 +228,7 @@ def test_forced_choice_is_swept_like_one_dose_at_a_time(tmp_path: Path) -> None:
             assert (one.id, one.p_ans_any) == (other.id, pytest.approx(other.p_ans_any, rel=1e-3))
 
 
+@pytest.mark.long
 def test_dose_0_takes_what_an_evaluation_has_read_and_the_points_stay_the_same() -> None:
     chat, vector = tiny.chat(), SteeringVector(directions(0.3))
     settings = MEASURE.model_copy(update={"per_foundation": 2})
@@ -420,6 +421,7 @@ def test_a_scan_leaves_a_record_and_a_figure_and_minds_its_folder(
     assert "other settings" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.long
 def test_a_band_that_cannot_reach_the_target_is_left_out_with_its_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,6 +76,7 @@ def by_prompt(student: State, _vector: SteeringVector) -> State:
     return student.prompted(tiny.persona().positive)
 
 
+@pytest.mark.long
 def test_a_run_takes_a_method_a_barrier_an_instrument_and_an_arm_from_elsewhere(
     tmp_path: Path,
 ) -> None:

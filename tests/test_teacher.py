@@ -119,6 +119,7 @@ def test_states_of_one_formula_read_together_as_they_read_alone(name: str) -> No
         assert slot[0].p_ans_any == pytest.approx(single[0].p_ans_any, rel=5e-3, abs=1e-9)
 
 
+@pytest.mark.long
 def test_a_prompted_state_is_evaluated_like_any_other_and_reads_prose_as_its_base() -> None:
     chat, persona = tiny.chat(), tiny.persona()
     settings = MeasureSettings(

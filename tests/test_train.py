@@ -592,6 +592,7 @@ def test_a_heal_that_unlearned_is_told_from_one_that_did_not(
     assert not said or "learning rate 0.1 is too high" in found
 
 
+@pytest.mark.long
 def test_a_learning_rate_a_hundred_times_too_high_rejects_the_heal() -> None:
     chat = tiny.chat()
     # A random model's cross-entropy can only rise where it is taught first.

@@ -279,6 +279,7 @@ def test_random_moves_the_model_as_far_as_the_mean_difference(family: str, seed:
     assert abs(vector.cosine(mean)) < 0.6
 
 
+@pytest.mark.long
 def test_random_follows_its_seed() -> None:
     chat = tiny_chat()
     a, again, b = (extracted(chat, method="random", seed=seed) for seed in (0, 0, 1))
