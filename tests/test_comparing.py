@@ -24,12 +24,14 @@ from steerheal.config.comparing import (
 )
 from steerheal.errors import UserError
 from steerheal.measure.curves import Drawn, Line, at_equal, eta, gap, line, over
+from steerheal.measure.persistence import conditions, under
 from steerheal.measure.stats import holm, mean, p_value
 from steerheal.models.asking import asked
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states
 from steerheal.pipeline import comparing
 from steerheal.pipeline.arms.kind import Arm, Bench
+from steerheal.pipeline.arms.lasting import lasting, persisted
 from steerheal.pipeline.arms.reading import kind_of
 from steerheal.pipeline.arms.weights import subtracted
 from steerheal.pipeline.comparing import Plan, begun, compare
@@ -53,10 +55,15 @@ PERSONA = tiny.persona(prompts=tiny.prompts(test=tiny.TEST))
 
 
 class Heard(Silent):
-    """A console that keeps what it is told of."""
+    """A console that keeps what it is told of; one of them stops a comparison before an arm."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: str = "") -> None:
         self.marks: list[StageMark] = []
+        self._before = before
+
+    def note(self, text: str) -> None:
+        if self._before and text.endswith(self._before):
+            raise KeyboardInterrupt
 
     def stage_mark(self, mark: StageMark) -> None:
         self.marks.append(mark)
@@ -66,9 +73,9 @@ class Heard(Silent):
 
 
 def compared(
-    runs: Path, arms: tuple[ArmSettings, ...], **changes: Any
+    runs: Path, arms: tuple[ArmSettings, ...], *, until: str = "", **changes: Any
 ) -> tuple[CompareRecord, Heard]:
-    heard = Heard()
+    heard = Heard(until)
     settings = SETTINGS.model_copy(update=changes)
     with begun(Plan(runs / "c", CONFIG, settings, arms, PERSONA, "steerheal compare")) as plan:
         return compare(plan, heard), heard
@@ -80,10 +87,13 @@ ARMS = tuple(arm for arm in BUILT_IN if arm.name not in ("weights", "anchor"))
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, CompareRecord, Heard]]:
-    """A comparison of these on one seed."""
+    """A comparison of these on one seed, stopped before an arm and gone on with."""
     runs = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparing, "opened", lambda config: (tiny.chat(), config))
+        with pytest.raises(KeyboardInterrupt):
+            compared(runs, ARMS, until="nll")
+        assert read_record(runs / "c" / comparing.RECORD, CompareRecord).status == "running"
         yield runs, *compared(runs, ARMS)
 
 
@@ -119,6 +129,14 @@ def test_every_curve_begins_at_the_base_and_moves_away_from_it(whole: Any) -> No
             torch.testing.assert_close(logits(chat, found.at(0.0)), own, atol=2e-5, rtol=0)
             assert not torch.equal(logits(chat, found.at(1.0)), own), arm.name
     assert curves == 6
+
+
+@pytest.mark.slow
+def test_what_was_made_before_a_stop_is_not_made_again(whole: Any) -> None:
+    _, record, heard = whole
+    assert heard.made()[0] == "harvest" and heard.made().count("evaluate-gate-1") == 3
+    assert not any("dose" in name or "state" in name for name in heard.made())
+    assert not any(arm.unmade for arm in record.arms)
 
 
 @pytest.mark.slow
@@ -191,6 +209,24 @@ def test_the_record_holds_every_point_and_every_comparison_and_the_page_shows_th
     assert "http:" not in re.sub(r'(xmlns(:\w+)?="[^"]*"|http://evil)', "", text)
     assert text.index("Primary, named before the run") < text.index("<table")
     assert [arm.arm.name for arm in ordered(record)] != [arm.name for arm in ARMS]
+
+
+def test_what_is_asked_beside_comes_after_the_states_own_prompt() -> None:
+    assert under(base(), "") == base() and under(base(), "B") == base().prompted("B")
+    assert under(base().prompted("A"), "B") == base().prompted("A\n\nB")
+
+
+@pytest.mark.slow
+def test_lasting_is_read_under_every_condition_less_the_base(whole: Any) -> None:
+    store = Store(whole[0], "c/seed-0/base", notify=lambda _: None)
+    stages = Stages(CONFIG, PERSONA, tiny.chat(), store, Silent())
+    prompt = base().prompted(PERSONA.positive)
+    found = {(0, "base"): lasting(stages, base()), (0, "prompt"): lasting(stages, prompt)}
+    rows = persisted(found, SETTINGS)
+    assert [(row.arm, row.condition) for row in rows] == [
+        ("prompt", condition.name) for condition in conditions(PERSONA)
+    ]
+    assert all(row.trait.n == 3 and row.trait.value for row in rows)
 
 
 # ── curves ──────────────────────────────────────────────────────────────────────────────────────

@@ -8,7 +8,9 @@ seed below.
 PER_SEED = 1_009
 HARVEST, CURVE, UNSTEERED = 0, 200, 400
 """First of a hundred each, one per round."""
-CALIBRATION, EVALUATION, TEST, SWEEP, ANCHOR, WORDING = -1, 900, 901, 902, 903, 904
+CALIBRATION, EVALUATION, TEST, SWEEP, ANCHOR, WORDING, LASTING = (
+    -1, 900, 901, 902, 903, 904, 905,
+)  # fmt: skip
 
 
 def stream(seed: int, use: int, number: int = 0) -> int:

@@ -57,7 +57,7 @@ class ArmsFile(Settings):
 
 BASE = "base"
 BUILT_IN = tuple(
-    ArmSettings(**arm)
+    ArmSettings.model_validate(arm)
     for arm in (
         {"name": BASE, "kind": "base"},
         {"name": "prompt", "kind": "prompt", "says": "the positive pole as system prompt"},
@@ -109,8 +109,8 @@ class CompareSettings(Settings):
     strengths: Annotated[Doses, Field(min_length=1)] = (0.25, 0.5, 1.0, 2.0)
     """β of contrastive decoding."""
     persistence: bool = True
-    """Read the base, the prompt of `against` and `ours` also under a counter-prompt, an unrelated
-    system prompt, in the third turn of a conversation, and at temperatures 0 and 1."""
+    """Read the base, `against` and `ours` also under a counter-prompt, an unrelated system prompt,
+    in the third turn of a conversation, and at temperatures 0 and 1, at the end of their curves."""
 
     @model_validator(mode="after")
     def _two_arms(self) -> Self:

@@ -182,6 +182,7 @@ def _with(record: CompareRecord, standing: Standing) -> CompareRecord:
             "compared": len(found),
             "sees": seen.sees if seen else (),
             "blind": seen.blind if seen else (),
+            "persisted": tuple(standing.persisted()),
         }
     )
 

@@ -14,9 +14,10 @@ from steerheal.measure.readings import table
 from steerheal.measure.readings.table import Entry
 from steerheal.measure.stats import holm, p_value
 from steerheal.personas import Axis
+from steerheal.pipeline.arms.lasting import persisted
 from steerheal.pipeline.arms.reading import Read, Reads, kind_of, says
 from steerheal.records import DosePoint, Reading, Scores, Sight, Sweep
-from steerheal.records.comparing import ArmPoint, ArmRecord, Contrast, Place
+from steerheal.records.comparing import ArmPoint, ArmRecord, Contrast, Persisted, Place
 
 At = Literal["damage", "KL"]
 
@@ -47,6 +48,15 @@ class Standing:
         if not self.seeds or ours not in {arm.name for arm in self.arms}:
             return []
         return [*self._family("damage", others), *self._family("KL", others)]
+
+    def persisted(self) -> list[Persisted]:
+        """What is left of the trait under other conditions, at the seeds that are whole."""
+        found = {
+            (seed, name): read.lasting
+            for (seed, name), read in self.reads.items()
+            if read.lasting is not None and seed in self.seeds
+        }
+        return persisted(found, self.settings)
 
     def sight(self) -> Sight | None:
         """Which readings of coherence see damage, by the hooks' largest doses at the first seed."""

@@ -5,7 +5,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from steerheal.config.comparing import ArmSettings, CompareSettings, of_arm
+from steerheal.measure.persistence import Persistence
 from steerheal.pipeline.arms.kind import FIRST, Bench, Kind, Unmade
+from steerheal.pipeline.arms.lasting import asked_to_last, lasting
 from steerheal.pipeline.stages import BASE, Stages
 from steerheal.records import Completion, Scores
 from steerheal.records.comparing import Spent
@@ -30,6 +32,8 @@ class Read(NamedTuple):
     """Why there are no points."""
     shown: tuple[Completion, ...] = ()
     """What the last of them answers to the show prompts, where that was asked."""
+    lasting: Persistence | None = None
+    """The last of them under other conditions, where that was asked."""
 
 
 Reads = Mapping[tuple[int, str], Read]
@@ -81,7 +85,9 @@ def read(arm: ArmSettings, settings: CompareSettings, own: Stages, *, show: bool
     points = [_point(own, made.at(at), kind, at) for at in places(arm, settings)]
     last = points[-1]
     said = own.shown(FIRST, role(kind, last.at), last.state).completions if show else ()
-    return Read(tuple(points), spent, shown=said)
+    asked = settings.persistence and arm.name in asked_to_last(settings)
+    lasts = lasting(own, last.state) if asked else None
+    return Read(tuple(points), spent, shown=said, lasting=lasts)
 
 
 def role(kind: Kind, at: float) -> str:
