@@ -40,8 +40,9 @@ def ordered(record: CompareRecord) -> list[ArmRecord]:
         if arm.arm.name == record.settings.ours:
             return False, 0.0
         found = record.contrast(arm.arm.name, "damage")
-        unknown = found is None or math.isnan(found.reading.value)
-        return unknown, 0.0 if unknown else -found.reading.value
+        if found is None or math.isnan(found.reading.value):
+            return True, 0.0
+        return False, -found.reading.value
 
     return sorted(record.arms, key=place)
 
