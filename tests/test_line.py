@@ -23,6 +23,7 @@ import tiny
 NEEDED = {
     "sample": ["RUN"],
     "chat": ["RUN"],
+    "ui": ["RUN"],
     "report": ["RUN"],
     "export": ["RUN"],
     "seeds": ["A", "B"],
@@ -80,7 +81,7 @@ def said(name: str, words: list[str]) -> str:
 
 def test_every_number_on_every_line_is_found() -> None:
     assert len(NUMERIC) >= 70
-    words = {"run", "evaluate", "rank", "scan", "sample", "chat", "export"}
+    words = {"run", "compare", "evaluate", "rank", "scan", "sample", "chat", "ui", "export"}
     assert {name for name, *_ in NUMERIC} == words
 
 
