@@ -25,6 +25,8 @@ class Move(Record):
     """The target foundation (nats) and the persona's log-odds (nats per token), by name."""
     off: dict[str, Reading]
     """The off-target foundations, nats."""
+    even: float = math.nan
+    """Share of what the dose does to the text that the opposite dose does as well."""
 
     @property
     def at_best(self) -> float:
@@ -44,7 +46,12 @@ class Move(Record):
     @property
     def price(self) -> str:
         """What it cost."""
-        parts = {"coherence": self.coherence, "perplexity ×": self.perplexity, "KL": self.kl}
+        parts = {
+            "coherence": self.coherence,
+            "perplexity ×": self.perplexity,
+            "KL": self.kl,
+            "even share": self.even,
+        }
         shown = [f"{name} {value:.3g}" for name, value in parts.items() if known(value)]
         return ", ".join(shown).replace("× ", "×") or "price unknown"
 
@@ -82,6 +89,7 @@ def move_of(point: DosePoint, base_perplexity: float, axis: Axis, start: Summary
         coherence_high=point.summary.coherence_high,
         perplexity=over(point.summary.perplexity, base_perplexity),
         kl=point.summary.kl.value,
+        even=point.even.value,
         trait={
             axis.foundation: nats(axis.foundation),
             LOGODDS: _since(point.summary.free_gain, start.free_gain),

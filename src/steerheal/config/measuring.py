@@ -89,4 +89,4 @@ class CheckSettings(Settings):
     tokens: Tokens = 40
     """Longest free answer, in tokens."""
     base_texts: Count = 8
-    """Answers of the base that the control's KL is matched on."""
+    """Answers of the base that the control's KL is matched on and even shares are read at."""

@@ -238,6 +238,8 @@ class Counted:
         if check.control:
             looked = MATCHING * check.base_texts
             work += self.passes.scored(ask.prompts, looked, config.measure.tokens, COMPARED)
+        pushed = 2 * len(set(check.doses)) * check.base_texts
+        work += self.passes.scored(ask.prompts, pushed, config.measure.tokens, COMPARED)
         return StageWork(stages.SWEEP.name, number, work, check.tokens, folded=number > 0)
 
     def _harvested(self, number: int) -> StageWork:

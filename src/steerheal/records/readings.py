@@ -199,6 +199,9 @@ class Comparison(Readings):
         return found | self.changes
 
 
+UNCOMPARED = Reading.unknown("the opposite dose was not read")
+
+
 class DosePoint(Record):
     """One dose of a sweep, read against the base on the same vignettes and prompts."""
 
@@ -208,6 +211,8 @@ class DosePoint(Record):
     summary: Summary
     n: int
     """Vignettes behind the foundations."""
+    even: Reading = UNCOMPARED
+    """Share of the log-ratio's variance that the opposite dose has alike."""
 
     @model_validator(mode="before")
     @classmethod

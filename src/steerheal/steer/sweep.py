@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from steerheal import streams
 from steerheal.config import CheckSettings, MeasureSettings, SamplingSettings
 from steerheal.measure import sweep
+from steerheal.measure.even import even_shares
 from steerheal.measure.readings.table import Rules
 from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
@@ -30,7 +31,7 @@ def swept(
     rules: Rules | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Sweep:
-    """The doses, and the control that costs as much KL as the largest of them.
+    """The doses, each with its even share, and a control that costs the KL of the largest.
 
     Args:
         chat: The model, in no state.
@@ -52,7 +53,13 @@ def swept(
     ask = sweep.asked(persona, check, measure, sampling, draws, rules=rules)
     texts = [row.completion for row in zero.persona[: check.base_texts]]
     control = matched(chat, student, steered, texts, seed) if check.control else None
-    return sweep.sweep(chat, steered, doses, ask, control=control, known=zero, progress=progress)
+    read = sweep.sweep(chat, steered, doses, ask, control=control, known=zero, progress=progress)
+    shares = dict(zip(doses, even_shares(chat, student, steered, doses, texts), strict=True))
+    points = [
+        point if point.control else point.model_copy(update={"even": shares[point.dose]})
+        for point in read.points
+    ]
+    return read.model_copy(update={"points": tuple(points)})
 
 
 def matched(
