@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reports import HOSTILE
 from steerheal.cli import main
+from steerheal.commands.compare import show
 from steerheal.config import RunConfig, merge
 from steerheal.config.comparing import (
     BUILT_IN,
@@ -22,6 +23,7 @@ from steerheal.config.comparing import (
     chosen_arms,
     of_arm,
 )
+from steerheal.console import Console
 from steerheal.errors import UserError
 from steerheal.measure.curves import Drawn, Line, at_equal, eta, gap, line, over
 from steerheal.measure.persistence import conditions, under
@@ -39,10 +41,10 @@ from steerheal.pipeline.stage_store import Store
 from steerheal.pipeline.stages import Stages
 from steerheal.records import Reading, StageMark
 from steerheal.records.comparing import CompareRecord
-from steerheal.report.compare import ordered, write_page
+from steerheal.report.compare import TABLE, ordered, write_page
 from steerheal.state.adapter import Adapter
 from steerheal.state.values import State, base
-from steerheal.store import read_record
+from steerheal.store import COMPARE, read_record
 from test_loop import TINY, Silent
 
 import tiny
@@ -93,7 +95,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Comp
         patch.setattr(comparing, "opened", lambda config: (tiny.chat(), config))
         with pytest.raises(KeyboardInterrupt):
             compared(runs, ARMS, until="nll")
-        assert read_record(runs / "c" / comparing.RECORD, CompareRecord).status == "running"
+        assert read_record(runs / "c" / COMPARE, CompareRecord).status == "running"
         yield runs, *compared(runs, ARMS)
 
 
@@ -189,11 +191,11 @@ def test_a_folder_keeps_its_primary_comparison_its_arms_and_its_persona(whole: A
 
 @pytest.mark.slow
 def test_the_record_holds_every_point_and_every_comparison_and_the_page_shows_them(
-    whole: Any,
+    whole: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs, record, _ = whole
     assert record.status == "finished" and record.compared == 2 * (len(ARMS) - 2)
-    assert read_record(runs / "c" / comparing.RECORD, CompareRecord).compared >= record.compared
+    assert read_record(runs / "c" / COMPARE, CompareRecord).compared >= record.compared
     for arm in record.arms:
         point = arm.points[-1]
         assert point.read.changes[SETTINGS.trait].n == CONFIG.measure.prompts
@@ -209,6 +211,15 @@ def test_the_record_holds_every_point_and_every_comparison_and_the_page_shows_th
     assert "http:" not in re.sub(r'(xmlns(:\w+)?="[^"]*"|http://evil)', "", text)
     assert text.index("Primary, named before the run") < text.index("<table")
     assert [arm.arm.name for arm in ordered(record)] != [arm.name for arm in ARMS]
+    rows = (runs / TABLE).read_text(encoding="utf-8").split("\n| ")
+    assert [row.split(" ")[0] for row in rows].count("unsteered") == 2
+    monkeypatch.setenv("COLUMNS", "160")
+    show(record, Console())
+    said = capsys.readouterr().out
+    assert said.startswith("Primary, named before the run: prompt less nll in trait in held-out")
+    assert said.count("gate 1") == 3 and "14 comparisons were made" in said
+    main(["report", str(runs / "c")])
+    assert capsys.readouterr().out.strip() == str(runs / "c" / "report.html")
 
 
 def test_what_is_asked_beside_comes_after_the_states_own_prompt() -> None:

@@ -44,6 +44,8 @@ R = TypeVar("R", bound=Record)
 TEST = "test.json"
 """A state's answers to the test prompts."""
 RUN = "run.json"
+COMPARE = "compare.json"
+"""A comparison's record, in a folder beside the runs'."""
 
 
 def write_record(path: Path, record: Record) -> None:

@@ -19,6 +19,7 @@ from steerheal.line import As, Given, read
 from steerheal.numbers import UNKNOWN, number, shown
 from steerheal.personas import find
 from steerheal.records import Reading
+from steerheal.store import COMPARE
 
 if TYPE_CHECKING:
     from steerheal.records.comparing import CompareRecord, Contrast
@@ -85,7 +86,7 @@ class CompareCommand(Command):
 
     def do(self, console: Console, works: Callable[[], None]) -> None:
         """Makes, reads and compares; leaves a record and a page, and shows the table."""
-        from steerheal.pipeline.comparing import RECORD, Plan, begun, compare
+        from steerheal.pipeline.comparing import Plan, begun, compare
         from steerheal.pipeline.plan import asked_of
         from steerheal.report.compare import write_page
 
@@ -96,11 +97,15 @@ class CompareCommand(Command):
         config, persona = asked_of(config, console)
         folder = self.runs / (self.name or f"compare-{persona.name}")
         plan = Plan(folder, config, self.comparing, self._arms(), persona, self.line)
-        with begun(plan) as agreed:
-            record = compare(agreed, console)
-            written = write_page(folder, record)
-        _show(record, console)
-        console.say(f"record  {folder / RECORD}\nreport  {written}")
+        try:
+            with begun(plan) as agreed:
+                record = compare(agreed, console)
+                written = write_page(folder, record)
+        except KeyboardInterrupt:
+            console.note(f"finished stages are kept; go on with: {self.line}")
+            raise
+        show(record, console)
+        console.say(f"record  {folder / COMPARE}\nreport  {written}")
 
     def _arms(self) -> tuple[ArmSettings, ...]:
         only = self.only
@@ -115,15 +120,15 @@ def _resolved(given: Given) -> tuple[RunConfig, CompareSettings]:
     return presets(given.values.get("preset") or "standard", Path(file) if file else None)
 
 
-def _show(record: "CompareRecord", console: Console) -> None:
-    from steerheal.report.compare import best_words, entry, notes_of, ordered, primary_words
+def show(record: "CompareRecord", console: Console) -> None:
+    """The primary comparison, then every arm, then what they say together."""
+    from steerheal.report.compare import best_words, notes_of, ordered, primary_words
 
     console.say(primary_words(record))
-    trait, damage = entry(record.settings.trait), entry(record.settings.damage)
     ours = record.settings.ours
     columns = (
-        "arm", f"less {ours} at equal damage", "p (Holm)", f"less {ours} at equal KL", "point",
-        trait.difference, damage.difference, "KL", "η", "seconds",
+        "arm", "less ours, equal damage", "p", "less ours, equal KL", "end", "trait", "damage",
+        "KL", "η", "s",
     )  # fmt: skip
     rows = []
     for arm in ordered(record):
@@ -143,8 +148,9 @@ def _show(record: "CompareRecord", console: Console) -> None:
             )
         )
     title = (
-        f"{record.name}: {len(record.arms)} arms, {record.settings.seeds} seeds, "
-        f"95 % intervals over seeds and prompts; trait, damage, KL and η at the end of each curve"
+        f"{record.name}: {len(record.arms)} arms, seeds: {record.settings.seeds}. Trait less that "
+        f"of {ours}, 95 % intervals over seeds and prompts, p by Holm; then changes from the base, "
+        "KL and η at the end of each curve, and the seconds to make it"
     )
     console.table(title, columns, rows)
     console.say(best_words(record))

@@ -25,9 +25,7 @@ from steerheal.pipeline.stages import Stages
 from steerheal.pipeline.standing import Standing
 from steerheal.pipeline.surroundings import environment, notes
 from steerheal.records.comparing import CompareRecord
-from steerheal.store import read_record, write_record
-
-RECORD = "compare.json"
+from steerheal.store import COMPARE, read_record, write_record
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def begun(plan: Plan) -> Iterator[Plan]:
         UserError: the folder holds another comparison, or another process is at work in it.
     """
     with claimed(plan.folder) as folder:
-        file = folder / RECORD
+        file = folder / COMPARE
         if file.is_file():
             plan = plan.agreed(read_record(file, CompareRecord))
         _refuse_unfit(plan)
@@ -198,7 +196,7 @@ def _stages(plan: Plan, chat: ChatModel, console: Console, seed: int, arm: str) 
 def _write(plan: Plan, record: CompareRecord) -> None:
     """Rewrites the record, unless the one on disk holds more: that stays until caught up with."""
     if plan.held is None or _points(record) >= _points(plan.held):
-        write_record(plan.folder / RECORD, record)
+        write_record(plan.folder / COMPARE, record)
 
 
 def _points(record: CompareRecord) -> tuple[int, bool]:

@@ -14,15 +14,15 @@ from typing import NamedTuple
 from steerheal import disk
 from steerheal.measure.readings.table import Entry, listed
 from steerheal.numbers import number, shown
-from steerheal.records import Completion
-from steerheal.records.comparing import ArmRecord, CompareRecord, Contrast
+from steerheal.records import FOUNDATIONS, Completion
+from steerheal.records.comparing import ArmPoint, ArmRecord, CompareRecord, Contrast
 from steerheal.report import draw, theme
 from steerheal.report.frontier import figure
 from steerheal.report.rendering import rendered
 from steerheal.report.table import Cell, Table, plain, reading
 from steerheal.report.words import at
 
-PAGE, FIGURE = "report.html", "frontier"
+PAGE, FIGURE, TABLE = "report.html", "frontier", "compare.md"
 LEVEL = 0.05
 
 
@@ -111,8 +111,8 @@ def notes_of(record: CompareRecord) -> list[str]:
         )
     if record.settings.seeds < 3:
         found.append(
-            f"Only {record.settings.seeds} seeds: intervals over seeds are so wide that only large "
-            "differences can be told."
+            f"Seeds: {record.settings.seeds}. With so few only large differences can be told, and "
+            "an interval at one seed says nothing of others."
         )
     found += [
         f"{arm.arm.name} is missing at seed {seed}: {why}"
@@ -175,13 +175,13 @@ def readings_table(record: CompareRecord) -> Table:
     names = dict.fromkeys(
         name for arm in record.arms for point in arm.points for name in point.read.values
     )
-    brief = [item for item in listed(names) if item.brief]
-    heads = [Cell("arm"), *(Cell(item.title, item.unit) for item in brief)]
+    acts = any(point.read.led_by_foundation for arm in record.arms for point in arm.points)
+    brief = [item for item in listed(names) if item.brief and (acts or not _of_acts(item))]
+    heads = [Cell("arm"), *(Cell(item.title, _unit(item)) for item in brief)]
     heads += [Cell("tokens", "sampled and trained on"), Cell("seconds", "to make it")]
     rows = []
     for arm in ordered(record):
-        last = max((point.at for point in arm.points), default=math.nan)
-        ends = [point.read.values for point in arm.points if point.at == last]
+        ends = [point.read.values for point in _ends(arm)]
         cells = [
             plain(_mean([values[item.name].value for values in ends if item.name in values]))
             for item in brief
@@ -191,6 +191,34 @@ def readings_table(record: CompareRecord) -> Table:
         ]
         rows.append([Cell(arm.arm.name, arm.says), *cells, *cost])
     return Table("What every arm reads at the end of its curve, mean over seeds", heads, rows)
+
+
+def _unit(item: Entry) -> str:
+    return "" if item.unit in item.title else item.unit
+
+
+def _of_acts(item: Entry) -> bool:
+    """Whether it is read on vignettes, which lead where a forced choice reads them."""
+    return "vignettes" in item.fields
+
+
+def foundations_table(record: CompareRecord) -> Table:
+    """What the vignettes say at the end of every curve: nats from the base, mean over seeds."""
+    heads = [Cell("arm"), *(Cell(name, "Δ nats") for name in FOUNDATIONS)]
+    rows = []
+    for arm in ordered(record):
+        ends = [point.read.delta_nats for point in _ends(arm)]
+        cells = [plain(_mean([delta[name].value for delta in ends])) for name in FOUNDATIONS]
+        rows.append([Cell(arm.arm.name), *cells])
+    counts = {r.n for arm in record.arms for p in arm.points for r in p.read.delta_nats.values()}
+    title = f"Moral foundations at the end of every curve, by {max(counts, default=0)} vignettes"
+    return Table(title, heads, rows)
+
+
+def _ends(arm: ArmRecord) -> list[ArmPoint]:
+    """The last point of its curve, at every seed."""
+    last = max((point.at for point in arm.points), default=math.nan)
+    return [point for point in arm.points if point.at == last]
 
 
 def curves_table(record: CompareRecord) -> Table:
@@ -245,12 +273,29 @@ def _mean(values: Sequence[float]) -> float:
     return statistics.fmean(known) if known else math.nan
 
 
+def markdown(table: Table) -> str:
+    """A table in Markdown, a value with its interval in one cell."""
+
+    def row(cells: Sequence[Cell]) -> str:
+        texts = (f"{cell.text} {cell.under}".strip().replace("|", "\\|") for cell in cells)
+        return f"| {' | '.join(texts)} |"
+
+    return "\n".join([row(table.heads), "|---" * len(table.heads) + "|", *map(row, table.rows)])
+
+
 def write_page(folder: Path, record: CompareRecord) -> Path:
-    """Writes the figure and the page beside the record; returns the page's path."""
+    """Writes figure, table and page beside the record; returns the page's path."""
     drawing = figure(record)
     vector = draw.svg(drawing, FIGURE)
     disk.write_text(folder / f"{FIGURE}.svg", vector)
     disk.write_bytes(folder / f"{FIGURE}.png", draw.png(drawing))
+    words = (primary_words(record), best_words(record), *notes_of(record))
+    text = [
+        f"`{record.command}`",
+        *words,
+        *map(markdown, (main_table(record), readings_table(record))),
+    ]
+    disk.write_text(folder / TABLE, "\n\n".join([*text, ""]))
     label = f"Trait against damage and KL, an arm a line. {primary_words(record)}"
     page = rendered(
         "compare.html.j2",
@@ -259,7 +304,7 @@ def write_page(folder: Path, record: CompareRecord) -> Path:
         best=best_words(record),
         notes=notes_of(record),
         tables=[main_table(record), readings_table(record)],
-        curves=curves_table(record),
+        more=[curves_table(record), foundations_table(record)],
         persisted=persisted_table(record),
         drawing=theme.inline(vector, FIGURE, label),
         said=said(record),
