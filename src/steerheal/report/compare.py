@@ -189,7 +189,7 @@ def readings_table(record: CompareRecord) -> Table:
         cost = [
             plain(_mean([getattr(s, what) for s in arm.spent])) for what in ("tokens", "seconds")
         ]
-        rows.append([Cell(arm.arm.name, arm.says), *cells, *cost])
+        rows.append([Cell(arm.arm.name), *cells, *cost])
     return Table("What every arm reads at the end of its curve, mean over seeds", heads, rows)
 
 
