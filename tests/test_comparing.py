@@ -177,6 +177,21 @@ def test_an_arm_that_is_added_is_the_only_one_that_is_made(whole: Any) -> None:
 
 
 @pytest.mark.slow
+def test_rounds_of_an_arm_go_on_from_each_other(whole: Any) -> None:
+    arm = next(arm for arm in ARMS if arm.name == "nll")
+    twice = arm.model_copy(update={"settings": arm.settings | {"rounds": 2}})
+    heard = Heard()
+    store = Store(whole[0], "c/seed-0/twice", notify=heard.stage_mark)
+    stages = Stages(of_arm(CONFIG, twice), PERSONA, tiny.chat(), store, Silent())
+    found = kind_of(twice).make(Bench(twice, stages)).at(0.5)
+    assert heard.made() == ["vector", "harvest", "heal"]
+    (leaf,) = found.leaves
+    first, second = leaf.history
+    assert (first.gate, second.gate) == (0.5, 0.5)
+    assert made(whole[0], "nll")[0].at(0.5) == base().folded(first.adapter, 0.5)
+
+
+@pytest.mark.slow
 def test_a_folder_keeps_its_primary_comparison_its_arms_and_its_persona(whole: Any) -> None:
     runs, *_ = whole
     with pytest.raises(UserError, match="ours nll there, vector here"):

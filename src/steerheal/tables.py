@@ -257,7 +257,7 @@ ARM_KINDS = Table(
             "a random vector of the vector's KL at the same doses", "pipeline.arms.random:KIND"
         ),
         "trained": Row(
-            "a run's first round: text by its teacher, filtered, healed, at gates",
+            "rounds of a run, one unless it says more: text by its teacher, filtered and healed",
             "pipeline.arms.trained:KIND",
         ),
         "unsteered": Row(

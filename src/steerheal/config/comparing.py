@@ -13,7 +13,7 @@ from steerheal.config.validation import read_toml, validated
 from steerheal.errors import UserError, unknown
 from steerheal.tables import ARM_KINDS, NO_BARRIER
 
-OPEN = ("teacher", "teacher_epsilon", "vector", "push", "dose", "filter", "heal")
+OPEN = ("rounds", "teacher", "teacher_epsilon", "vector", "push", "dose", "filter", "heal")
 """Settings of a run that an arm may change; every other decides how all arms are read."""
 SMALLER: dict[str, Any] = {
     "read_prompted": False,
@@ -163,7 +163,7 @@ def chosen_arms(file: Path | None, only: Sequence[str]) -> tuple[ArmSettings, ..
 
 
 def of_arm(config: RunConfig, arm: ArmSettings) -> RunConfig:
-    """The run's settings with what the arm changes of them.
+    """The run's settings with what the arm changes of them; one round unless it says more.
 
     Raises:
         UserError: a setting that no arm may change, or a wrong value.
@@ -171,5 +171,5 @@ def of_arm(config: RunConfig, arm: ArmSettings) -> RunConfig:
     for name in arm.settings:
         if name not in OPEN:
             raise unknown(f"setting of arm {arm.name}", name, OPEN)
-    values = merge(config.model_dump(), arm.settings)
+    values = merge(config.model_dump() | {"rounds": 1}, arm.settings)
     return validated(RunConfig, values, source=f"arm {arm.name}")

@@ -35,10 +35,13 @@ class Arm(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A teacher's text of the first round."""
+    """A teacher's text in a round."""
 
+    student: State
+    """Who is trained on it."""
     teacher: State
     harvest: Harvest
+    round: int
 
     @property
     def tokens(self) -> int:
@@ -63,27 +66,34 @@ class Bench:
         """The base's steering vector by the arm's settings."""
         return self.stages.vector(FIRST, base())
 
-    def teacher(self) -> State:
-        """What writes the text that the arm is trained on, by its settings."""
-        return as_set(self.stages)(base(), self.vector())
+    def text(self, student: State | None = None, number: int = FIRST) -> Written:
+        """What the arm's own teacher writes in a round, for its student or the base.
+
+        Raises:
+            Unmade: too little of it passes the filter.
+        """
+        student = student or base()
+        teacher = as_set(self.stages)(student, self.stages.vector(number, student))
+        return self.written(teacher, student, number)
 
     def knee(self) -> float:
         """The dose that a run with the arm's settings steers its base at."""
         found = self.stages.curve(FIRST, base().steered(self.vector(), 1.0))
         return float(self.stages.config.dose.start) if found is None else found.dose
 
-    def written(self, teacher: State) -> Written:
-        """What a teacher writes.
+    def written(self, teacher: State, student: State | None = None, number: int = FIRST) -> Written:
+        """What a teacher writes in a round.
 
         Raises:
             Unmade: too little of it passes the filter.
         """
-        curve = self.stages.curve(FIRST, teacher)
-        found = self.stages.harvest(FIRST, teacher, curve)
+        curve = self.stages.curve(number, teacher)
+        found = self.stages.harvest(number, teacher, curve)
         if found.outcome == "starved":
             kept = len(found.kept())
-            raise Unmade(f"starved: {kept} of {len(found.judged)} texts passed the filter")
-        return Written(teacher, found)
+            drawn = len(found.judged)
+            raise Unmade(f"round {number + 1} starved: {kept} of {drawn} texts passed the filter")
+        return Written(student or base(), teacher, found, number)
 
     def trained(self, text: Written) -> Healed:
         """An adapter that is trained on it.
@@ -91,7 +101,7 @@ class Bench:
         Raises:
             Unmade: the heal was rejected.
         """
-        return self.whole(self.stages.healed(FIRST, base(), text.teacher, text.harvest))
+        return self.whole(self.stages.healed(text.round, text.student, text.teacher, text.harvest))
 
     @staticmethod
     def whole(healed: Healed) -> Healed:

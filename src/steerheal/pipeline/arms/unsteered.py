@@ -6,7 +6,7 @@ from steerheal.state.values import base
 
 def make(of: Bench) -> Arm:
     """The base with the adapter of its own text; the prompts are those of the kept steered text."""
-    text = of.written(of.teacher())
+    text = of.text()
     found = of.stages.unsteered(FIRST, base(), text.harvest)
     healed = of.whole(of.stages.healed_control(FIRST, base(), found))
     adapter = healed.adapter
