@@ -106,6 +106,12 @@ class HealSettings(Settings):
     of its likeliest token take no part in it; 0 is none. A barrier still sees them."""
     mask_control: bool = False
     """As many tokens of every completion are masked at random instead, the mask's control."""
+    average: Annotated[Count, Field(le=16)] = 1
+    """Adapters trained from different seeds, whose mean is the heal: what each has by chance grows
+    less. Takes so many times as long, and the rank is so many times as large."""
+    subtract: Annotated[Amount, Field(le=4)] = 0.0
+    """c of the common mode: ΔW = ΔW(steered text) − c·ΔW(unsteered text), so that what fine-tuning
+    on the model's own text does by itself is taken away. The second is the unsteered control's."""
     rank: Rank = 16
     """Rank of the adapter."""
     alpha: PositiveAmount = 32.0
@@ -157,6 +163,15 @@ class HealSettings(Settings):
     def _masks_at_random_what_is_masked(self) -> Self:
         if self.mask_control and not self.mask:
             raise ValueError("mask_control masks as many tokens as mask does: give mask above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _subtracts_what_there_is(self) -> Self:
+        if self.subtract and OBJECTIVES.find(self.objective).taught:
+            raise ValueError(
+                f"objective {self.objective} has no unsteered control to subtract: its teacher is "
+                "distilled; set subtract to 0, or use sft"
+            )
         return self
 
     @model_validator(mode="after")

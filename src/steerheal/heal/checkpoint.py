@@ -9,9 +9,9 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -55,6 +55,11 @@ class Checkpoint:
     note: Callable[[str], None] = lambda _text: None
     """Hears why a file was ignored or could not be written, and where a heal goes on."""
 
+    def part(self, number: int) -> Self:
+        """The file of one of several adapters that a heal trains; the first has the heal's own."""
+        own = self.path
+        return replace(self, path=own.with_name(f"{own.name}-{number}")) if number else self
+
     def write(self, place: Place, tensors: dict[str, Tensor]) -> None:
         """Saves the state; a disk that refuses costs only the way back here."""
         own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -86,8 +91,9 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Takes the file away, once what it leads to is saved."""
-        with suppress(OSError):
-            self.path.unlink(missing_ok=True)
+        for path in (self.path, *self.path.parent.glob(f"{self.path.name}-*")):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

@@ -14,10 +14,15 @@ from steerheal.models.generate import Draw, generate
 from steerheal.models.model import ChatModel
 from steerheal.models.score import Pair, continuation_states
 from steerheal.records import Completion, HealStep
-from steerheal.state.fold import assert_alive
+from steerheal.state.adapter import Adapter
+from steerheal.state.fold import ROUNDING, Gated, assert_alive, concatenated
 from steerheal.state.values import State, base
 from steerheal.streams import stream
 from steerheal.tables import OBJECTIVES
+
+PART = 500_009
+"""Between the seeds of the adapters that are averaged."""
+NOTHING_LEFT = "less the unsteered control nothing is left of the heal: both learned the same"
 
 
 def heal(
@@ -30,6 +35,7 @@ def heal(
     number: int,
     seed: int,
     good: State | None = None,
+    less: Adapter | None = None,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[HealStep, int], None] = lambda _step, _of: None,
 ) -> Healed:
@@ -44,6 +50,7 @@ def heal(
         number: The round's, from 0.
         seed: Of the adapter's start, the split and the order.
         good: The last good student, where that is the reference; the base when not given.
+        less: The unsteered control's adapter, of which `settings.subtract` is taken away.
         checkpoint: Where a heal that is cut off is gone on with.
         progress: Called after every step with it and the number of steps.
     """
@@ -61,23 +68,57 @@ def heal(
     if settings.mask:
         with base().entered(chat) as reader:
             tokens = fitted(reader, pairs, settings, seed)
+    parts = []
     with student.entered(chat):
-        healed = heal_student(
-            chat,
-            pairs,
-            reference,
-            settings,
-            teacher=lesson.states or None,
-            taught_by=lesson.reader,
-            anchor=anchor,
-            fitted=tokens,
-            round_number=number,
-            seed=seed,
-            checkpoint=checkpoint,
-            progress=progress,
-        )
+        for part in range(settings.average):
+            trained = heal_student(
+                chat,
+                pairs,
+                reference,
+                settings,
+                teacher=lesson.states or None,
+                taught_by=lesson.reader,
+                anchor=anchor,
+                fitted=tokens,
+                round_number=number,
+                seed=seed + PART * part,
+                checkpoint=checkpoint and checkpoint.part(part),
+                progress=progress,
+            )
+            parts.append(trained)
+            if trained.log.outcome != "trained":
+                return trained
+        healed = combined(parts, less, settings)
         healed = healed._replace(adapter=healed.adapter.trained_by(chat))
         return _if_finite(chat, healed, pairs[0], settings.lr)
+
+
+def combined(parts: Sequence[Healed], less: Adapter | None, settings: HealSettings) -> Healed:
+    """One adapter of several: ΔW = (1/k)·ΣΔWᵢ − c·ΔW₀, their factors side by side.
+
+    What the parts do by chance, and what any fine-tuning on a model's own text does, grows less.
+
+    Args:
+        parts: Trained from different seeds.
+        less: ΔW₀: trained in the same way on text that is not steered; None takes nothing away.
+        settings: c is `subtract`.
+    """
+    first = parts[0]
+    if len(parts) == 1 and less is None:
+        return first
+    whole = [Gated(part.adapter, 1 / len(parts)) for part in parts]
+    whole += [Gated(less, -settings.subtract)] if less is not None else []
+    log = first.log.model_copy(
+        update={
+            "steps": tuple(step for part in parts for step in part.log.steps),
+            "averaged": len(parts),
+            "subtracted": settings.subtract if less is not None else 0.0,
+        }
+    )
+    adapter = concatenated(whole)
+    if all(adapter.share(name) <= ROUNDING for name in adapter.pairs):
+        log = log.model_copy(update={"outcome": "rejected", "reason": NOTHING_LEFT})
+    return Healed(adapter, log)
 
 
 def unrelated(reader: ChatModel, seed: int) -> Data:

@@ -104,12 +104,17 @@ class Counted:
             found.append(self._evaluated(number, "steered"))
         if until is not None:
             return found
-        healed, control = self._healed(number), []
+        healed, before, control = self._healed(number), [], []
+        again = [self._unsteered(number), replace(healed, name=stages.HEALED_CONTROL.name)]
         if self._controlled:
-            again = replace(healed, name=stages.HEALED_CONTROL.name)
-            control = [self._unsteered(number), again, self._evaluated(number, CONTROL)]
+            control = [self._evaluated(number, CONTROL)]
+        if config.heal.subtract:
+            before = again
+        elif self._controlled:
+            control = again + control
         return [
             *found,
+            *before,
             healed,
             self._internalised(number),
             self._evaluated(number, "healed"),
@@ -271,6 +276,7 @@ class Counted:
         held = int(heal.held_out * want)
         work = Work(trained=heal.epochs * (want - held) * (passes.own(texts) + tokens))
         work += passes.scored(texts, (heal.epochs + 1) * held, tokens, 1)
+        work *= heal.average
         taught = OBJECTIVES.find(heal.objective).taught
         work += passes.scored(texts, (heal.barred + taught) * want, tokens, 0)
         if heal.mask:

@@ -54,6 +54,7 @@ from steerheal.records import (
     Sweep,
     Unsteered,
 )
+from steerheal.state.adapter import Adapter
 from steerheal.state.values import State
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.internalise import CONTEXTS
@@ -262,8 +263,15 @@ class Stages:
         good: State | None = None,
     ) -> Healed:
         """The round's adapter and how it was trained; `good` is the last good student."""
+        less = None
+        if self.config.heal.subtract:
+            own = self.unsteered(number, student, found)
+            control = self.healed_control(number, student, own, good=good)
+            if control.log.outcome == "rejected":
+                return control
+            less = control.adapter
         texts = found.kept(self.config.dose.want)
-        return self._healed(HEALED, number, student, teacher, texts, good=good)
+        return self._healed(HEALED, number, student, teacher, texts, good=good, less=less)
 
     def healed_control(
         self, number: int, student: State, found: Unsteered, *, good: State | None = None
@@ -280,14 +288,17 @@ class Stages:
         texts: Sequence[Completion],
         *,
         good: State | None,
+        less: Adapter | None = None,
     ) -> Healed:
         """A heal; one that was cut off goes on from its last epoch."""
         config = self.config
         # LoRA that started from the last round's A would stay in its input directions.
         seed = config.seed + 1_009 * number
+        # Without a common mode to take away, it is the same heal whatever the factor.
+        how = config.heal if less else config.heal.model_copy(update={"subtract": 0.0})
         made = stage.of(
-            self.chat, student, teacher, texts, config.heal, number=number, seed=seed,
-            good=good if config.heal.reference == "last_good" else None,
+            self.chat, student, teacher, texts, how, number=number, seed=seed,
+            good=good if config.heal.reference == "last_good" else None, less=less,
         )  # fmt: skip
         checkpoint = Checkpoint(self.store.scratch(stage.name, made.key), self.watcher.note)
         step = partial(self.watcher.heal_step, number)

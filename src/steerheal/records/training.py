@@ -50,6 +50,10 @@ class HealLog(Record):
 
     masked: float = 0.0
     """Share of the tokens trained on that took no part in the fit."""
+    averaged: int = 1
+    """Adapters that the heal is the mean of; what is held out is read of the first."""
+    subtracted: float = 0.0
+    """c: how much of the unsteered control's adapter was taken away."""
 
     @property
     def barrier_fired(self) -> float:
