@@ -6,20 +6,24 @@ from typing import Any
 import pytest
 import torch
 
-from steerheal.config import HealSettings
+from steerheal.config import HealSettings, SamplingSettings
 from steerheal.heal.checkpoint import Checkpoint
 from steerheal.heal.round import NOTHING_LEFT, PART, heal
-from steerheal.heal.train import Healed
+from steerheal.heal.train import Healed, training_pairs
+from steerheal.models.generate import Draw, generate
+from steerheal.models.score import continuation_states, kl_between
 from steerheal.pipeline.stage_work import Counted
 from steerheal.records import Completion
 from steerheal.state.adapter import Adapter
-from steerheal.state.values import base
+from steerheal.state.values import State, base
+from steerheal.state.vector import SteeringVector
 from test_loop import start
 from test_train import pairs_of, settings
 
 import tiny
 
 CHAT = tiny.chat()
+SHORT = SamplingSettings(tokens=6, temperature=1.0)
 SAID = [
     Completion(prompt=f"say {i}", text="x", tokens=tuple(rest), dose=0, seed=i, ended=True)
     for i, (_, rest) in enumerate(pairs_of(CHAT)[:4])
@@ -90,6 +94,47 @@ def test_an_average_that_was_cut_off_goes_on_in_its_second_adapter(tmp_path: Pat
 def test_what_is_distilled_has_no_control_to_subtract() -> None:
     with pytest.raises(ValueError, match="no unsteered control to subtract"):
         HealSettings(objective="distill", subtract=1)
+
+
+@pytest.mark.long
+def test_on_policy_every_adapter_is_trained_on_what_the_student_writes_by_then() -> None:
+    push = SteeringVector({1: 3 * torch.randn(32, generator=torch.Generator().manual_seed(1))})
+    teacher, wrote = base().steered(push, 2.0), []
+    how = settings(objective="reverse", epochs=2, lr=0.01, barrier="none", on_policy=2)
+    said = [item.model_copy(update={"dose": 2.0}) for item in SAID]
+
+    def apart(state: State) -> float:
+        """KL(state‖teacher) on the state's own text."""
+        with state.entered(CHAT) as reader:
+            own = generate(reader, [Draw(f"say {i}", seed=i) for i in range(8)], SHORT)
+            pairs = training_pairs(CHAT, own)
+            mine = torch.cat(continuation_states(reader, pairs))
+        with teacher.entered(CHAT) as reader:
+            return (
+                kl_between(CHAT, mine, torch.cat(continuation_states(reader, pairs))).mean().item()
+            )
+
+    found = heal(CHAT, base(), teacher, said, how, number=0, seed=0, sampling=SHORT,
+                 progress=lambda step, _of: wrote.append(step.tokens))  # fmt: skip
+    assert found.log.on_policy == 2 and found.adapter.rank == 2 * how.rank
+    assert len(found.log.steps) == len(wrote)
+    assert apart(base().folded(found.adapter)) < apart(base())
+    again = heal(CHAT, base(), teacher, said, how, number=0, seed=0, sampling=SHORT)
+    for name in found.adapter.pairs:
+        assert torch.equal(found.adapter.delta(name), again.adapter.delta(name))
+
+
+def test_own_text_needs_a_teacher_to_correct_it() -> None:
+    with pytest.raises(ValueError, match="use distill or reverse"):
+        HealSettings(on_policy=2)
+
+
+@pytest.mark.slow
+def test_a_run_on_policy_makes_what_was_planned(tmp_path: Path) -> None:
+    how = {"on_policy": 2, "objective": "reverse", "barrier": "none"}
+    record = start(tmp_path, rounds=1, heal=how, read_prompted=False, check={"doses": ()})
+    log = record.rounds[0].heal
+    assert log is not None and log.on_policy == 2
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ def head_of(chat: ChatModel, kind: str) -> ChatModel:
 
 
 @pytest.mark.parametrize("kind", ["none", "kl_fwd", "kl_rev"])
-@pytest.mark.parametrize("objective", ["sft", "distill"])
+@pytest.mark.parametrize("objective", ["sft", "distill", "reverse"])
 @pytest.mark.parametrize(
     ("family", "head"),
     [("llama", "tied"), ("llama", "own"), ("llama", "two layers"), ("gemma2", "own"),
@@ -130,15 +130,18 @@ def test_losses_and_gradients_equal_the_plain_computation(
     log_p = chat.logits(states).log_softmax(-1)
     with torch.no_grad():
         log_q, log_t = (chat.logits(other).log_softmax(-1) for other in (reference, teacher))
-    fit = kl(log_t, log_p) if objective == "distill" else -log_p[torch.arange(11), targets]
+    fits = {"distill": kl(log_t, log_p), "reverse": kl(log_p, log_t)}
+    fit = fits.get(objective, -log_p[torch.arange(11), targets])
     d = {"kl_fwd": kl(log_q, log_p), "kl_rev": kl(log_p, log_q)}.get(kind, torch.zeros(11))
     (fit_grad,) = torch.autograd.grad(fit.sum(), states, retain_graph=True)
     d_grad = torch.zeros_like(states)
     if kind != "none":
         (d_grad,) = torch.autograd.grad(d.sum(), states)
     monkeypatch.setattr("steerheal.heal.barrier.chunk_of", lambda _: 4)
-    given = teacher if objective == "distill" else None
-    ours = position_losses(chat, states, targets, reference, kind, teacher=given)
+    given = teacher if objective in fits else None
+    ours = position_losses(
+        chat, states, targets, reference, kind, objective=objective, teacher=given
+    )
     for mine, plain in (
         (ours.fit, fit),
         (ours.divergence, d),
@@ -162,10 +165,11 @@ def test_distilling_falls_to_the_teacher_and_needs_one() -> None:
     assert log.held_out[-1] < log.held_out[0]
 
 
-def test_a_teacher_that_is_the_student_asks_for_nothing() -> None:
+@pytest.mark.parametrize("objective", ["distill", "reverse"])
+def test_a_teacher_that_is_the_student_asks_for_nothing(objective: str) -> None:
     chat = tiny.chat()
     log = healed(
-        chat, settings(objective="distill", epochs=1), teacher=steered_states(chat, 0.0)
+        chat, settings(objective=objective, epochs=1), teacher=steered_states(chat, 0.0)
     ).log
     assert log.steps[0].ce == pytest.approx(0, abs=1e-6)
     assert log.steps[0].gradient == pytest.approx(0, abs=1e-5)

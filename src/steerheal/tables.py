@@ -221,6 +221,11 @@ OBJECTIVES = Table(
             "under the dose that the completion was drawn at",
             "heal.objectives.distill:OBJECTIVE",
         ),
+        "reverse": Row(
+            "KL(student‖teacher), which seeks what the teacher finds likeliest; with on_policy on "
+            "the student's own text",
+            "heal.objectives.reverse:OBJECTIVE",
+        ),
     },
 )
 INSTRUMENTS = Table(

@@ -9,6 +9,7 @@ from steerheal.bounds import (
     Band,
     BelowOne,
     Count,
+    CountOrNone,
     Fraction,
     Inside,
     Label,
@@ -109,6 +110,10 @@ class HealSettings(Settings):
     average: Annotated[Count, Field(le=16)] = 1
     """Adapters trained from different seeds, whose mean is the heal: what each has by chance grows
     less. Takes so many times as long, and the rank is so many times as large."""
+    on_policy: Annotated[CountOrNone, Field(le=64)] = 0
+    """Times that the student writes the text itself, each time after a heal on what it wrote
+    before; 0 trains on the teacher's text. Needs an objective that has a teacher: distill, or
+    reverse, which is on-policy distillation. The rank is so many times as large."""
     subtract: Annotated[Amount, Field(le=4)] = 0.0
     """c of the common mode: ΔW = ΔW(steered text) − c·ΔW(unsteered text), so that what fine-tuning
     on the model's own text does by itself is taken away. The second is the unsteered control's."""
@@ -163,6 +168,15 @@ class HealSettings(Settings):
     def _masks_at_random_what_is_masked(self) -> Self:
         if self.mask_control and not self.mask:
             raise ValueError("mask_control masks as many tokens as mask does: give mask above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _is_corrected_on_policy(self) -> Self:
+        if self.on_policy and not OBJECTIVES.find(self.objective).taught:
+            raise ValueError(
+                f"on_policy trains on the student's own text, of which objective {self.objective} "
+                "learns nothing new; use distill or reverse"
+            )
         return self
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from steerheal import prompts, streams
 from steerheal.config import HealSettings, SamplingSettings
@@ -13,7 +14,7 @@ from steerheal.heal.train import Healed, heal_student, training_pairs
 from steerheal.models.generate import Draw, generate
 from steerheal.models.model import ChatModel
 from steerheal.models.score import Pair, continuation_states
-from steerheal.records import Completion, HealStep
+from steerheal.records import Completion, HealLog, HealStep
 from steerheal.state.adapter import Adapter
 from steerheal.state.fold import ROUNDING, Gated, assert_alive, concatenated
 from steerheal.state.values import State, base
@@ -36,6 +37,7 @@ def heal(
     seed: int,
     good: State | None = None,
     less: Adapter | None = None,
+    sampling: SamplingSettings | None = None,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[HealStep, int], None] = lambda _step, _of: None,
 ) -> Healed:
@@ -51,46 +53,111 @@ def heal(
         seed: Of the adapter's start, the split and the order.
         good: The last good student, where that is the reference; the base when not given.
         less: The unsteered control's adapter, of which `settings.subtract` is taken away.
+        sampling: How the student writes, on policy.
         checkpoint: Where a heal that is cut off is gone on with.
         progress: Called after every step with it and the number of steps.
     """
-    pairs = training_pairs(chat, kept)
     origin = {"prev": student, "base": base()}.get(settings.reference, good or base())
-    reference, anchor, lesson = None, None, Taught([], chat)
-    with origin.entered(chat) as reader:
-        if settings.barred:
-            reference = continuation_states(reader, pairs)
-        if settings.anchor:
-            anchor = unrelated(reader, seed)
-    if OBJECTIVES.find(settings.objective).taught:
-        lesson = taught(chat, teacher, kept)
-    tokens = None
-    if settings.mask:
-        with base().entered(chat) as reader:
-            tokens = fitted(reader, pairs, settings, seed)
-    parts = []
+    line = Line(chat, student, teacher, origin, settings, number, checkpoint, progress)
+    if settings.on_policy:
+        healed = line.on_policy(kept, sampling or SamplingSettings(), seed)
+    else:
+        healed = combined(line.several(student, kept, seed), less, settings)
+    if healed.log.outcome != "trained":
+        return healed
+    healed = healed._replace(adapter=healed.adapter.trained_by(chat))
     with student.entered(chat):
-        for part in range(settings.average):
-            trained = heal_student(
-                chat,
-                pairs,
-                reference,
-                settings,
-                teacher=lesson.states or None,
-                taught_by=lesson.reader,
-                anchor=anchor,
-                fitted=tokens,
-                round_number=number,
-                seed=seed + PART * part,
-                checkpoint=checkpoint and checkpoint.part(part),
-                progress=progress,
-            )
-            parts.append(trained)
-            if trained.log.outcome != "trained":
-                return trained
-        healed = combined(parts, less, settings)
-        healed = healed._replace(adapter=healed.adapter.trained_by(chat))
-        return _if_finite(chat, healed, pairs[0], settings.lr)
+        return _if_finite(chat, healed, training_pairs(chat, kept)[0], settings.lr)
+
+
+@dataclass(frozen=True)
+class Line:
+    """What the adapters of a heal have in common, however many it trains."""
+
+    chat: ChatModel
+    student: State
+    teacher: State
+    origin: State
+    """The reference."""
+    settings: HealSettings
+    number: int
+    checkpoint: Checkpoint | None
+    progress: Callable[[HealStep, int], None]
+
+    def several(
+        self, student: State, kept: Sequence[Completion], seed: int, first: int = 0
+    ) -> list[Healed]:
+        """The adapters that are averaged; the last one is rejected where one was.
+
+        Args:
+            student: What they are trained on top of.
+            kept: The text.
+            seed: Of the first.
+            first: Where their checkpoints begin.
+        """
+        chat, settings = self.chat, self.settings
+        pairs = training_pairs(chat, kept)
+        reference, anchor, lesson = None, None, Taught([], chat)
+        with self.origin.entered(chat) as reader:
+            if settings.barred:
+                reference = continuation_states(reader, pairs)
+            if settings.anchor:
+                anchor = unrelated(reader, seed)
+        if OBJECTIVES.find(settings.objective).taught:
+            lesson = taught(chat, self.teacher, kept)
+        tokens = None
+        if settings.mask:
+            with base().entered(chat) as reader:
+                tokens = fitted(reader, pairs, settings, seed)
+        parts = list[Healed]()
+        with student.entered(chat):
+            while len(parts) < settings.average:
+                done = heal_student(
+                    chat,
+                    pairs,
+                    reference,
+                    settings,
+                    teacher=lesson.states or None,
+                    taught_by=lesson.reader,
+                    anchor=anchor,
+                    fitted=tokens,
+                    round_number=self.number,
+                    seed=seed + PART * len(parts),
+                    checkpoint=self.checkpoint and self.checkpoint.part(first + len(parts)),
+                    progress=self.progress,
+                )
+                parts.append(done)
+                if done.log.outcome != "trained":
+                    break
+        return parts
+
+    def on_policy(
+        self, kept: Sequence[Completion], sampling: SamplingSettings, seed: int
+    ) -> Healed:
+        """Adapters on top of each other, each trained on what the student writes by then.
+
+        It answers the kept text's prompts, and the teacher is read there at their doses.
+        """
+        chat, now, phases = self.chat, self.student, list[Healed]()
+        for phase in range(self.settings.on_policy):
+            draws_from = stream(seed, streams.ON_POLICY, phase) * 1_000_003
+            draws = [Draw(item.prompt, seed=draws_from + i) for i, item in enumerate(kept)]
+            with now.entered(chat) as reader:
+                said = generate(reader, draws, sampling)
+            texts = [
+                own.model_copy(update={"dose": item.dose, "doses": ()})
+                for own, item in zip(said, kept, strict=True)
+                if own.tokens
+            ]
+            first = phase * self.settings.average
+            parts = self.several(now, texts, seed + PART * first, first)
+            healed = combined(parts, None, self.settings)
+            if healed.log.outcome != "trained":
+                return healed
+            phases.append(healed)
+            now = now.folded(healed.adapter)
+        whole = concatenated([Gated(item.adapter) for item in phases])
+        return Healed(whole, _logged(phases, on_policy=len(phases)))
 
 
 def combined(parts: Sequence[Healed], less: Adapter | None, settings: HealSettings) -> Healed:
@@ -99,26 +166,29 @@ def combined(parts: Sequence[Healed], less: Adapter | None, settings: HealSettin
     What the parts do by chance, and what any fine-tuning on a model's own text does, grows less.
 
     Args:
-        parts: Trained from different seeds.
+        parts: Trained from different seeds; a rejected one, which is the last, is the outcome.
         less: ΔW₀: trained in the same way on text that is not steered; None takes nothing away.
         settings: c is `subtract`.
     """
-    first = parts[0]
-    if len(parts) == 1 and less is None:
-        return first
+    if parts[-1].log.outcome != "trained" or (len(parts) == 1 and less is None):
+        return parts[-1]
     whole = [Gated(part.adapter, 1 / len(parts)) for part in parts]
     whole += [Gated(less, -settings.subtract)] if less is not None else []
-    log = first.log.model_copy(
-        update={
-            "steps": tuple(step for part in parts for step in part.log.steps),
-            "averaged": len(parts),
-            "subtracted": settings.subtract if less is not None else 0.0,
-        }
-    )
     adapter = concatenated(whole)
+    log = _logged(
+        parts,
+        averaged=len(parts),
+        subtracted=settings.subtract if less is not None else 0.0,
+    )
     if all(adapter.share(name) <= ROUNDING for name in adapter.pairs):
         log = log.model_copy(update={"outcome": "rejected", "reason": NOTHING_LEFT})
     return Healed(adapter, log)
+
+
+def _logged(parts: Sequence[Healed], **said: object) -> HealLog:
+    """The first part's log with the steps of all, one after another."""
+    steps = tuple(step for part in parts for step in part.log.steps)
+    return parts[0].log.model_copy(update={"steps": steps, **said})
 
 
 def unrelated(reader: ChatModel, seed: int) -> Data:
@@ -136,8 +206,6 @@ def _if_finite(chat: ChatModel, healed: Healed, pair: Pair, lr: float) -> Healed
 
     Without held-out completions only this shows what the last update did.
     """
-    if healed.log.outcome != "trained":
-        return healed
     prefix, rest = pair
     if math.isfinite(assert_alive(chat, healed.adapter, [*prefix, *rest]).change):
         return healed

@@ -15,8 +15,8 @@ from steerheal.heal.checkpoint import Checkpoint, Place
 from steerheal.heal.optimiser import Optimiser
 from steerheal.heal.spectral import Spectral
 from steerheal.models.model import ChatModel
-from steerheal.models.score import chosen_logprobs, kl_between
 from steerheal.records import HealStep
+from steerheal.tables import NO_BARRIER
 
 VECTORS = "spectral"
 """Name of the spectral penalty's vectors among a checkpoint's tensors."""
@@ -204,12 +204,14 @@ class Trainer:
             return math.nan
         chat, data = self._chat, self._data
         ordered, states = states_by_length(chat, data, rows)
+        targets = [token for i in ordered for token in data.pairs[i][1]]
+        teacher = None
         if data.teacher is not None:
             teacher = torch.cat([data.teacher[i] for i in ordered]).to(chat.device)
-            fit = kl_between(chat, teacher, states, data.taught_by)
-        else:
-            targets = [token for i in ordered for token in data.pairs[i][1]]
-            fit = -chosen_logprobs(chat, states, torch.tensor(targets, device=chat.device))
+        fit = position_losses(
+            chat, states, torch.tensor(targets, device=chat.device), None, NO_BARRIER,
+            objective=self._settings.objective, teacher=teacher, taught_by=data.taught_by,
+        ).fit  # fmt: skip
         if data.fitted is not None:
             fit = fit[torch.cat([data.fitted[i] for i in ordered]).to(fit.device)]
         return fit.mean().item()

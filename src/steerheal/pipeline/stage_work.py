@@ -285,9 +285,10 @@ class Counted:
             control = prompts.control_train()
             work += passes.written(control, len(control), tokens)
             work += passes.scored(control, len(control), tokens, 0)
-        return StageWork(
-            stages.HEALED.name, number, work, tokens if heal.anchor else 0, folded=number > 0
-        )
+        if heal.on_policy:
+            work = (work + passes.written(texts, want, tokens)) * heal.on_policy
+        wrote = tokens if heal.anchor or heal.on_policy else 0
+        return StageWork(stages.HEALED.name, number, work, wrote, folded=number > 0)
 
     def _unsteered(self, number: int) -> StageWork:
         """The base's own text, of the first round, is that of the calibration as far as it goes."""

@@ -52,6 +52,8 @@ class HealLog(Record):
     """Share of the tokens trained on that took no part in the fit."""
     averaged: int = 1
     """Adapters that the heal is the mean of; what is held out is read of the first."""
+    on_policy: int = 0
+    """Times that the student wrote the text anew; what is held out is read of the first."""
     subtracted: float = 0.0
     """c: how much of the unsteered control's adapter was taken away."""
 
