@@ -100,13 +100,14 @@ def test_every_state_is_read_by_each_of_them_beside_the_base() -> None:
     zero, healed = read(rules=limits), read("Shout.", rules=limits)
     found = summarise(healed, zero, tiny.persona().axis)
     sizes = {
-        "answers_coherent": 3, "answers_implausible": 3, "control_spill": 3, "tasks_done": 4,
+        "answers_coherent": 3, "answers_implausible": 3, "control_spill": 3, "control_left": 3,
+        "tasks_done": 4,
         "trait_held_out": 3,
     }  # fmt: skip
     for name, size in sizes.items():
         assert found.values[name].n == found.changes[name].n == size, name
     assert {r.value for r in zero.own["control_spill"]} == {0.0}
-    assert found.changes["control_spill"].value > 0
+    assert found.changes["control_spill"].value > 0 < found.changes["control_left"].value
     assert [r.id for r in healed.own["control_spill"]] == list(control_held_out()[:3])
     by_id = {task.id: task for task in tasks.load()[:4]}
     for item in healed.own["tasks_done"]:

@@ -8,7 +8,7 @@ import torch
 from steerheal.config import SamplingSettings
 from steerheal.measure import free
 from steerheal.measure.poles import expected_logodds
-from steerheal.measure.spill import base_texts, spill
+from steerheal.measure.spill import apart, base_texts, spill
 from steerheal.models.chat import prompt_ids
 from steerheal.models.model import ChatModel
 from steerheal.state.values import base
@@ -72,3 +72,20 @@ def test_the_base_spills_nothing_and_a_larger_dose_more() -> None:
     little, much = (spill(chat, base().steered(pushed(1.0), dose), texts) for dose in (0.5, 2.0))
     assert still == pytest.approx([0, 0], abs=1e-6)
     assert all(0 < a < b for a, b in zip(little, much, strict=True))
+
+
+def test_the_divergence_is_taken_both_ways() -> None:
+    chat = tiny.chat()
+    (text,) = base_texts(chat, ("name a tree",), SAMPLING, seed=2)
+    start = prompt_ids(chat, text.prompt)
+    logs = []
+    for state in (base(), base().steered(pushed(1.0), 2.0)):
+        with state.entered(chat) as reader, reader.resting():
+            rows = reader.net(torch.tensor([[*start, *text.tokens]])).logits
+            logs.append(rows[0, len(start) - 1 : -1].float().log_softmax(-1))
+    plain, steered = logs
+    byhand = [
+        (p.exp() * (p - q)).sum(-1).mean().item() for p, q in ((steered, plain), (plain, steered))
+    ]
+    ((there, back),) = apart(chat, base().steered(pushed(1.0), 2.0), [text])
+    assert [there, back] == pytest.approx(byhand, rel=1e-3) and there != pytest.approx(back)

@@ -26,7 +26,7 @@ SMALLER: dict[str, Any] = {
         "tokens": 24,
         "held_out_pairs": 2,
         "control_prompts": 8,
-        "tasks": 8,
+        "tasks": 0,
     },
 }
 """What preset quick does less of here, where a score of states is read at every seed."""

@@ -12,7 +12,7 @@ from steerheal.config import MeasureSettings, SamplingSettings
 from steerheal.measure import free
 from steerheal.measure.poles import expected_logodds
 from steerheal.measure.readings.table import Answer, Rules
-from steerheal.measure.spill import base_texts, spill
+from steerheal.measure.spill import apart, base_texts
 from steerheal.models.finite import refuse_at_rest
 from steerheal.models.generate import Draw, generate
 from steerheal.models.model import ChatModel
@@ -102,8 +102,8 @@ class Asker:
             written[key] = base_texts(self.chat, prompts, sampling, seed=self.seed)
         return written[key]
 
-    def spill(self, answers: Sequence[Completion]) -> list[float]:
-        """Mean KL(state‖base) per token on given answers that have tokens, nats."""
+    def apart(self, answers: Sequence[Completion]) -> list[tuple[float, float]]:
+        """Mean KL(state‖base) and KL(base‖state) per token on given answers with tokens, nats."""
         if self.state == base():
-            return [0.0] * len(answers)
-        return spill(self.chat, self.state, answers)
+            return [(0.0, 0.0)] * len(answers)
+        return apart(self.chat, self.state, answers)

@@ -1,6 +1,7 @@
 """Spill: how far a state is from the base where it should be the base, on unrelated prompts.
 
     spill = mean over positions of KL(state‖base), on text that the base wrote to mundane prompts
+    left  = the same of KL(base‖state): what the base would say and the state would not
 A vector acts everywhere; what is distilled from it need not.
 """
 
@@ -40,9 +41,14 @@ def base_texts(
     return generate(chat, draws, sampling, progress=progress)
 
 
-@torch.no_grad()
 def spill(chat: ChatModel, state: State, texts: Sequence[Completion]) -> list[float]:
-    """KL(state‖base) of every text in nats per token; empty texts are left out.
+    """KL(state‖base) of every text in nats per token; arguments as `apart`."""
+    return [there for there, _ in apart(chat, state, texts)]
+
+
+@torch.no_grad()
+def apart(chat: ChatModel, state: State, texts: Sequence[Completion]) -> list[tuple[float, float]]:
+    """KL(state‖base) and KL(base‖state) of every text, nats per token; empty ones are left out.
 
     Args:
         chat: The model, in no state.
@@ -56,6 +62,9 @@ def spill(chat: ChatModel, state: State, texts: Sequence[Completion]) -> list[fl
             reader, free.answer_pairs(reader, said)
         )
         return [
-            kl_between(chat, there, here, reader).mean().item()
+            (
+                kl_between(chat, there, here, reader).mean().item(),
+                kl_between(reader, here, there, chat).mean().item(),
+            )
             for there, here in zip(theirs, own, strict=True)
         ]

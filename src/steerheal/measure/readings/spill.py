@@ -1,10 +1,13 @@
-"""Spill: how far a state is from the base on unrelated prompts, where it should be the base."""
+"""How far a state is from the base on unrelated prompts, where it should be the base: spill."""
 
+import math
 from collections.abc import Sequence
 
 from steerheal.measure.readings.table import Asking, Entry
 from steerheal.prompts import control_held_out
 from steerheal.records import UnitRow
+
+LEFT = "KL(base‖state)"
 
 
 def _rows(asking: Asking) -> Sequence[UnitRow]:
@@ -14,8 +17,8 @@ def _rows(asking: Asking) -> Sequence[UnitRow]:
     answers = asking.base_answers(asked, asking.measure.control_tokens)
     said = [answer for answer in answers if answer.tokens]
     return [
-        UnitRow(id=answer.prompt, value=value)
-        for answer, value in zip(said, asking.spill(said), strict=True)
+        UnitRow(id=answer.prompt, value=there, parts={LEFT: back})
+        for answer, (there, back) in zip(said, asking.apart(said), strict=True)
     ]
 
 
@@ -30,5 +33,16 @@ ENTRIES = (
         brief=True,
         rows=_rows,
         meaning="KL(state‖base) on the base's own answers to unrelated prompts",
+    ),
+    Entry(
+        name="control_left",
+        title="KL from the base",
+        kind="guard",
+        unit="nats/token",
+        needs=("control_spill",),
+        of=lambda row: row.parts.get(LEFT, math.nan),
+        damage=1,
+        meaning="KL(base‖state) on the same answers: what the base would say and the state would "
+        "not",
     ),
 )

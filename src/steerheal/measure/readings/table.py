@@ -85,8 +85,8 @@ class Asking(Protocol):
         """What the base answers: the same to every state."""
         ...
 
-    def spill(self, answers: Sequence[Completion]) -> list[float]:
-        """Mean KL(state‖base) per token on given answers that have tokens, nats."""
+    def apart(self, answers: Sequence[Completion]) -> list[tuple[float, float]]:
+        """Mean KL(state‖base) and KL(base‖state) per token on given answers with tokens, nats."""
         ...
 
     def answers(self, prompts: Sequence[str], tokens: int, *, greedy: bool = False) -> list[Answer]:
