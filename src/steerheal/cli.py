@@ -19,6 +19,7 @@ from steerheal.commands.run import RunCommand
 from steerheal.commands.sample import SampleCommand
 from steerheal.commands.scan import ScanCommand
 from steerheal.commands.seeds import SeedsCommand
+from steerheal.commands.tune import TuneCommand
 from steerheal.commands.ui import UiCommand
 from steerheal.console import Console
 from steerheal.errors import Ended, UserError, said, unknown
@@ -32,6 +33,7 @@ KINDS: dict[str, type[Command]] = {
         EvaluateCommand,
         RankCommand,
         ScanCommand,
+        TuneCommand,
         SeedsCommand,
         CompareCommand,
         SampleCommand,

@@ -4,7 +4,7 @@ import importlib.util
 
 from steerheal.errors import UserError
 
-EXTRAS = {"ui": ("gradio",)}
+EXTRAS = {"ui": ("gradio",), "tune": ("optuna", "tomli_w")}
 """The packages that an extra of `pyproject.toml` brings."""
 
 
@@ -21,6 +21,6 @@ def refuse_absent(extra: str, what: str) -> None:
     absent = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
     if absent:
         raise UserError(
-            f"{what} needs {' and '.join(absent)}, which is not installed: "
+            f"{what} needs {' and '.join(absent)}, absent here: "
             f"`pip install 'steerheal[{extra}]'`, or `pip install '.[{extra}]'` in its source."
         )

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from steerheal import prompts
-from steerheal.commands.ranks import PROMPTS, TOKENS, show
+from steerheal.commands.ranks import show
 from steerheal.config import VectorSettings
+from steerheal.config.tuning import TEXTS, TOKENS
 from steerheal.console import Console
 from steerheal.measure import sweep
 from steerheal.measure.fisher import ground
@@ -91,7 +92,7 @@ def _ranked(
 ) -> tuple[RankRow, ...]:
     """Every band's Fisher cosine, shown before any text is steered."""
     sampling = ask.sampling.model_copy(update={"tokens": TOKENS})
-    texts = base_texts(chat, ask.persona.prompts.train[:PROMPTS], sampling, seed=ask.seed)
+    texts = base_texts(chat, ask.persona.prompts.train[:TEXTS], sampling, seed=ask.seed)
     bands = {band.text: within(chat, whole, (band.low, band.high)) for band in tried.bands}
     with console.stage("directions", len(bands)) as progress:
         found = [(VectorSettings(contexts=tried.contexts), bands)]

@@ -11,10 +11,11 @@ from pydantic import Field
 from steerheal import prompts, streams
 from steerheal.bounds import Count, FilePath, Label, Place, Seed, Tokens
 from steerheal.commands.command import POSITIONAL, ModelCommand
-from steerheal.commands.ranks import PROMPTS, TOKENS, show
+from steerheal.commands.ranks import show
 from steerheal.commands.refuse import refuse_other, writable_folder
 from steerheal.commands.scan import BANDS, fractions
 from steerheal.config import MOST_LISTED, SamplingSettings, VectorSettings
+from steerheal.config.tuning import TEXTS, TOKENS
 from steerheal.console import Console
 from steerheal.errors import UserError
 from steerheal.personas import find
@@ -58,7 +59,7 @@ class RankCommand(ModelCommand):
     """What words the poles: their own texts, or the training half of the paraphrases."""
     contexts: Count = 64
     """Diverse user messages that a vector is averaged over."""
-    prompts: Annotated[Count, Field(ge=2)] = PROMPTS
+    prompts: Annotated[Count, Field(ge=2)] = TEXTS
     """Training prompts that the base answers."""
     tokens: Tokens = TOKENS
     """Longest answer, in tokens."""

@@ -1,13 +1,10 @@
-"""What a ranking of directions reads by default, and how it is shown."""
+"""How a ranking of directions is shown."""
 
 from collections.abc import Sequence
 
 from steerheal.console import Console
 from steerheal.numbers import shown
 from steerheal.records import RankRow
-
-PROMPTS, TOKENS = 24, 24
-"""Training prompts that the base answers, and its longest answer."""
 
 
 def show(rows: Sequence[RankRow], title: str, console: Console) -> None:

@@ -40,15 +40,7 @@ def run(plan: Plan, until: Until | None, console: Console) -> None:
     if left := sweep_unfinished(folder.parent) + sweep(folder):
         console.note(f"removed {left} half-made files or stages of a killed run")
     store = Store(folder.parent, folder.name, notify=console.stage_mark, note=console.note)
-    record = RunRecord(
-        status="running",
-        name=folder.name,
-        config=config,
-        command=plan.command,
-        environment=surroundings,
-        notes=(*notes(chat, config.heal), *test_note(plan.persona), *changed),
-        persona=plan.persona,
-    )
+    record = started(plan, chat, config, surroundings, changed)
     console.note(memory_line(size_of(chat), surroundings["dtype"], config, free_bytes(chat.device)))
     for note in record.notes:
         console.note(note)
@@ -63,6 +55,25 @@ def run(plan: Plan, until: Until | None, console: Console) -> None:
         raise UserError(fewer(folder, record, store.held))
     page = write_report(folder)
     closing(record, folder, page, console)
+
+
+def started(
+    plan: Plan,
+    chat: ChatModel,
+    config: RunConfig,
+    surroundings: dict[str, str],
+    changed: tuple[str, ...] = (),
+) -> RunRecord:
+    """The record of a run that begins."""
+    return RunRecord(
+        status="running",
+        name=plan.folder.name,
+        config=config,
+        command=plan.command,
+        environment=surroundings,
+        notes=(*notes(chat, config.heal), *test_note(plan.persona), *changed),
+        persona=plan.persona,
+    )
 
 
 def opened(config: RunConfig) -> tuple[ChatModel, RunConfig]:
