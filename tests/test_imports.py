@@ -16,7 +16,7 @@ NAMES = "__init__"
 ORDER = [
     {"errors"},
     {"tables", "extras"},
-    {"prompts", "bounds", "line", "disk", "streams"},
+    {"prompts", "bounds", "line", "disk", "streams", "ranks"},
     {"config"},
     {"personas"},
     {"records"},

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from steerheal import ranks
 from steerheal.commands.chat import ChatCommand
 from steerheal.commands.command import Command
 from steerheal.commands.compare import CompareCommand
@@ -82,6 +83,11 @@ def _dispatch(argv: list[str], console: Console, works: Callable[[], None]) -> N
         console.say(KINDS[argv[0]].help(argv[1:]))
         return
     options = parse(argv[0], argv[1:])
+    if ranks.launched() > 1 and not isinstance(options, RunCommand):
+        raise UserError(
+            f"{ranks.launched()} processes were launched, and only `steerheal run` shares its work "
+            f"out among several. Give `steerheal {argv[0]}` without the launcher."
+        )
     options.check()
     options.do(console, works)
 

@@ -91,7 +91,12 @@ class Console:
     def __init__(self) -> None:
         self._out = RichConsole(highlight=False, soft_wrap=True)
         self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._fault = self._err
         self._heal: _Pace | None = None
+
+    def hushed(self) -> None:
+        """Nothing but failures from now on: another process of the run says the rest."""
+        self._out, self._err = RichConsole(quiet=True), RichConsole(quiet=True)
 
     def say(self, text: str) -> None:
         """A line of result."""
@@ -103,7 +108,7 @@ class Console:
 
     def error(self, text: str) -> None:
         """The one message of a failure."""
-        self._err.print(Text("error: ", style="bold red") + Text(printable(text)))
+        self._fault.print(Text("error: ", style="bold red") + Text(printable(text)))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table; cells are plain text, wrapped between words, none of which is cut.

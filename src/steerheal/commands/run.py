@@ -2,11 +2,11 @@
 
 import shlex
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from steerheal import prompts
+from steerheal import prompts, ranks
 from steerheal.bounds import FilePath, FolderNameOrNone, Place
 from steerheal.commands.command import POSITIONAL, Command
 from steerheal.commands.helping import asked, page
@@ -84,15 +84,31 @@ class RunCommand(Command):
 
     def do(self, console: Console, works: Callable[[], None]) -> None:
         """Runs until the last round, or the check that is named, and writes the report."""
-        from steerheal.pipeline.run import plan, run
+        from steerheal.pipeline.run import run
 
         works()
-        if self.plan:
+        with ranks.together(), ExitStack() as stack:
+            made = None
+            if not ranks.leads():
+                console.hushed()
+            if self.plan:
+                self._foretold(console)
+                return
+            try:
+                if ranks.leads():
+                    made = stack.enter_context(self._begun(console))
+            finally:
+                made = ranks.told(made)
+            if made is None:  # the leader has said why
+                raise SystemExit(2)
+            run(made, self.until, console)
+
+    def _foretold(self, console: Console) -> None:
+        from steerheal.pipeline.run import plan
+
+        if ranks.leads():
             config, persona, done = self._settled(console)
             plan(config, persona, console, until=self.until, done=done)
-            return
-        with self._begun(console) as made:
-            run(made, self.until, console)
 
     def _begun(self, console: Console) -> AbstractContextManager[Plan]:
         if self.resume is not None:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from steerheal import ranks
 from steerheal.disk import write_bytes
 from steerheal.errors import UserError
 from steerheal.records import HealStep, Record
@@ -62,6 +63,8 @@ class Checkpoint:
 
     def write(self, place: Place, tensors: dict[str, Tensor]) -> None:
         """Saves the state; a disk that refuses costs only the way back here."""
+        if not ranks.leads():
+            return
         own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         marked = place.model_copy(update={"digest": _digest(own)})
         try:
@@ -91,6 +94,8 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Takes the file away, once what it leads to is saved."""
+        if not ranks.leads():
+            return
         for path in (self.path, *self.path.parent.glob(f"{self.path.name}-*")):
             with suppress(OSError):
                 path.unlink(missing_ok=True)

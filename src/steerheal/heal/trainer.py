@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from steerheal import ranks
 from steerheal.config import HealSettings
 from steerheal.heal.barrier import PositionLosses, hinge_weights, position_losses
 from steerheal.heal.batches import Data, Micro, micro_batches, states_by_length
@@ -79,7 +81,8 @@ class Trainer:
     ) -> tuple[Place, str]:
         """One pass; the place after it, and why it was broken off, if it was."""
         for rows in steps:
-            micros = micro_batches(self._chat, self._data, rows, self._settings.accumulate)
+            parts = self._settings.accumulate * ranks.world()
+            micros = micro_batches(self._chat, self._data, rows, parts)
             step = self._step(micros, len(place.steps), place.epochs)
             place = place.model_copy(
                 update={
@@ -113,10 +116,17 @@ class Trainer:
         fits = max(1, sum(micro.fits for micro in micros))
         barred = settings.barred
         twice = barred and len(micros) > 1
-        divergences = [self._divergences(micro) for micro in micros] if twice else []
-        fit, operating, barrier, start = 0.0, math.nan, 0.0, 0
-        pulls = [0.0, 0.0]
-        for micro in micros:
+        own = ranks.mine(range(len(micros)))
+        divergences = list[Tensor]()
+        if twice:
+            found = ranks.merged({i: ranks.lent(self._divergences(micros[i])) for i in own})
+            divergences = [found[i].to(chat.device) for i in range(len(micros))]
+        starts = [0, *accumulate(len(micro.targets) for micro in micros)]
+        operating, barrier = math.nan, 0.0
+        # The fit, and the squared size of both pulls on the hidden states.
+        sums = torch.zeros(3, dtype=torch.float64)
+        for i in own:
+            micro = micros[i]
             with torch.enable_grad():
                 states = micro.states(chat)
             losses = self._losses(micro, states)
@@ -124,15 +134,16 @@ class Trainer:
             operating, barrier, weights = hinge_weights(
                 settings.aggregate, everything, self._lam, settings.tau
             )
-            mine = weights[start : start + len(micro.targets)] if twice else weights
-            start += len(micro.targets)
-            fit += losses.fit.sum().item() / fits
+            mine = weights[starts[i] : starts[i + 1]] if twice else weights
+            sums[0] += losses.fit.sum().item() / fits
             # In place: these two and their sum are as wide as the hidden states.
             gradient = losses.fit_grad.float().div_(fits)
             held = losses.divergence_grad.float().mul_(mine[:, None])
-            pulls[0] += gradient.square().sum().item()
-            pulls[1] += held.square().sum().item()
+            sums[1] += gradient.square().sum().item()
+            sums[2] += held.square().sum().item()
             states.backward(gradient.add_(held).to(states.dtype))
+        fit, pull, held_back = self._loop.joined(sums)
+        operating, barrier = ranks.told((operating, barrier))
         anchored = self._anchored(number)
         spectral = self._penalised()
         lr = self._loop.lr
@@ -145,7 +156,7 @@ class Trainer:
             lr=lr,
             gradient=self._loop.apply(),
             tokens=count,
-            pressure=math.sqrt(pulls[1] / pulls[0]) if barred and pulls[0] else math.nan,
+            pressure=math.sqrt(held_back / pull) if barred and pull else math.nan,
             spectral=spectral,
             anchor=anchored,
         )

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from steerheal import ranks
 from steerheal.config import MeasureSettings
 from steerheal.measure import finite
 from steerheal.measure.instrument import Instrument, Progress, Read
@@ -133,12 +134,17 @@ def sweep(
         progress(sum((i + 1) % each == 0 for i in batch))
 
     # The orders of a vignette stay together, so that what they share is read once.
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i - i % each]), i))
+    shares = ranks.mine(range(len(prompts) // each))
+    own = [each * share + k for share in shares for k in range(each)]
+    order = sorted(own, key=lambda i: (len(prompts[i - i % each]), i))
     longest, more = max(map(len, prompts), default=0), think + len(slot.suffix) + len(slot.prefill)
     chat.refuse_longer(longest, written=more)
     rows = max(1, fitting(chat, rows * chat.parts, longest + more) // chat.parts)
     for start in range(0, len(order), rows):
         shrinking(order[start : start + rows], work)
+    for i, one in ranks.merged({i: [whole[i] for whole in found] for i in own}).items():
+        for whole, value in zip(found, one, strict=True):
+            whole[i] = value
     read = [
         _collected(
             _Rollouts(*(part[state * count :][:count] for part in found)),

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steerheal import ranks
 from steerheal.config import MeasureSettings
 from steerheal.measure import finite
 from steerheal.measure.instrument import Instrument, Progress, Read
@@ -109,9 +110,10 @@ def sweep(
         scores[batch], masses[batch], fluency[batch] = _read_batch(chat, [asked[i] for i in batch])
         progress(sum(i % count < len(vignettes) for i in batch))
 
+    own: list[int] = []
     lengths = [len(one.line) + sum(map(len, one.rests)) for one in asked]
     budget = token_budget(chat.device) // chat.parts
-    for group in _alike(asked):
+    for group in map(ranks.mine, _alike(asked)):
         for batch in by_length([lengths[i] for i in group], budget):
             longest = max(lengths[group[i]] for i in batch)
             # A prompt's cache stands beside its copies, one per reason, in every part of a state.
@@ -119,6 +121,9 @@ def sweep(
             most = fitting(chat, len(batch), longest, copies=copies)
             for start in range(0, len(batch), most):
                 shrinking([group[i] for i in batch[start : start + most]], work)
+                own += [group[i] for i in batch[start : start + most]]
+    for i, one in ranks.merged({i: (scores[i], masses[i], fluency[i]) for i in own}).items():
+        scores[i], masses[i], fluency[i] = one
     read = [
         _rows(vignettes, acts, *(part[start : start + count] for part in (scores, masses, fluency)))
         for start in range(0, total, count)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steerheal import ranks
 from steerheal.config import PushSettings, SamplingSettings
 from steerheal.models.asking import asked
 from steerheal.models.batch import shrinking
@@ -117,7 +118,7 @@ def write(
         done.update(zip(indices, rows, strict=True))
         progress(len(indices))
 
-    order = sorted(range(len(draws)), key=lambda i: (len(lines[i]), i))
+    order = ranks.mine(sorted(range(len(draws)), key=lambda i: (len(lines[i]), i)))
     longest = max(map(len, lines), default=0)
     chat.refuse_longer(longest, written=settings.tokens)
     longest += settings.tokens
@@ -126,6 +127,9 @@ def write(
     size = max(1, min(settings.rows, fitting(chat, each * settings.rows, longest) // each))
     for start in range(0, len(order), size):
         shrinking(order[start : start + size], work)
+    for row in done.values():
+        row.states = [ranks.lent(state) for state in row.states]
+    done = ranks.merged(done)
     rows = [done[i] for i in range(len(draws))]
     opened = chat.template.opens()
     return Written(

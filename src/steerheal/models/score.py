@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steerheal import ranks
 from steerheal.models.batch import by_length, right_padded, shrinking, token_budget
 from steerheal.models.cache import roomy_cache
 from steerheal.models.decode import forward_rows, kinds_of, shared_in_groups
@@ -110,9 +111,11 @@ def continuation_states(
     whole = [line.then(rest) for line, (_, rest) in zip(lines, pairs, strict=True)]
     budget = token_budget(chat.device) // chat.parts
     opening = shared_in_groups(*forward_rows(chat, whole), shortest - 1) if whole else 0
-    for batch in by_length([len(line) for line in whole], budget, opening):
-        shrinking(batch, work)
-    return states
+    own = ranks.mine(range(len(whole)))
+    for batch in by_length([len(whole[i]) for i in own], budget, opening):
+        shrinking([own[i] for i in batch], work)
+    found = ranks.merged({i: ranks.lent(states[i]) for i in own})
+    return [found[i].to(chat.device) for i in range(len(whole))]
 
 
 @torch.no_grad()

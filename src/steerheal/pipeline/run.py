@@ -4,7 +4,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from steerheal import prompts
+from steerheal import prompts, ranks
 from steerheal.config import RunConfig
 from steerheal.console import Console
 from steerheal.errors import UserError, said
@@ -37,9 +37,10 @@ def run(plan: Plan, until: Until | None, console: Console) -> None:
     chat, config = opened(config)
     surroundings = environment(chat, config)
     changed = plan.held_against(surroundings)
-    if left := sweep_unfinished(folder.parent) + sweep(folder):
+    if ranks.leads() and (left := sweep_unfinished(folder.parent) + sweep(folder)):
         console.note(f"removed {left} half-made files or stages of a killed run")
     store = Store(folder.parent, folder.name, notify=console.stage_mark, note=console.note)
+    ranks.wait()  # until all have seen what the folder holds
     record = started(plan, chat, config, surroundings, changed)
     console.note(memory_line(size_of(chat), surroundings["dtype"], config, free_bytes(chat.device)))
     for note in record.notes:
@@ -53,8 +54,8 @@ def run(plan: Plan, until: Until | None, console: Console) -> None:
         raise
     if store.held is not None:
         raise UserError(fewer(folder, record, store.held))
-    page = write_report(folder)
-    closing(record, folder, page, console)
+    if ranks.leads():
+        closing(record, folder, write_report(folder), console)
 
 
 def started(
@@ -125,6 +126,8 @@ def _leave_readable(store: Store, error: BaseException, console: Console) -> Non
 
     The record of a run that was finished before stays as it is.
     """
+    if not ranks.leads():
+        return
     stopped = isinstance(error, KeyboardInterrupt)
     if stopped:
         console.note(f"finished stages are kept; go on with: {onward(store.folder)}")

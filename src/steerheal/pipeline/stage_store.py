@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import TypeVar, cast
 
+from steerheal import ranks
 from steerheal.disk import (
     MAKING,
     disk_error,
@@ -99,17 +100,24 @@ class Store:
         """
         home = self.runs / STAGES / f"{name}-{key}"
         reused, again, result = home.is_dir(), "", None
-        if reused:
+        if not ranks.leads():
+            reused, again = self._along(make)
+        elif reused:
             try:
                 result = self._read(home, load)
             except Damaged as error:
                 reused, again = False, self._set_aside(home, error)
-        if not reused:
+        if ranks.leads() and not reused:
             with alone(home, waits=lambda: self._note(f"{name} · another run is making it: waits")):
                 reused = home.is_dir()
                 if not reused:
                     again = again or self._by_other_code(name, key)
+                    ranks.told((False, again))
                     self._make(home, make, save)
+        if ranks.leads() and reused:
+            ranks.told((True, again))
+        ranks.wait()
+        if result is None:
             result = self._read(home, load)
         self._place(home, round_folder(self.folder, number))
         mark = StageMark(
@@ -123,6 +131,14 @@ class Store:
         self.marks.append(mark)
         self._notify(mark)
         return cast(T, result)
+
+    @staticmethod
+    def _along(make: Callable[[], object]) -> tuple[bool, str]:
+        """On a process that does not lead: makes what the leader makes, which alone keeps it."""
+        reused, again = ranks.told((False, ""))
+        if not reused:
+            make()
+        return reused, again
 
     def beside(self, name: str) -> "Store":
         """A folder in this one with the same listeners; its stages count as this one's."""
@@ -188,7 +204,7 @@ class Store:
     def _place(self, home: Path, target: Path) -> None:
         """Links a finished stage's files into the run folder, once its record is this run's."""
         self._waiting.append((home, target))
-        if self.held is None:
+        if self.held is None and ranks.leads():
             self._put()
 
     def _put(self) -> None:
@@ -205,8 +221,9 @@ class Store:
         if self.held is not None and holds_less(record, self.held):
             return
         self.held = None
-        self._put()
-        write_record(self.folder / RUN, record)
+        if ranks.leads():
+            self._put()
+            write_record(self.folder / RUN, record)
 
 
 def holds_less(record: RunRecord, other: RunRecord) -> bool:
