@@ -1,18 +1,15 @@
 """Shapes in signatures are checked while testing; nothing reaches a network."""
 
 import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-from importlib import import_module
-
-# While the hook below loads a module, what that imports is looked for compiled under another name
-# and never found: these are loaded before.
-for name in ("beartype", "peft", "scipy.stats", "torch", "transformers.modeling_utils"):
-    import_module(name)
-
-from jaxtyping import config, install_import_hook
+sys.path.insert(0, str(Path(__file__).parent))
 
 SHAPED = (
     "models",
@@ -27,27 +24,32 @@ SHAPED = (
     "steer.methods",
     "steer.states",
 )
-install_import_hook([f"steerheal.{name}" for name in SHAPED], "beartype.beartype")
+FIRST = ("beartype", "peft", "scipy.stats", "torch", "transformers.modeling_utils")
+"""Imported before the hook: while it loads a module, what that imports is looked for compiled under
+another name, and never found."""
 
-import sys
-from pathlib import Path
 
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
+def pytest_configure(config: pytest.Config) -> None:
+    """Where tests run, shapes are checked; who only hands them out imports nothing."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    for name in FIRST:
+        import_module(name)
+    hook = import_module("jaxtyping").install_import_hook
+    hook([f"steerheal.{name}" for name in SHAPED], "beartype.beartype")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Whole runs go through what the quick tests check, a fifth faster without the checks."""
+    config = import_module("jaxtyping").config
     config.update("jaxtyping_disable", item.get_closest_marker("slow") is not None)
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Weights and vectors a test draws are the same every time it runs."""
-    torch.manual_seed(0)
+    import_module("torch").manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerheal.config import ModelSettings
 from steerheal.errors import UserError
 from steerheal.measure import forced_choice, protocol, vignettes
 from steerheal.measure.forced_choice import ForcedChoice
@@ -19,7 +18,7 @@ from steerheal.measure.slot import interruption
 from steerheal.measure.vignettes import Vignette
 from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.hooks import adding
-from steerheal.models.load import load, wrap
+from steerheal.models.load import wrap
 from steerheal.models.model import ChatModel
 from steerheal.records import FOUNDATIONS
 from steerheal.state.values import entered
@@ -418,7 +417,7 @@ def test_rollouts_that_write_the_answers_opening_are_counted(
 def test_the_published_readings_are_reproduced_at_every_batch_size(
     think: int, batches: tuple[tuple[int, int], ...], shared: Path
 ) -> None:
-    chat = load(ModelSettings(device="cpu"))
+    chat = tiny.embedded()
     wording = protocol.load(shared / "tinymfv" / PUBLISHED)
     file = shared / "reference" / "tinymfv_smollm2.json"
     published = {

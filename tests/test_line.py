@@ -81,7 +81,7 @@ def said(name: str, words: list[str]) -> str:
 
 def test_every_number_on_every_line_is_found() -> None:
     assert len(NUMERIC) >= 70
-    words = {"run", "compare", "evaluate", "rank", "scan", "sample", "chat", "ui", "export"}
+    words = {"run", "compare", "evaluate", "rank", "scan", "tune", "sample", "chat", "ui", "export"}
     assert {name for name, *_ in NUMERIC} == words
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steerheal import prompts
-from steerheal.config import MeasureSettings, ModelSettings, SamplingSettings
+from steerheal.config import MeasureSettings, SamplingSettings
 from steerheal.errors import UserError
 from steerheal.measure import coherence, damage, free, likelihood, summary, vignettes
 from steerheal.measure.evaluate import evaluate
@@ -23,7 +23,6 @@ from steerheal.measure.fluency import (
 from steerheal.models.cache import MEMORY_SHARE, RoomyCache
 from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.hooks import adding
-from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.personas import Axis
 from steerheal.records import FOUNDATIONS, CanaryRow, Completion, PersonaRow, Scores, VignetteRow
@@ -205,10 +204,10 @@ def test_a_likelihood_reading_stays_within_its_memory_plan(
 
 @pytest.mark.slow
 def test_the_embedded_base_ranks_the_published_vignettes_far_above_chance(shared: Path) -> None:
-    chat = load(ModelSettings(device="cpu"))
+    chat = tiny.embedded()
     asked = vignettes.load(str(shared / "tinymfv" / "vignettes_classic_other_violate.jsonl"))
     scores = Scores(
-        state="base", instrument="likelihood", vignettes=tuple(likelihood.read(chat, asked[::6])),
+        state="base", instrument="likelihood", vignettes=tuple(likelihood.read(chat, asked[::9])),
         canary=tuple(coherence.read(chat, prompts.lines("statements")[:4])), persona=(),
     )  # fmt: skip
     assert summary.summarise(scores, scores, AXIS).values["top1"].value >= 0.45

@@ -38,7 +38,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from steerheal.models.load import wrap
+from steerheal.config import ModelSettings
+from steerheal.models.load import load, wrap
 from steerheal.models.model import ChatModel
 from steerheal.personas import Axis, Persona, Prompts
 from steerheal.pipeline import stages
@@ -131,6 +132,12 @@ def net(family: str = "llama", *, seed: int = 0) -> PreTrainedModel:
             elif "norm" not in name:
                 weight.data.add_(torch.randn_like(weight) * 0.1)
     return made
+
+
+@cache
+def embedded() -> ChatModel:
+    """The embedded model, for tests that leave it as it is."""
+    return load(ModelSettings(device="cpu"))
 
 
 def chat(
