@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
+COMPILE := $(BIN)/python -m compileall -q -j 0 -x 'transformers/models/|/tests/' .venv/lib > /dev/null || true
 
 # One process per core, one thread each.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=logical --dist=worksteal --durations=10
@@ -21,12 +22,13 @@ setup: .venv/dev
 # What its tests need. They start many processes: all cores compile what pip leaves to the first.
 .venv/dev: .venv/ready
 	$(PIP) -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m compileall -q -j 0 -x 'transformers/models/|/tests/' .venv/lib > /dev/null || true
+	$(COMPILE)
 	touch $@
 
 # What is optional: its tests skip where it is absent, and its types are checked where it is there.
 .venv/extras: .venv/dev
-	$(PIP) -c constraints.txt -e '.[ui,tune,notebook]'
+	$(PIP) -c constraints.txt -e '.[ui,tune,notebook,ray]'
+	$(COMPILE)
 	touch $@
 
 demo: .venv/ready

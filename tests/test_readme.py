@@ -9,6 +9,7 @@ import pytest
 from steerheal.cli import main
 from steerheal.config import resolve
 from steerheal.config.comparing import chosen_arms
+from steerheal.config.sweeping import points
 from steerheal.personas import find
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +54,8 @@ def test_every_example_file_parses() -> None:
     assert find(str(ROOT / "examples" / "calm.toml")).name == "calm"
     assert resolve("quick", ROOT / "examples" / "quick.toml").heal.barrier == "kl_fwd"
     assert len(chosen_arms(ROOT / "examples" / "arms.toml", ("wide", "best"))) == 3
-    assert len(list((ROOT / "examples").rglob("*.toml"))) == 3
+    assert len(points(ROOT / "examples" / "sweep.toml", "sweep")) == 2 * 3 * 2 * 2
+    assert len(list((ROOT / "examples").rglob("*.toml"))) == 4
 
 
 def test_every_module_that_the_method_names_is_there() -> None:

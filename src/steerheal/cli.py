@@ -20,6 +20,7 @@ from steerheal.commands.run import RunCommand
 from steerheal.commands.sample import SampleCommand
 from steerheal.commands.scan import ScanCommand
 from steerheal.commands.seeds import SeedsCommand
+from steerheal.commands.sweep import SweepCommand
 from steerheal.commands.tune import TuneCommand
 from steerheal.commands.ui import UiCommand
 from steerheal.console import Console
@@ -37,6 +38,7 @@ KINDS: dict[str, type[Command]] = {
         TuneCommand,
         SeedsCommand,
         CompareCommand,
+        SweepCommand,
         SampleCommand,
         ChatCommand,
         UiCommand,

@@ -4,7 +4,7 @@ import importlib.util
 
 from steerheal.errors import UserError
 
-EXTRAS = {"ui": ("gradio",), "tune": ("optuna", "tomli_w")}
+EXTRAS = {"ui": ("gradio",), "tune": ("optuna", "tomli_w"), "ray": ("ray",)}
 """The packages that an extra of `pyproject.toml` brings."""
 
 

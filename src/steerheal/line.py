@@ -6,6 +6,7 @@ are `--outer.inner`, a flag has its opposite, and a tuple takes as many words as
 
 import argparse
 import difflib
+import json
 import shlex
 import types
 from collections.abc import Sequence
@@ -282,6 +283,25 @@ def placeholder(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 def table_of(metadata: Sequence[Any]) -> Table | None:
     """The table whose names a field takes, if it takes any's."""
     return next((item for item in metadata if isinstance(item, Table)), None)
+
+
+def words_of(kind: type[BaseModel], values: dict[str, Any]) -> list[str]:
+    """Settings, nested as the model is, as the words of a line that gives them."""
+    words: list[str] = []
+    for option in options(kind):
+        value: Any = values
+        for name in option.path:
+            value = value.get(name) if isinstance(value, dict) else None
+        flag = option.flags[-1]
+        if value is None:
+            continue
+        if option.off:
+            words.append(flag if value else option.off)
+        elif isinstance(value, list | tuple):
+            words += [flag, *map(str, value)]
+        else:
+            words.append(f"{flag}={json.dumps(value) if isinstance(value, dict) else value}")
+    return words
 
 
 def with_option(line: str, flag: str, value: str | None) -> str:

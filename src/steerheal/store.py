@@ -46,6 +46,8 @@ TEST = "test.json"
 RUN = "run.json"
 COMPARE = "compare.json"
 """A comparison's record, in a folder beside the runs'."""
+SWEEP = "sweep.json"
+"""A sweep's record, in a folder beside its runs'."""
 
 
 def write_record(path: Path, record: Record) -> None:
