@@ -152,6 +152,9 @@ def test_sample_export_report_and_evaluate_work_on_a_run(
     assert "rank 1 of 2" in capsys.readouterr().out
     main(["export", run, "--format", "vector", "--out", str(tmp_path / "vector")])
     assert "every direction is the same" in capsys.readouterr().out
+    main(["export", run, "--format", "bias", "--dose", "0.5", "--out", str(tmp_path / "bias")])
+    assert "as biases, dose 0.5, of round 1" in capsys.readouterr().out
+    assert "only --format bias" in failing(["export", run, "--dose", "2"], capsys)
     assert "has no rank" in failing(["export", run, "--format", "merged", "--rank", "8"], capsys)
     assert "exists" in failing(["export", run, "--out", str(tmp_path / "peft")], capsys)
     main(["report", run])

@@ -31,13 +31,16 @@ class ExportCommand(Command):
 
     run: Annotated[FilePath, POSITIONAL]
     """The run folder."""
-    format: Literal["peft", "merged", "gguf-lora", "vector"] = "peft"
+    format: Literal["peft", "merged", "gguf-lora", "vector", "bias"] = "peft"
     """One PEFT adapter; the whole model with the history in its weights; one adapter for llama.cpp;
-    or the round's steering vector for llama.cpp."""
+    the round's steering vector for llama.cpp; or, for Llama models, the round's steered model with
+    its vector as biases, without a hook, in the form that vLLM reads."""
     round: RoundOrBest = 0
     """Last round of the history, from 1; 0 is the run's best."""
     gate: Gate = 1.0
     """Gate of every adapter of the history; 0 is the base, whose adapter changes nothing."""
+    dose: Gate = 0.0
+    """bias: dose of the vector; 0 is the round's own."""
     rank: Annotated[int, Field(ge=0, le=4096)] = 0
     """Rank of the adapter, by singular values of every layer's change; 0 is the sum of the rounds'
     ranks, which loses nothing."""
@@ -56,6 +59,8 @@ class ExportCommand(Command):
             )
         if self.gate != 1 and self.format == "vector":
             raise UserError("--gate: a vector has none; its dose is chosen where it is loaded.")
+        if self.dose and self.format != "bias":
+            raise UserError("--dose: only --format bias holds a vector at a dose.")
         writable_folder(self._free_place(), "--out")
         if self.push:
             from steerheal.models.publish import refuse_unwritable
@@ -72,6 +77,8 @@ class ExportCommand(Command):
         card = partial(self._card, record, number, _base(record.settings(self.run).model, chat))
         if self.format == "vector":
             self._vector(chat, number, card, console)
+        elif self.format == "bias":
+            self._biased(chat, record, number, card, console)
         else:
             self._adapted(chat, student, number, card, console)
         if self.push:
@@ -131,6 +138,30 @@ class ExportCommand(Command):
         on = "the base" if number == 1 else f"the student of round {number - 1}"
         console.say(f"{what} of round {number}, read from {on}: {out}")
         console.say("read back, every direction is the same")
+
+    def _biased(
+        self,
+        chat: "ChatModel",
+        record: RunRecord,
+        number: int,
+        card: Callable[[str], str],
+        console: Console,
+    ) -> None:
+        """The model that wrote the round's text, as a checkpoint."""
+        from steerheal.heal.export import export_bias
+        from steerheal.pipeline.history import history_of
+        from steerheal.state.vector import SteeringVector
+
+        vector = SteeringVector.load(round_folder(self.run, number - 1) / "vector.safetensors")
+        before = history_of(record, self.run, number - 1, self.gate)
+        probes, out = list(record.whose(self.run).prompts.show), self._free_place()
+        dose = self.dose or record.rounds[number - 1].multiplier
+        made = export_bias(chat, before, vector, out, probes, dose=dose, card=card)
+        console.say(f"{made.what}, of round {number}: {out}")
+        console.say(
+            f"largest logit difference to the hook: {made.difference:.2e} "
+            f"(logits reach {made.scale:.1f}; {len(probes)} prompts)"
+        )
 
     def _card(self, record: RunRecord, number: int, base: "Base", what: str) -> str:
         from steerheal.report.card import Export, card

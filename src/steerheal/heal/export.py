@@ -29,12 +29,15 @@ from steerheal.models.chat import prompt_ids
 from steerheal.models.load import quiet
 from steerheal.models.model import ChatModel
 from steerheal.state.adapter import Adapter
+from steerheal.state.bias import biased
 from steerheal.state.compress import recompressed
 from steerheal.state.fold import Gated, concatenated, folded, merged
 from steerheal.state.gguf_lora import read_gguf_lora, write_gguf_lora
 from steerheal.state.vector import SteeringVector
 
 ADAPTER_FILE, VECTOR_FILE = "adapter.gguf", "vector.gguf"
+SWITCH = "mlp_bias"
+"""The setting of a model's configuration that gives its MLPs biases."""
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's --max-lora-rank takes."""
 AGREE, STEPS = 1e-4, 8
@@ -127,11 +130,62 @@ def export_merged(
         if fresh:
             found = _logits_elsewhere(chat, probes, model=work)
         else:
-            again = AutoModelForCausalLM.from_pretrained(work, dtype=chat.net.dtype)
-            again.to(device=chat.device)  # pyright: ignore[reportCallIssue]
-            found = _logits(again.eval(), chat, probes)
+            found = _logits(_loaded(chat, work), chat, probes)
         _refuse_apart(chat, expected, found, what)
         return _compared(what, _gated_logits(chat, history, probes), found)
+
+
+def export_bias(
+    chat: ChatModel,
+    history: Sequence[Gated],
+    vector: SteeringVector,
+    out: Path,
+    probes: Sequence[str],
+    *,
+    dose: float = 1.0,
+    card: Card = no_card,
+) -> Exported:
+    """Writes the steered model as one without a hook: history in the weights, vector as biases.
+
+    The configuration's `mlp_bias` gives every projection of an MLP a bias, which is 0 but for the
+    vector: transformers and vLLM read it so.
+
+    Raises:
+        UserError: a model without that switch, a vector that is no bias, a folder that cannot be
+            written, or logits that differ.
+    """
+    what, config = f"model with its vector as biases, dose {dose:g}", chat.net.config
+    if getattr(config, SWITCH, None) is None:
+        raise UserError(
+            f"{chat.name} ({config.model_type}) has no {SWITCH}, which lets a checkpoint hold the "
+            "vector: Llama has it. Export --format vector or merged instead."
+        )
+    with whole_folder(out) as work, quiet(), merged(chat, history):
+        with vector.applied(chat, dose):
+            expected = _logits(chat.net, chat, probes)
+        with biased(chat, vector, dose):
+            state = chat.net.state_dict()
+        missing = {
+            name.removesuffix("weight") + "bias": weight.new_zeros(len(weight))
+            for name, weight in state.items()
+            if ".mlp." in name and name.endswith("_proj.weight")
+        }
+        own = getattr(config, SWITCH)
+        setattr(config, SWITCH, True)
+        try:
+            chat.net.save_pretrained(work, state_dict=missing | state)
+        finally:
+            setattr(config, SWITCH, own)
+        chat.tokenizer.save_pretrained(work)
+        _write_card(work, card(what))
+        found = _logits(_loaded(chat, work), chat, probes)
+        _refuse_apart(chat, expected, found, what)
+        return _compared(what, expected, found)
+
+
+def _loaded(chat: ChatModel, folder: Path) -> PreTrainedModel:
+    again = AutoModelForCausalLM.from_pretrained(folder, dtype=chat.net.dtype)
+    return again.to(device=chat.device).eval()
 
 
 def export_gguf_lora(

@@ -21,8 +21,19 @@ from steerheal.report.words import (
     visible,
 )
 
-LIBRARIES = {"peft": "peft", "merged": "transformers", "gguf-lora": "gguf", "vector": "gguf"}
+LIBRARIES = {
+    "peft": "peft",
+    "merged": "transformers",
+    "bias": "transformers",
+    "gguf-lora": "gguf",
+    "vector": "gguf",
+}
 """What loads each format, as a hub calls it."""
+STEERED = {
+    "vector": "adds to the residual stream.",
+    "bias": "adds to the residual stream, as biases of the MLPs: not healed, and without a hook.",
+}
+"""What a format that is not healed holds."""
 UNKNOWN_LICENCE = "unknown"
 SETTINGS = (
     ("vector", "method"),
@@ -89,7 +100,7 @@ def card(record: RunRecord, export: Export, base: Base) -> str:
 def _metadata(export: Export, base: Base) -> str:
     """YAML, whose texts are written as JSON, which it contains."""
     tags = ["steerheal", "activation-steering"]
-    tags += {"merged": [], "vector": ["control-vector"]}.get(export.format, ["lora"])
+    tags += {"merged": [], "bias": [], "vector": ["control-vector"]}.get(export.format, ["lora"])
     lines = [f"base_model: {json.dumps(base.id)}"] if base.id else []
     if base.id and export.format in ("peft", "gguf-lora"):
         lines.append("base_model_relation: adapter")
@@ -108,13 +119,10 @@ def _belongs(export: Export, base: Base) -> str:
 
 def _intended(record: RunRecord, export: Export, base: Base) -> str:
     shift = "is" if export.format == "vector" else "holds"
+    left = "left in the weights after healing: no prompt and no hook at inference."
     said = (
         f"This {shift} what steering towards “{persona_name(record)}” "
-        + (
-            "adds to the residual stream."
-            if export.format == "vector"
-            else "left in the weights after healing: no prompt and no hook at inference."
-        )
+        + STEERED.get(export.format, left)
         + f" It was made by steerheal, rounds 1 to {export.round} at gate {export.gate:g}."
     )
     if not base.words:
@@ -133,16 +141,18 @@ def _intended(record: RunRecord, export: Export, base: Base) -> str:
 def _loading(export: Export, base: Base, row: RoundRecord) -> str:
     """Three lines that load it."""
     model = json.dumps(base.named)
+    whole = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        'net = AutoModelForCausalLM.from_pretrained(".")',
+        'tokenizer = AutoTokenizer.from_pretrained(".")',
+    )
     lines = {
+        "merged": whole,
+        "bias": whole,
         "peft": (
             "from peft import PeftModel",
             "from transformers import AutoModelForCausalLM",
             f'net = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({model}), ".")',
-        ),
-        "merged": (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            'net = AutoModelForCausalLM.from_pretrained(".")',
-            'tokenizer = AutoTokenizer.from_pretrained(".")',
         ),
         "gguf-lora": (
             "from llama_cpp import Llama",
@@ -214,6 +224,8 @@ def _measured(record: RunRecord, row: RoundRecord, export: Export) -> str:
     said = {
         "vector": "The steered row is this vector at the dose above, on the student of the round "
         "before; healed and control are other states.",
+        "bias": "The steered row is this model, where it is exported at the dose above; healed and "
+        "control are other states.",
     }.get(export.format, "")
     if not said and export.gate != 1:
         said = f"All of this was read at gate 1; at gate {export.gate:g} nothing was read."
