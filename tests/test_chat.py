@@ -241,7 +241,9 @@ class Browser:
         os.close(self._write)
 
 
-HOSTILE = "<b>a</b> &amp; <img src=x onerror=alert(1)> ${1+1} {{value}} **c** $x^2$\nd `e` <think>f"
+HOSTILE = (
+    "<b>a</b> &amp; <img src=x onerror=alert(1)> ${1+1} {{value}} **c** $x^2$\nd `e` 'f' <think>g"
+)
 
 
 def serve(voices: Voices, port: int, told: Connection) -> None:

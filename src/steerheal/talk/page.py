@@ -146,8 +146,10 @@ class Page:
     def _said(self, data: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
         talk, text = self._talk(data, *PLACES), data[self._message].strip()
         if text:
+            cleared = {self._message: ""}  # once: the next message may be in the making
             for shown in self._streamed(talk, lambda watch: talk.say(text, watch), request):
-                yield {self._message: "", **shown}
+                yield {**shown, **cleared}
+                cleared = {}
 
     def _again(self, place: str) -> Callable[..., Iterator[dict[Any, Any]]]:
         def again(data: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
@@ -177,7 +179,8 @@ class Page:
             one = self._columns[place]
             # Gradio takes what is in angle brackets for markup: what is written stays text.
             out[one.talk] = [
-                {"role": role, "content": escape(printable(text))} for role, text in turns
+                {"role": role, "content": escape(printable(text), quote=False)}
+                for role, text in turns
             ]
             out[one.read] = "\n".join(f"{reply.state}: {reply.words}" for reply in side.replies)
         return out
