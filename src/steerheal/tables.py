@@ -226,6 +226,10 @@ OBJECTIVES = Table(
             "the student's own text",
             "heal.objectives.reverse:OBJECTIVE",
         ),
+        "dpo": Row(
+            "what the vector writes is preferred to what it writes at the opposite dose",
+            "heal.objectives.dpo:OBJECTIVE",
+        ),
     },
 )
 INSTRUMENTS = Table(

@@ -117,6 +117,10 @@ class HealSettings(Settings):
     subtract: Annotated[Amount, Field(le=4)] = 0.0
     """c of the common mode: ΔW = ΔW(steered text) − c·ΔW(unsteered text), so that what fine-tuning
     on the model's own text does by itself is taken away. The second is the unsteered control's."""
+    beta: PositiveAmount = 0.1
+    """β of dpo: how far an answer's log-ratio may go before its preference is taken as learned."""
+    preference_ce: Amount = 1.0
+    """c of dpo: weight of the preferred answers' cross-entropy beside the preference."""
     rank: Rank = 16
     """Rank of the adapter."""
     alpha: PositiveAmount = 32.0
@@ -160,6 +164,11 @@ class HealSettings(Settings):
         )
 
     @property
+    def writes(self) -> bool:
+        """Whether a heal writes text of its own."""
+        return bool(self.on_policy) or OBJECTIVES.find(self.objective).paired
+
+    @property
     def barred(self) -> bool:
         """Whether there is a barrier."""
         return self.barrier != NO_BARRIER
@@ -168,6 +177,15 @@ class HealSettings(Settings):
     def _masks_at_random_what_is_masked(self) -> Self:
         if self.mask_control and not self.mask:
             raise ValueError("mask_control masks as many tokens as mask does: give mask above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _prefers_whole_answers(self) -> Self:
+        if self.mask and OBJECTIVES.find(self.objective).paired:
+            raise ValueError(
+                f"objective {self.objective} weighs whole answers, of which a mask would leave "
+                "parts out; set mask to 0, or use sft"
+            )
         return self
 
     @model_validator(mode="after")
@@ -181,10 +199,13 @@ class HealSettings(Settings):
 
     @model_validator(mode="after")
     def _subtracts_what_there_is(self) -> Self:
-        if self.subtract and OBJECTIVES.find(self.objective).taught:
+        if not self.subtract:
+            return self
+        aim = OBJECTIVES.find(self.objective)
+        if aim.taught or aim.paired:
             raise ValueError(
-                f"objective {self.objective} has no unsteered control to subtract: its teacher is "
-                "distilled; set subtract to 0, or use sft"
+                f"objective {self.objective} has no unsteered control to subtract: it learns from "
+                "the teacher itself; set subtract to 0, or use sft"
             )
         return self
 

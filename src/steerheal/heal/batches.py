@@ -78,6 +78,10 @@ class Micro:
     teacher: Float[Tensor, "N W"] | None
     fitted: Bool[Tensor, " N"] | None = None
     """Which targets take part in the fit; all where there is no mask."""
+    rows: Sequence[int] = ()
+    """Places of its completions among all, in order."""
+    lengths: Sequence[int] = ()
+    """Targets of each."""
 
     @property
     def fits(self) -> int:
@@ -151,7 +155,9 @@ def _micro(chat: ChatModel, data: Data, rows: list[int]) -> Micro:
         None if given is None else torch.cat([given[i] for i in rows]).to(chat.device)
         for given in (data.reference, data.teacher, data.fitted)
     )
-    return Micro(parts, torch.tensor(targets, device=chat.device), reference, teacher, fitted)
+    lengths = [len(rest) for _, rest in pairs]
+    chosen = torch.tensor(targets, device=chat.device)
+    return Micro(parts, chosen, reference, teacher, fitted, rows, lengths)
 
 
 def _read(pairs: Sequence[Pair]) -> list[list[int]]:

@@ -184,8 +184,8 @@ def export_bias(
 
 
 def _loaded(chat: ChatModel, folder: Path) -> PreTrainedModel:
-    again = AutoModelForCausalLM.from_pretrained(folder, dtype=chat.net.dtype)
-    return again.to(device=chat.device).eval()
+    again: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=chat.net.dtype)
+    return again.to(chat.device).eval()
 
 
 def export_gguf_lora(

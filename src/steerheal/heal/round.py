@@ -9,6 +9,7 @@ from steerheal.config import HealSettings, SamplingSettings
 from steerheal.heal.batches import Data
 from steerheal.heal.checkpoint import Checkpoint
 from steerheal.heal.mask import fitted
+from steerheal.heal.preference import opposed, rivals_of
 from steerheal.heal.teacher import Taught, taught
 from steerheal.heal.train import Healed, heal_student, training_pairs
 from steerheal.models.generate import Draw, generate
@@ -53,14 +54,15 @@ def heal(
         seed: Of the adapter's start, the split and the order.
         good: The last good student, where that is the reference; the base when not given.
         less: The unsteered control's adapter, of which `settings.subtract` is taken away.
-        sampling: How the student writes, on policy.
+        sampling: How the student writes, on policy, or the teacher the rejected answers.
         checkpoint: Where a heal that is cut off is gone on with.
         progress: Called after every step with it and the number of steps.
     """
     origin = {"prev": student, "base": base()}.get(settings.reference, good or base())
-    line = Line(chat, student, teacher, origin, settings, number, checkpoint, progress)
+    how = sampling or SamplingSettings()
+    line = Line(chat, student, teacher, origin, settings, how, number, checkpoint, progress)
     if settings.on_policy:
-        healed = line.on_policy(kept, sampling or SamplingSettings(), seed)
+        healed = line.on_policy(kept, seed)
     else:
         healed = combined(line.several(student, kept, seed), less, settings)
     if healed.log.outcome != "trained":
@@ -80,6 +82,7 @@ class Line:
     origin: State
     """The reference."""
     settings: HealSettings
+    sampling: SamplingSettings
     number: int
     checkpoint: Checkpoint | None
     progress: Callable[[HealStep, int], None]
@@ -96,14 +99,21 @@ class Line:
             first: Where their checkpoints begin.
         """
         chat, settings = self.chat, self.settings
-        pairs = training_pairs(chat, kept)
+        pairs, rivals, aim = training_pairs(chat, kept), None, OBJECTIVES.find(settings.objective)
+        if aim.paired:
+            others = opposed(chat, self.teacher, kept, self.sampling, seed)
+            there = [i for i, other in enumerate(others) if other.tokens]
+            kept = [kept[i] for i in there]
+            pairs = [pairs[i] for i in there] + training_pairs(chat, [others[i] for i in there])
         reference, anchor, lesson = None, None, Taught([], chat)
         with self.origin.entered(chat) as reader:
             if settings.barred:
                 reference = continuation_states(reader, pairs)
             if settings.anchor:
                 anchor = unrelated(reader, seed)
-        if OBJECTIVES.find(settings.objective).taught:
+            if aim.paired:
+                rivals = rivals_of(reader, pairs)
+        if aim.taught:
             lesson = taught(chat, self.teacher, kept)
         tokens = None
         if settings.mask:
@@ -121,6 +131,7 @@ class Line:
                     taught_by=lesson.reader,
                     anchor=anchor,
                     fitted=tokens,
+                    rivals=rivals,
                     round_number=self.number,
                     seed=seed + PART * len(parts),
                     checkpoint=self.checkpoint and self.checkpoint.part(first + len(parts)),
@@ -131,9 +142,7 @@ class Line:
                     break
         return parts
 
-    def on_policy(
-        self, kept: Sequence[Completion], sampling: SamplingSettings, seed: int
-    ) -> Healed:
+    def on_policy(self, kept: Sequence[Completion], seed: int) -> Healed:
         """Adapters on top of each other, each trained on what the student writes by then.
 
         It answers the kept text's prompts, and the teacher is read there at their doses.
@@ -143,7 +152,7 @@ class Line:
             draws_from = stream(seed, streams.ON_POLICY, phase) * 1_000_003
             draws = [Draw(item.prompt, seed=draws_from + i) for i, item in enumerate(kept)]
             with now.entered(chat) as reader:
-                said = generate(reader, draws, sampling)
+                said = generate(reader, draws, self.sampling)
             texts = [
                 own.model_copy(update={"dose": item.dose, "doses": ()})
                 for own, item in zip(said, kept, strict=True)

@@ -21,6 +21,7 @@ from steerheal.errors import UserError
 from steerheal.heal.adapter import trained, training
 from steerheal.heal.batches import Data
 from steerheal.heal.checkpoint import Checkpoint, Place
+from steerheal.heal.preference import Rivals
 from steerheal.heal.trainer import Trainer
 from steerheal.models.chat import prompt_ids
 from steerheal.models.model import ChatModel
@@ -59,6 +60,7 @@ def heal_student(
     taught_by: ChatModel | None = None,
     anchor: Data | None = None,
     fitted: Sequence[Bool[Tensor, " _"]] | None = None,
+    rivals: Rivals | None = None,
     round_number: int = 0,
     seed: int = 0,
     checkpoint: Checkpoint | None = None,
@@ -77,6 +79,7 @@ def heal_student(
         anchor: Unrelated text and the reference's final hidden states on it; needed where the
             settings' anchor is above 0.
         fitted: Which tokens of each completion take part in the fit; a mask needs it.
+        rivals: Which of the pairs is preferred to which; `dpo` needs it, and trains on the former.
         round_number: From 0; λ in this round is λ·(1+r)^power.
         seed: Of the adapter's start, the split and the order.
         checkpoint: Where the state is saved after every epoch, and where a heal that was cut off
@@ -84,24 +87,21 @@ def heal_student(
         progress: Called after every step with it and the number of steps.
 
     Raises:
-        UserError: a barrier, an anchor, `distill` or a mask without what it needs.
+        UserError: a barrier, an anchor, an objective or a mask without what it needs.
     """
-    if settings.anchor and (anchor is None or anchor.reference is None):
-        raise UserError("An anchor needs unrelated text and the reference's states; give `anchor`.")
+    _refuse_without(settings, anchor, rivals)
     data = _data(pairs, reference, (teacher, taught_by), fitted, settings)
-    parts = split(pairs, settings.held_out, seed)
+    parts = split(pairs[: len(rivals.of)] if rivals else pairs, settings.held_out, seed)
     lam = settings.lam * (1 + round_number) ** settings.lam_power
-    tokens, aside = (
-        [(list(prefix), list(rest)) for prefix, rest in texts]
-        for texts in (pairs, anchor.pairs if anchor is not None and settings.anchor else ())
-    )
+    aside = anchor.pairs if anchor is not None and settings.anchor else ()
+    texts = [[(list(prefix), list(rest)) for prefix, rest in some] for some in (pairs, aside)]
     place = Place(
-        made_of=key_of("heal", settings, tokens, aside, seed, round_number, chat.fingerprint),
+        made_of=key_of("heal", settings, *texts, seed, round_number, chat.fingerprint),
         epochs=0, steps=(), held_out=(), used=0, read=0,
     )  # fmt: skip
     with training(chat, settings, seed=seed) as model:
         trainer = Trainer(chat, model, data, settings, lam=lam, rows=len(parts.train), seed=seed,
-                          anchor=anchor)  # fmt: skip
+                          anchor=anchor, rivals=rivals)  # fmt: skip
         place = trainer.resumed(checkpoint, place) if checkpoint is not None else place
         batches = _epochs(parts.train, settings, seed)
         place, reason = _through(
@@ -109,6 +109,13 @@ def heal_student(
         )
         adapter = trained(model, settings)
     return Healed(adapter, _log(place, parts, settings, lam, reason, data=data))
+
+
+def _refuse_without(settings: HealSettings, anchor: Data | None, rivals: Rivals | None) -> None:
+    if settings.anchor and (anchor is None or anchor.reference is None):
+        raise UserError("An anchor needs unrelated text and the reference's states; give `anchor`.")
+    if OBJECTIVES.find(settings.objective).paired != (rivals is not None):
+        raise UserError(f"objective {settings.objective}: give `rivals` to dpo, and to no other.")
 
 
 def _through(

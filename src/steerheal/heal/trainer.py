@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from steerheal.heal.barrier import PositionLosses, hinge_weights, position_losse
 from steerheal.heal.batches import Data, Micro, micro_batches, states_by_length
 from steerheal.heal.checkpoint import Checkpoint, Place
 from steerheal.heal.optimiser import Optimiser
+from steerheal.heal.preference import Rivals, by_row
 from steerheal.heal.spectral import Spectral
 from steerheal.models.model import ChatModel
 from steerheal.records import HealStep
@@ -22,6 +24,18 @@ from steerheal.tables import NO_BARRIER
 
 VECTORS = "spectral"
 """Name of the spectral penalty's vectors among a checkpoint's tensors."""
+
+
+class Preferred(NamedTuple):
+    """A step's preference: its loss, and the weight of every answer in its gradient."""
+
+    loss: float
+    weight: dict[int, float]
+
+    def weights(self, micro: Micro) -> Float[Tensor, "N 1"]:
+        """The weight of every position of a micro-batch."""
+        each = torch.tensor([self.weight[row] for row in micro.rows])
+        return each.repeat_interleave(torch.tensor(micro.lengths))[:, None]
 
 
 class Trainer:
@@ -38,6 +52,7 @@ class Trainer:
         rows: int,
         seed: int,
         anchor: Data | None = None,
+        rivals: Rivals | None = None,
     ) -> None:
         """Around `model`, which is `chat` with its fresh adapter.
 
@@ -51,7 +66,9 @@ class Trainer:
             seed: Of the spectral penalty's first vectors.
             anchor: Unrelated text with the reference's states on it; None where nothing is anchored
                 there.
+            rivals: What each completion is preferred to; None where nothing is.
         """
+        self._rivals = rivals
         self._anchor = anchor if settings.anchor else None
         self._chat, self._data, self._settings, self._lam = chat, data, settings, lam
         named = {name: item for name, item in model.named_parameters() if item.requires_grad}
@@ -82,6 +99,7 @@ class Trainer:
         """One pass; the place after it, and why it was broken off, if it was."""
         for rows in steps:
             parts = self._settings.accumulate * ranks.world()
+            rows = self._rivals.both(rows) if self._rivals else rows
             micros = micro_batches(self._chat, self._data, rows, parts)
             step = self._step(micros, len(place.steps), place.epochs)
             place = place.model_copy(
@@ -117,10 +135,8 @@ class Trainer:
         barred = settings.barred
         twice = barred and len(micros) > 1
         own = ranks.mine(range(len(micros)))
-        divergences = list[Tensor]()
-        if twice:
-            found = ranks.merged({i: ranks.lent(self._divergences(micros[i])) for i in own})
-            divergences = [found[i].to(chat.device) for i in range(len(micros))]
+        divergences = self._all_divergences(micros) if twice else []
+        preferred = self._preferred(micros) if self._rivals else None
         starts = [0, *accumulate(len(micro.targets) for micro in micros)]
         operating, barrier = math.nan, 0.0
         # The fit, and the squared size of both pulls on the hidden states.
@@ -137,13 +153,15 @@ class Trainer:
             mine = weights[starts[i] : starts[i + 1]] if twice else weights
             sums[0] += losses.fit.sum().item() / fits
             # In place: these two and their sum are as wide as the hidden states.
-            gradient = losses.fit_grad.float().div_(fits)
+            weight = preferred.weights(micro) if preferred else torch.tensor(1 / fits)
+            gradient = losses.fit_grad.float().mul_(weight.to(chat.device))
             held = losses.divergence_grad.float().mul_(mine[:, None])
             sums[1] += gradient.square().sum().item()
             sums[2] += held.square().sum().item()
             states.backward(gradient.add_(held).to(states.dtype))
         fit, pull, held_back = self._loop.joined(sums)
         operating, barrier = ranks.told((operating, barrier))
+        fit = preferred.loss if preferred else fit
         anchored = self._anchored(number)
         spectral = self._penalised()
         lr = self._loop.lr
@@ -188,6 +206,25 @@ class Trainer:
             (self._settings.spectral * norms.sum()).backward()
         return norms.mean().item()
 
+    def _preferred(self, micros: Sequence[Micro]) -> "Preferred":
+        """What the student prefers by now, and how far every answer is to be pulled."""
+        assert self._rivals is not None
+        logs = dict[int, float]()
+        for micro in (micros[i] for i in ranks.mine(range(len(micros)))):
+            with torch.no_grad():
+                fit = self._losses(micro, micro.states(self._chat)).fit
+            logs |= by_row(-fit, micro.rows, micro.lengths)
+        logs = ranks.merged(logs)
+        rows = [row for row in logs if row in self._rivals.of]
+        tokens = sum(len(self._data.pairs[row][1]) for row in rows)
+        return Preferred(*self._rivals.judged(logs, rows, tokens, self._settings))
+
+    def _all_divergences(self, micros: Sequence[Micro]) -> list[Tensor]:
+        """Every micro-batch's, whichever process reads it."""
+        own = ranks.mine(range(len(micros)))
+        found = ranks.merged({i: ranks.lent(self._divergences(micros[i])) for i in own})
+        return [found[i].to(self._chat.device) for i in range(len(micros))]
+
     @torch.no_grad()
     def _divergences(self, micro: Micro) -> Float[Tensor, " N"]:
         return self._losses(micro, micro.states(self._chat)).divergence
@@ -213,6 +250,9 @@ class Trainer:
         """Mean fit per fitted token of these rows; NaN when there are none."""
         if not rows:
             return math.nan
+        if self._rivals is not None:
+            both = self._rivals.both(rows)
+            return self._preferred(micro_batches(self._chat, self._data, both, len(rows))).loss
         chat, data = self._chat, self._data
         ordered, states = states_by_length(chat, data, rows)
         targets = [token for i in ordered for token in data.pairs[i][1]]

@@ -24,7 +24,9 @@ from steerheal.pipeline.stages import Stages
 from steerheal.pipeline.surroundings import environment, notes, size_of, test_note
 from steerheal.records import RunRecord
 from steerheal.report.page import write_report
+from steerheal.steer.teachers.find import find
 from steerheal.store import RUN, read_run, write_record
+from steerheal.tables import OBJECTIVES
 
 
 def run(plan: Plan, until: Until | None, console: Console) -> None:
@@ -88,6 +90,12 @@ def opened(config: RunConfig) -> tuple[ChatModel, RunConfig]:
         protocol.load(Path(config.measure.protocol))
     for table, name in config.named():
         table.find(name)
+    if OBJECTIVES.find(config.heal.objective).paired and not find(config.teacher).dosed:
+        raise UserError(
+            f"Objective {config.heal.objective} holds what a vector writes against what it writes "
+            f"at the opposite dose, and teacher {config.teacher} has no vector. Use --teacher "
+            "vector, or another objective."
+        )
     prompts.first_contexts(config.vector.contexts)
     config.model.template_text()
     chat = load(config.model)

@@ -285,9 +285,11 @@ class Counted:
             control = prompts.control_train()
             work += passes.written(control, len(control), tokens)
             work += passes.scored(control, len(control), tokens, 0)
+        if OBJECTIVES.find(heal.objective).paired:
+            work = work * 2 + passes.written(texts, want, tokens)
         if heal.on_policy:
             work = (work + passes.written(texts, want, tokens)) * heal.on_policy
-        wrote = tokens if heal.anchor or heal.on_policy else 0
+        wrote = tokens if heal.anchor or heal.writes else 0
         return StageWork(stages.HEALED.name, number, work, wrote, folded=number > 0)
 
     def _unsteered(self, number: int) -> StageWork:

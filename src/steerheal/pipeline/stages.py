@@ -299,7 +299,7 @@ class Stages:
         made = stage.of(
             self.chat, student, teacher, texts, how, number=number, seed=seed,
             good=good if config.heal.reference == "last_good" else None, less=less,
-            sampling=config.sampling if how.on_policy else None,
+            sampling=config.sampling if how.writes else None,
         )  # fmt: skip
         checkpoint = Checkpoint(self.store.scratch(stage.name, made.key), self.watcher.note)
         step = partial(self.watcher.heal_step, number)

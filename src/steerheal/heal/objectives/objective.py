@@ -25,3 +25,5 @@ class Objective:
     log-probabilities, which may be written over."""
     taught: bool = False
     """Its aim is the teacher, and not the targets."""
+    paired: bool = False
+    """Every completion is held against what the teacher writes at the opposite dose."""
