@@ -10,10 +10,12 @@ from safetensors.torch import save_file
 
 import test_loop
 from steerheal.console import Console
+from steerheal.disk import write_text
 from steerheal.errors import UserError
+from steerheal.models.batch import shrinking
 from steerheal.pipeline.closing import closing
 from steerheal.pipeline.stage_store import STAGES, Store, holds_less
-from steerheal.records import RoundRecord, RunRecord
+from steerheal.records import RoundRecord, RunRecord, StageMark
 from steerheal.store import read_run, write_record
 
 pytestmark = pytest.mark.slow
@@ -250,3 +252,31 @@ def test_a_starved_run_says_what_to_try_and_nothing_of_a_healed_round(
     text = said(tmp_path, capsys, filter={"words": 500})
     assert "Round 1 starved" in text and "try   " in text and "another --name" in text
     assert "--resume" not in text and "no healed round" not in text and "best " not in text
+
+
+def test_a_stage_says_how_small_its_batches_had_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[int] = []
+
+    def work(rows: list[int]) -> None:
+        if len(rows) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        done.extend(rows)
+
+    def make(name: str, size: int) -> StageMark:
+        store = Store(tmp_path, name, notify=Console().stage_mark)
+        store.stage(
+            f"read-{size}", 0, "k",
+            make=lambda: shrinking(list(range(size)), work),
+            save=lambda folder, _: write_text(folder / "x", "1"),
+            load=lambda folder: (folder / "x").read_text(),
+        )  # fmt: skip
+        return store.marks[0]
+
+    assert make("one", 2).halved == 0 and make("one", 10).halved == 2
+    assert done == [0, 1, *range(10)]
+    assert "read-10 · memory ran out: batches of 2 rows fit" in capsys.readouterr().err
+    again = make("two", 10)
+    assert again.reused and again.halved == 2
+    assert "memory" not in capsys.readouterr().err

@@ -12,13 +12,14 @@ from steerheal.config import HealSettings, RunConfig, merge
 from steerheal.errors import UserError
 from steerheal.heal.adapter import training
 from steerheal.heal.barrier import position_losses
-from steerheal.heal.batches import WASTE, Data, grouped, micro_batches
+from steerheal.heal.batches import WASTE, Data, Micro, grouped, micro_batches
 from steerheal.heal.checkpoint import Checkpoint
 from steerheal.heal.optimiser import Optimiser
 from steerheal.heal.spectral import Spectral
 from steerheal.heal.train import Healed, diverged, heal_student
 from steerheal.heal.trainer import Trainer
 from steerheal.models.chat import prompt_ids, text_ids
+from steerheal.models.halving import halvings
 from steerheal.models.hooks import adding
 from steerheal.models.model import ChatModel
 from steerheal.models.score import Pair, continuation_states, kl
@@ -357,7 +358,7 @@ def step_gradients(chat: ChatModel, data: Data, changed: HealSettings) -> dict[s
             return 0.0
 
         patch.setattr(Optimiser, "apply", keep)
-        trainer._step(micro_batches(chat, data, range(8)), 0, 0)
+        trainer._step(list(range(8)), 0, 0)
     return grads
 
 
@@ -381,6 +382,28 @@ def test_reading_a_shared_opening_once_gives_the_same_gradients(
     monkeypatch.setattr("steerheal.models.batch.SHARED", 10_000)
     assert not any(part.opening for part in micro_batches(chat, data, range(8))[0].parts)
     assert_close(shared, step_gradients(chat, data, changed))
+
+
+def test_a_step_that_memory_does_not_hold_is_read_in_halves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chat = tiny.chat()
+    data, changed = Data(pairs_of(chat), steered_states(chat), None), settings(barrier="kl_rev")
+    whole, read, most = step_gradients(chat, data, changed), Micro.states, 2
+
+    def within(micro: Micro, model: ChatModel) -> torch.Tensor:
+        if sum(len(part.rows) for part in micro.parts) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(micro, model)
+
+    monkeypatch.setattr(Micro, "states", within)
+    with halvings() as found:
+        assert_close(step_gradients(chat, data, changed), whole)
+    assert found == [4, 2]
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError), halvings() as found:
+        step_gradients(chat, data, changed)
+    assert found == [4, 2, 1]
 
 
 @pytest.mark.parametrize("objective", ["sft", "distill"])

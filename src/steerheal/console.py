@@ -182,6 +182,8 @@ class Console:
         place = "base" if mark.round < 0 else f"round {mark.round + 1}"
         if mark.made_again:
             self.note(f"{place} · {mark.name} · made again: {mark.made_again}")
+        if mark.halved and not mark.reused:
+            self.note(f"{place} · {mark.name} · memory ran out: batches of {mark.halved} rows fit")
         if mark.reused:
             self.note(f"{place} · {mark.name} · reused ({mark.seconds:.1f} s saved)")
 

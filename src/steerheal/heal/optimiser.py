@@ -66,8 +66,12 @@ class Optimiser:
                 group["lr"] = self.lr
             self._adam.step()
             self.done += 1
-        self._adam.zero_grad(set_to_none=True)
+        self.forget()
         return norm
+
+    def forget(self) -> None:
+        """Drops the gradients of a step that was broken off."""
+        self._adam.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
         """The parameters and Adam's moments, by name."""

@@ -18,6 +18,7 @@ from steerheal.heal.checkpoint import Checkpoint, Place
 from steerheal.heal.optimiser import Optimiser
 from steerheal.heal.preference import Rivals, by_row
 from steerheal.heal.spectral import Spectral
+from steerheal.models.batch import out_of_memory, ran_out
 from steerheal.models.model import ChatModel
 from steerheal.records import HealStep
 from steerheal.tables import NO_BARRIER
@@ -71,6 +72,8 @@ class Trainer:
         self._rivals = rivals
         self._anchor = anchor if settings.anchor else None
         self._chat, self._data, self._settings, self._lam = chat, data, settings, lam
+        self._parts = self._least = settings.accumulate * ranks.world()
+        """Micro-batches of a step: as many as were asked for, and more once memory has run out."""
         named = {name: item for name, item in model.named_parameters() if item.requires_grad}
         self._loop = Optimiser(named, settings, rows)
         self._spectral = Spectral(model, seed=seed) if settings.spectral else None
@@ -98,10 +101,8 @@ class Trainer:
     ) -> tuple[Place, str]:
         """One pass; the place after it, and why it was broken off, if it was."""
         for rows in steps:
-            parts = self._settings.accumulate * ranks.world()
             rows = self._rivals.both(rows) if self._rivals else rows
-            micros = micro_batches(self._chat, self._data, rows, parts)
-            step = self._step(micros, len(place.steps), place.epochs)
+            step, micros = self._step(rows, len(place.steps), place.epochs)
             place = place.model_copy(
                 update={
                     "steps": (*place.steps, step),
@@ -123,8 +124,28 @@ class Trainer:
             numbers["divergence"] = step.divergence
         return ", ".join(name for name, value in numbers.items() if not math.isfinite(value))
 
-    def _step(self, micros: list[Micro], number: int, epoch: int) -> HealStep:
-        """One optimiser step over its micro-batches.
+    def _step(self, rows: list[int], number: int, epoch: int) -> tuple[HealStep, list[Micro]]:
+        """One optimiser step over its rows, and the micro-batches that they were read in.
+
+        Where memory runs out there are twice as many of them, in the steps that follow as well.
+        Several processes must have equally many, so that it ends them.
+        """
+        while True:
+            micros = micro_batches(self._chat, self._data, rows, self._parts)
+            try:
+                step = self._gradients(micros, number, epoch)
+                break
+            except RuntimeError as error:
+                halved = ranks.world() == 1 and len(micros) < len(rows)
+                if not (halved and out_of_memory(error)):
+                    raise
+            self._loop.forget()
+            self._parts = 2 * len(micros)
+            ran_out(math.ceil(len(rows) / self._parts))
+        return step.model_copy(update={"gradient": self._loop.apply()}), micros
+
+    def _gradients(self, micros: list[Micro], number: int, epoch: int) -> HealStep:
+        """The gradients of a step over its micro-batches, before the update.
 
         The aggregate is over the whole step. With several micro-batches its derivative is known
         only once all of them are read, so that they are run forward twice.
@@ -164,15 +185,14 @@ class Trainer:
         fit = preferred.loss if preferred else fit
         anchored = self._anchored(number)
         spectral = self._penalised()
-        lr = self._loop.lr
         return HealStep(
             step=number,
             epoch=epoch,
             ce=fit,
             divergence=operating if barred else math.nan,
             barrier=barrier,
-            lr=lr,
-            gradient=self._loop.apply(),
+            lr=self._loop.lr,
+            gradient=math.nan,
             tokens=count,
             pressure=math.sqrt(held_back / pull) if barred and pull else math.nan,
             spectral=spectral,
@@ -189,13 +209,16 @@ class Trainer:
         settings, chat = self._settings, self._chat
         count = min(settings.anchor_rows, len(self._anchor.pairs))
         rows = [(number * count + k) % len(self._anchor.pairs) for k in range(count)]
-        (micro,) = micro_batches(chat, self._anchor, rows)
-        with torch.enable_grad():
-            states = micro.states(chat)
-        losses = position_losses(chat, states, micro.targets, micro.reference, "kl_fwd")
-        weight = settings.anchor / len(micro.targets)
-        states.backward(losses.divergence_grad.float().mul_(weight).to(states.dtype))
-        return losses.divergence.mean().item()
+        micros = micro_batches(chat, self._anchor, rows, self._parts // self._least)
+        tokens, found = sum(len(micro.targets) for micro in micros), 0.0
+        for micro in micros:
+            with torch.enable_grad():
+                states = micro.states(chat)
+            losses = position_losses(chat, states, micro.targets, micro.reference, "kl_fwd")
+            gradient = losses.divergence_grad.float().mul_(settings.anchor / tokens)
+            states.backward(gradient.to(states.dtype))
+            found += losses.divergence.sum().item() / tokens
+        return found
 
     def _penalised(self) -> float:
         """The mean operator norm, its penalty's gradient added; NaN without the penalty."""

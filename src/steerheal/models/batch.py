@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from steerheal.models import halving
+
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 
 
@@ -90,6 +92,13 @@ def free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + unused
 
 
+def ran_out(rows: int) -> None:
+    """Memory has run out, and batches of so many rows are tried next: makes room, and tells it."""
+    halving.tell(rows)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def shrinking(indices: list[int], work: Callable[[list[int]], None]) -> None:
     """Runs `work` on the indices, in halves where memory runs out; a single index may fail."""
     try:
@@ -98,9 +107,8 @@ def shrinking(indices: list[int], work: Callable[[list[int]], None]) -> None:
     except RuntimeError as error:
         if len(indices) == 1 or not out_of_memory(error):
             raise
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     half = len(indices) // 2
+    ran_out(len(indices) - half)
     shrinking(indices[:half], work)
     shrinking(indices[half:], work)
 

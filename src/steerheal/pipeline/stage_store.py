@@ -25,6 +25,7 @@ from steerheal.disk import (
     write_text,
 )
 from steerheal.errors import UserError
+from steerheal.models.halving import halvings
 from steerheal.pipeline.claims import alone, is_alone
 from steerheal.records import Record, RunRecord, StageMark
 from steerheal.store import RUN, read_record, read_run, round_folder, write_record
@@ -40,6 +41,8 @@ class StageHead(Record):
     """How long it took to make."""
     files: dict[str, str]
     """Digest of every file by its path in the stage."""
+    halved: int = 0
+    """Rows of the smallest batch that was tried after memory ran out; 0 where it never did."""
 
 
 class Damaged(Exception):
@@ -120,11 +123,13 @@ class Store:
         if result is None:
             result = self._read(home, load)
         self._place(home, round_folder(self.folder, number))
+        head = _head(home)
         mark = StageMark(
             name=name,
             round=number,
             key=key,
-            seconds=_head(home).seconds,
+            seconds=head.seconds,
+            halved=head.halved,
             reused=reused,
             made_again=again,
         )
@@ -163,11 +168,14 @@ class Store:
 
     def _make(self, home: Path, make: Callable[[], T], save: Callable[[Path, T], None]) -> None:
         start = time.perf_counter()
-        value = make()
+        with halvings() as halved:
+            value = make()
         seconds = time.perf_counter() - start
         with whole_folder(home, shared=True) as work:
             save(work, value)
-            head = StageHead(seconds=round(seconds, 3), files=_digests(work))
+            head = StageHead(
+                seconds=round(seconds, 3), files=_digests(work), halved=min(halved, default=0)
+            )
             write_text(work / HEAD, head.model_dump_json())
 
     def _read(self, home: Path, load: Callable[[Path], T]) -> T:
