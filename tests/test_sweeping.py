@@ -14,8 +14,11 @@ import psutil
 import pytest
 
 from steerheal.cli import main, parse
-from steerheal.config import merge
+from steerheal.config import ModelSettings, merge
 from steerheal.config.sweeping import MOST_RUNS, points
+from steerheal.models import load as models
+from steerheal.models.model import ChatModel
+from steerheal.pipeline import sweeping
 from steerheal.pipeline.claims import LOCK
 from steerheal.pipeline.stage_store import UNFINISHED
 from steerheal.pipeline.sweeping import means_of
@@ -193,9 +196,15 @@ def made_by(record: RunRecord) -> list[str]:
 
 @pytest.mark.slow
 def test_runs_share_their_stages_and_one_that_fails_stops_no_other(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = tmp_path / "runs"
+    runs, loaded = tmp_path / "runs", list[str]()
+
+    def load(settings: ModelSettings) -> ChatModel:
+        loaded.append(settings.name)
+        return models.load(settings)
+
+    monkeypatch.setattr(sweeping, "load", load)
     end = "[[run]]\nmodel.name = '/nowhere'\n[[run]]\nheal.lr = 1e-3\n[[run]]\nheal.lr = 2e-3\n"
     line = ["sweep", str(tiny_file(tmp_path, end)), "--runs", str(runs)]
     main(line)
@@ -203,6 +212,7 @@ def test_runs_share_their_stages_and_one_that_fails_stops_no_other(
     assert record.status == "finished"
     assert [run.status for run in record.runs] == ["failed", "finished", "finished"]
     assert "/nowhere" in record.runs[0].error
+    assert loaded == ["/nowhere", str(tiny.saved(tmp_path))]
     one, two = (read_run(runs / run.name) for run in record.runs[1:])
     again = {name for name in made_by(two) if name in made_by(one)}
     assert again == {"heal", "evaluate-healed", "show-healed", "internalise", "test-healed"}

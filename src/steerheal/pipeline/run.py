@@ -1,11 +1,11 @@
 """A planned run from the model's loading to the report, and its record however it ends."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
 from steerheal import prompts, ranks
-from steerheal.config import RunConfig
+from steerheal.config import ModelSettings, RunConfig
 from steerheal.console import Console
 from steerheal.errors import UserError, said
 from steerheal.heal.adapter import target_names
@@ -28,15 +28,24 @@ from steerheal.steer.teachers.find import find
 from steerheal.store import RUN, read_run, write_record
 from steerheal.tables import OBJECTIVES
 
+Loads = Callable[[ModelSettings], ChatModel]
+"""Gives the model that the settings name."""
 
-def run(plan: Plan, until: Until | None, console: Console) -> None:
+
+def run(plan: Plan, until: Until | None, console: Console, *, loads: Loads | None = None) -> None:
     """Runs a plan, or goes on with it, until the last round or the end of a check.
+
+    Args:
+        plan: What is run.
+        until: The check after which it ends.
+        console: Who hears how it goes.
+        loads: Where its model comes from; it is loaded when not given.
 
     Raises:
         UserError: a setting that the model refuses, or a record that this code cannot equal.
     """
     folder, config = plan.folder, plan.config
-    chat, config = opened(config)
+    chat, config = opened(config, loads)
     surroundings = environment(chat, config)
     changed = plan.held_against(surroundings)
     if ranks.leads() and (left := sweep_unfinished(folder.parent) + sweep(folder)):
@@ -79,7 +88,7 @@ def started(
     )
 
 
-def opened(config: RunConfig) -> tuple[ChatModel, RunConfig]:
+def opened(config: RunConfig, loads: Loads | None = None) -> tuple[ChatModel, RunConfig]:
     """The model of a run, and its settings with the date that the model's template prints.
 
     Raises:
@@ -98,7 +107,7 @@ def opened(config: RunConfig) -> tuple[ChatModel, RunConfig]:
         )
     prompts.first_contexts(config.vector.contexts)
     config.model.template_text()
-    chat = load(config.model)
+    chat = (loads or load)(config.model)
     target_names(chat, config.heal)
     return chat, dated(config, chat.template.date)
 

@@ -8,11 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from steerheal.config import RunConfig
+from steerheal.config import ModelSettings, RunConfig
 from steerheal.config.sweeping import Point
 from steerheal.console import Console
 from steerheal.errors import UserError
 from steerheal.measure.compare import over_seeds
+from steerheal.models.load import load
+from steerheal.models.model import ChatModel
 from steerheal.personas import find
 from steerheal.pipeline.claims import claimed
 from steerheal.pipeline.plan import begun
@@ -61,23 +63,52 @@ class Sweep:
     """The sweep's own line."""
 
 
+class Kept:
+    """The model of a process's last run, for the next one with the same settings of it.
+
+    A run leaves a model as it found it; one that failed by a bug may not, and is loaded anew.
+    """
+
+    def __init__(self) -> None:
+        self._settings: ModelSettings | None = None
+        self._chat: ChatModel | None = None
+
+    def load(self, settings: ModelSettings) -> ChatModel:
+        """The model that the settings name."""
+        if self._chat is None or settings != self._settings:
+            self.forget()  # before there are two of them
+            self._chat, self._settings = load(settings), settings
+        return self._chat
+
+    def forget(self) -> None:
+        """Gives its memory back."""
+        self._chat = None
+
+
+_kept = Kept()
+
+
 def attempt(job: Job, console: Console) -> Outcome:
     """Makes a run, or goes on with it; whatever it fails by is said and not raised."""
     try:
         with begun(
             job.config, job.runs, job.name, until=None, command=job.command, console=console
         ) as plan:
-            run(plan, None, console)
+            run(plan, None, console, loads=_kept.load)
     except UserError as error:
         return Outcome(job.name, str(error))
     except Exception as error:  # noqa: BLE001  the other runs go on, and the sweep tells of it
+        _kept.forget()
         return Outcome(job.name, f"{type(error).__name__}: {error}", traceback.format_exc())
     return Outcome(job.name)
 
 
 def one_by_one(jobs: Sequence[Job], console: Console) -> Iterator[Outcome]:
     """Makes the jobs in this process."""
-    yield from map(partial(attempt, console=console), jobs)
+    try:
+        yield from map(partial(attempt, console=console), jobs)
+    finally:
+        _kept.forget()
 
 
 def sweep(asked: Sweep, workers: Workers, console: Console) -> SweepRecord:
