@@ -45,7 +45,7 @@ with ranks.together():
 
 def test_a_process_alone_is_the_whole_run() -> None:
     assert (ranks.world(), ranks.rank(), ranks.leads()) == (1, 0, True)
-    assert ranks.mine([3, 1, 2]) == [3, 1, 2]
+    assert ranks.share_of([3, 1, 2]) == [3, 1, 2]
     assert ranks.merged({2: "b", 1: "a"}) == {1: "a", 2: "b"}
     assert ranks.told("x") == "x"
 
@@ -54,7 +54,7 @@ def test_every_index_is_one_process_s(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = []
     for number in range(3):
         monkeypatch.setattr(ranks, "_joined", {"rank": number, "world": 3})
-        shares.append(ranks.mine(range(8)))
+        shares.append(ranks.share_of(range(8)))
     assert sorted(index for share in shares for index in share) == list(range(8))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

@@ -60,7 +60,7 @@ def together() -> Iterator[None]:
         state.destroy_process_group()
 
 
-def mine(indices: Sequence[int]) -> list[int]:
+def share_of(indices: Sequence[int]) -> list[int]:
     """This process's share of the indices: every so-manieth, so that shares are alike."""
     return list(indices[rank() :: world()])
 

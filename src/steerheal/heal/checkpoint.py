@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from steerheal import ranks
 from steerheal.disk import write_bytes
 from steerheal.errors import UserError
+from steerheal.ranks import leads
 from steerheal.records import HealStep, Record
 
 
@@ -63,7 +63,7 @@ class Checkpoint:
 
     def write(self, place: Place, tensors: dict[str, Tensor]) -> None:
         """Saves the state; a disk that refuses costs only the way back here."""
-        if not ranks.leads():
+        if not leads():
             return
         own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         marked = place.model_copy(update={"digest": _digest(own)})
@@ -94,7 +94,7 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Takes the file away, once what it leads to is saved."""
-        if not ranks.leads():
+        if not leads():
             return
         for path in (self.path, *self.path.parent.glob(f"{self.path.name}-*")):
             with suppress(OSError):

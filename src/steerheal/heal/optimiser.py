@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from steerheal import ranks
 from steerheal.config import HealSettings
+from steerheal.ranks import merged, rank, summed, world
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 WEIGHT, ADAM = "weight:", "adam:"
@@ -46,16 +46,16 @@ class Optimiser:
 
     def joined(self, sums: Tensor) -> list[float]:
         """The processes' gradients become their sum on all of them, and so do these numbers."""
-        if ranks.world() > 1:
+        if world() > 1:
             weights = list(self._named.values())
             met = torch.tensor([float(weight.grad is not None) for weight in weights])
-            everywhere = torch.stack(list(ranks.merged({ranks.rank(): met}).values()))
+            everywhere = torch.stack(list(merged({rank(): met}).values()))
             for weight, anywhere in zip(weights, everywhere.sum(0).tolist(), strict=True):
                 # A process that had no row of this step has no gradient of its own.
                 weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-                ranks.summed(weight.grad)
+                summed(weight.grad)
                 weight.grad = weight.grad if anywhere else None
-            sums = torch.stack(list(ranks.merged({ranks.rank(): sums}).values())).sum(0)
+            sums = torch.stack(list(merged({rank(): sums}).values())).sum(0)
         return sums.tolist()
 
     def apply(self) -> float:

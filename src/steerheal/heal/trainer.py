@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steerheal import ranks
 from steerheal.config import HealSettings
 from steerheal.heal.barrier import PositionLosses, hinge_weights, position_losses
 from steerheal.heal.batches import Data, Micro, micro_batches, states_by_length
@@ -20,6 +19,7 @@ from steerheal.heal.preference import Rivals, by_row
 from steerheal.heal.spectral import Spectral
 from steerheal.models.batch import out_of_memory, ran_out
 from steerheal.models.model import ChatModel
+from steerheal.ranks import lent, merged, share_of, told, world
 from steerheal.records import HealStep
 from steerheal.tables import NO_BARRIER
 
@@ -72,7 +72,7 @@ class Trainer:
         self._rivals = rivals
         self._anchor = anchor if settings.anchor else None
         self._chat, self._data, self._settings, self._lam = chat, data, settings, lam
-        self._parts = self._least = settings.accumulate * ranks.world()
+        self._parts = self._least = settings.accumulate * world()
         """Micro-batches of a step: as many as were asked for, and more once memory has run out."""
         named = {name: item for name, item in model.named_parameters() if item.requires_grad}
         self._loop = Optimiser(named, settings, rows)
@@ -136,7 +136,7 @@ class Trainer:
                 step = self._gradients(micros, number, epoch)
                 break
             except RuntimeError as error:
-                halved = ranks.world() == 1 and len(micros) < len(rows)
+                halved = world() == 1 and len(micros) < len(rows)
                 if not (halved and out_of_memory(error)):
                     raise
             self._loop.forget()
@@ -155,7 +155,7 @@ class Trainer:
         fits = max(1, sum(micro.fits for micro in micros))
         barred = settings.barred
         twice = barred and len(micros) > 1
-        own = ranks.mine(range(len(micros)))
+        own = share_of(range(len(micros)))
         divergences = self._all_divergences(micros) if twice else []
         preferred = self._preferred(micros) if self._rivals else None
         starts = [0, *accumulate(len(micro.targets) for micro in micros)]
@@ -181,7 +181,7 @@ class Trainer:
             sums[2] += held.square().sum().item()
             states.backward(gradient.add_(held).to(states.dtype))
         fit, pull, held_back = self._loop.joined(sums)
-        operating, barrier = ranks.told((operating, barrier))
+        operating, barrier = told((operating, barrier))
         fit = preferred.loss if preferred else fit
         anchored = self._anchored(number)
         spectral = self._penalised()
@@ -233,19 +233,19 @@ class Trainer:
         """What the student prefers by now, and how far every answer is to be pulled."""
         assert self._rivals is not None
         logs = dict[int, float]()
-        for micro in (micros[i] for i in ranks.mine(range(len(micros)))):
+        for micro in (micros[i] for i in share_of(range(len(micros)))):
             with torch.no_grad():
                 fit = self._losses(micro, micro.states(self._chat)).fit
             logs |= by_row(-fit, micro.rows, micro.lengths)
-        logs = ranks.merged(logs)
+        logs = merged(logs)
         rows = [row for row in logs if row in self._rivals.of]
         tokens = sum(len(self._data.pairs[row][1]) for row in rows)
         return Preferred(*self._rivals.judged(logs, rows, tokens, self._settings))
 
     def _all_divergences(self, micros: Sequence[Micro]) -> list[Tensor]:
         """Every micro-batch's, whichever process reads it."""
-        own = ranks.mine(range(len(micros)))
-        found = ranks.merged({i: ranks.lent(self._divergences(micros[i])) for i in own})
+        own = share_of(range(len(micros)))
+        found = merged({i: lent(self._divergences(micros[i])) for i in own})
         return [found[i].to(self._chat.device) for i in range(len(micros))]
 
     @torch.no_grad()

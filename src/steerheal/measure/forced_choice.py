@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steerheal import ranks
 from steerheal.config import MeasureSettings
 from steerheal.measure import finite
 from steerheal.measure.instrument import Instrument, Progress, Read
@@ -31,6 +30,7 @@ from steerheal.models.decode import Decoding
 from steerheal.models.model import ChatModel
 from steerheal.models.rows import Line
 from steerheal.models.score import chosen_logprobs
+from steerheal.ranks import merged, share_of
 from steerheal.records import FOUNDATIONS, Record, VignetteRow
 
 CONFOUNDED = "two orders cannot tell a list position from the labels that stand there; use cyclic"
@@ -134,7 +134,7 @@ def sweep(
         progress(sum((i + 1) % each == 0 for i in batch))
 
     # The orders of a vignette stay together, so that what they share is read once.
-    shares = ranks.mine(range(len(prompts) // each))
+    shares = share_of(range(len(prompts) // each))
     own = [each * share + k for share in shares for k in range(each)]
     order = sorted(own, key=lambda i: (len(prompts[i - i % each]), i))
     longest, more = max(map(len, prompts), default=0), think + len(slot.suffix) + len(slot.prefill)
@@ -142,7 +142,7 @@ def sweep(
     rows = max(1, fitting(chat, rows * chat.parts, longest + more) // chat.parts)
     for start in range(0, len(order), rows):
         shrinking(order[start : start + rows], work)
-    for i, one in ranks.merged({i: [whole[i] for whole in found] for i in own}).items():
+    for i, one in merged({i: [whole[i] for whole in found] for i in own}).items():
         for whole, value in zip(found, one, strict=True):
             whole[i] = value
     read = [

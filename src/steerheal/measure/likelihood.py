@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steerheal import ranks
 from steerheal.config import MeasureSettings
 from steerheal.measure import finite
 from steerheal.measure.instrument import Instrument, Progress, Read
@@ -27,6 +26,7 @@ from steerheal.models.cache import fitting
 from steerheal.models.decode import Decoding
 from steerheal.models.model import ChatModel
 from steerheal.models.score import chosen_logprobs, label_logprobs
+from steerheal.ranks import merged
 from steerheal.records import FOUNDATIONS, VignetteRow
 
 QUESTION = "{vignette} Why is this wrong?"
@@ -113,7 +113,7 @@ def sweep(
     own: list[int] = []
     lengths = [len(one.line) + sum(map(len, one.rests)) for one in asked]
     budget = token_budget(chat.device) // chat.parts
-    for group in map(ranks.mine, _alike(asked)):
+    for group in map(share_of, _alike(asked)):
         for batch in by_length([lengths[i] for i in group], budget):
             longest = max(lengths[group[i]] for i in batch)
             # A prompt's cache stands beside its copies, one per reason, in every part of a state.
@@ -122,7 +122,7 @@ def sweep(
             for start in range(0, len(batch), most):
                 shrinking([group[i] for i in batch[start : start + most]], work)
                 own += [group[i] for i in batch[start : start + most]]
-    for i, one in ranks.merged({i: (scores[i], masses[i], fluency[i]) for i in own}).items():
+    for i, one in merged({i: (scores[i], masses[i], fluency[i]) for i in own}).items():
         scores[i], masses[i], fluency[i] = one
     read = [
         _rows(vignettes, acts, *(part[start : start + count] for part in (scores, masses, fluency)))

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steerheal import ranks
 from steerheal.config import PushSettings, SamplingSettings
 from steerheal.models.asking import asked
 from steerheal.models.batch import shrinking
@@ -23,6 +22,7 @@ from steerheal.models.model import ChatModel
 from steerheal.models.push import Pushed, Row
 from steerheal.models.template import Message
 from steerheal.models.thinking import thought_in
+from steerheal.ranks import lent, merged, share_of
 from steerheal.records import Completion
 
 COMPACT_SHARE = 0.25
@@ -118,7 +118,7 @@ def write(
         done.update(zip(indices, rows, strict=True))
         progress(len(indices))
 
-    order = ranks.mine(sorted(range(len(draws)), key=lambda i: (len(lines[i]), i)))
+    order = share_of(sorted(range(len(draws)), key=lambda i: (len(lines[i]), i)))
     longest = max(map(len, lines), default=0)
     chat.refuse_longer(longest, written=settings.tokens)
     longest += settings.tokens
@@ -128,8 +128,8 @@ def write(
     for start in range(0, len(order), size):
         shrinking(order[start : start + size], work)
     for row in done.values():
-        row.states = [ranks.lent(state) for state in row.states]
-    done = ranks.merged(done)
+        row.states = [lent(state) for state in row.states]
+    done = merged(done)
     rows = [done[i] for i in range(len(draws))]
     opened = chat.template.opens()
     return Written(

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steerheal import ranks
 from steerheal.models.batch import by_length, right_padded, shrinking, token_budget
 from steerheal.models.cache import roomy_cache
 from steerheal.models.decode import forward_rows, kinds_of, shared_in_groups
 from steerheal.models.model import ChatModel
 from steerheal.models.rows import Line, as_line
+from steerheal.ranks import lent, merged, share_of
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """Token ids that were read, and those that follow."""
@@ -111,10 +111,10 @@ def continuation_states(
     whole = [line.then(rest) for line, (_, rest) in zip(lines, pairs, strict=True)]
     budget = token_budget(chat.device) // chat.parts
     opening = shared_in_groups(*forward_rows(chat, whole), shortest - 1) if whole else 0
-    own = ranks.mine(range(len(whole)))
+    own = share_of(range(len(whole)))
     for batch in by_length([len(whole[i]) for i in own], budget, opening):
         shrinking([own[i] for i in batch], work)
-    found = ranks.merged({i: ranks.lent(states[i]) for i in own})
+    found = merged({i: lent(states[i]) for i in own})
     return [found[i].to(chat.device) for i in range(len(whole))]
 
 
