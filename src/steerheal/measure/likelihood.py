@@ -26,7 +26,7 @@ from steerheal.models.cache import fitting
 from steerheal.models.decode import Decoding
 from steerheal.models.model import ChatModel
 from steerheal.models.score import chosen_logprobs, label_logprobs
-from steerheal.ranks import merged
+from steerheal.ranks import merged, share_of
 from steerheal.records import FOUNDATIONS, VignetteRow
 
 QUESTION = "{vignette} Why is this wrong?"
