@@ -227,10 +227,26 @@ def test_runs_share_their_stages_and_one_that_fails_stops_no_other(
     assert (runs / two.name / RUN).read_bytes() == kept
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+WITH_RAY = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="the extra ray is not installed"
 )
+
+
+@pytest.mark.slow
+@WITH_RAY
+def test_a_cluster_that_is_not_there_is_told_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["sweep", str(written(tmp_path, GRID)), "--runs", str(tmp_path / "runs")]
+    for address in ("127.0.0.1:9", "127.0.0.1:99999"):
+        with pytest.raises(SystemExit) as ended:
+            main([*line, "--ray", address])
+        assert ended.value.code == 2
+        assert f"no Ray cluster at {address}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@WITH_RAY
 def test_a_worker_that_is_killed_in_a_heal_loses_no_finished_stage(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     # A heal of some seconds, so that it can be met at work.
