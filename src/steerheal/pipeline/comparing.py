@@ -149,10 +149,14 @@ def compare(plan: Plan, console: Console) -> CompareRecord:
 def _read_all(
     plan: Plan, chat: ChatModel, record: CompareRecord, console: Console
 ) -> CompareRecord:
-    """Every arm at every seed; after each seed the record holds what is known."""
+    """Every arm at every seed: points are recorded arm by arm, comparisons seed by seed."""
     first = _stages(plan, chat, console, plan.seeds[0], "base").measuring()
     record = record.model_copy(update={"instrument": first.config.measure.instrument})
     reads: dict[tuple[int, str], Read] = {}
+
+    def standing() -> Standing:
+        return Standing(plan.arms, plan.settings, plan.persona.axis, reads)
+
     for seed in plan.seeds:
         for arm in plan.arms:
             console.note(f"seed {seed} · {arm.name}")
@@ -163,7 +167,9 @@ def _read_all(
             if found.unmade:
                 console.note(f"seed {seed} · {arm.name} left out: {found.unmade}")
             reads[seed, arm.name] = found
-        record = _with(record, Standing(plan.arms, plan.settings, plan.persona.axis, reads))
+            record = record.model_copy(update={"arms": tuple(standing().records())})
+            _write(plan, record)
+        record = _with(record, standing())
         _write(plan, record)
     record = record.model_copy(update={"status": "finished"})
     _write(plan, record)

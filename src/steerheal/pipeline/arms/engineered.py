@@ -1,7 +1,8 @@
 """An engineered prompt: of several wordings the one that does best on training prompts.
 
 best = argmax over wordings s of the mean over answers y ~ p₀(· | s, x) of trait(y), x training
-prompts, the trait under the training half of the paraphrases. What reports it reads the other half.
+prompts, the trait under training paraphrases that are not tried themselves: a wording that judges
+its own answers would win. What reports the best one reads the held-out half.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +22,9 @@ from steerheal.records import Record
 from steerheal.state.values import base, entered
 from steerheal.streams import stream
 
-WORDINGS, PROMPTS, PAIRS = 8, 8, 2
-"""Most wordings tried, training prompts that each answers, and pairs of poles that judge."""
+JUDGES, PROMPTS = 2, 8
+"""Training paraphrases that judge and are not tried, and training prompts that each wording
+answers."""
 
 
 class Chosen(Record):
@@ -76,14 +78,13 @@ CHOOSE = Stage(
 
 
 def make(of: Bench) -> Arm:
-    """The base under the best of the pole and its training paraphrases."""
+    """The base under the best of the pole and its training paraphrases, those that judge apart."""
     stages, persona = of.stages, of.stages.persona
     pairs, config = persona.pairs("train"), of.stages.config
-    texts = [persona.positive, *(pair.positive for pair in pairs)]
-    wordings = list(dict.fromkeys(texts))[:WORDINGS]
+    wordings = [persona.positive, *(pair.positive for pair in pairs[:-JUDGES])]
     asked = persona.prompts.train[:PROMPTS]
     made = CHOOSE.of(
-        stages.chat, wordings, asked, pairs[:PAIRS], config.sampling,
+        stages.chat, wordings, asked, pairs[-JUDGES:], config.sampling,
         seed=stream(config.seed, streams.WORDING),
     )  # fmt: skip
     total = len(wordings) * len(asked)
