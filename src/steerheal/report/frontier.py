@@ -60,7 +60,7 @@ def _style(arm: ArmRecord, i: int) -> tuple[str, str, str]:
     """Dash, colour and mark of an arm."""
     return (
         DASHES[i % len(DASHES)] if arm.along else "",
-        COLOURS[arm.family],
+        COLOURS.get(arm.family, GREY),
         SHAPES[i % len(SHAPES)],
     )
 
