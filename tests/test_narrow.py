@@ -11,6 +11,7 @@ from peft import get_peft_model
 import narrow
 from steerheal.config import HealSettings, PushSettings, SamplingSettings, VectorSettings
 from steerheal.heal.export import export_peft
+from steerheal.heal.preference import rivals_of
 from steerheal.heal.train import heal_student, training_pairs
 from steerheal.measure import forced_choice, vignettes
 from steerheal.models.chat import prompt_ids
@@ -120,7 +121,8 @@ def test_every_kind_of_vector_is_made_and_used_there(chat: ChatModel, method: An
 
 
 @pytest.mark.parametrize(
-    ("kind", "objective"), [("lora", "distill"), ("rslora", "sft"), ("pissa", "sft")]
+    ("kind", "objective"),
+    [("lora", "distill"), ("lora", "dpo"), ("rslora", "sft"), ("pissa", "sft")],
 )
 def test_every_kind_of_adapter_is_trained_folded_and_exported_there(
     chat: ChatModel, kind: Any, objective: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -140,8 +142,10 @@ def test_every_kind_of_adapter_is_trained_folded_and_exported_there(
         adapter=kind, objective=objective, barrier="kl_fwd", tau=0, rank=2, rows=3, epochs=1,
         lr=5e-3, spectral=0.01,
     )  # fmt: skip
-    states = continuation_states(chat, pairs)
-    healed = heal_student(chat, pairs, states, settings, teacher=teacher)
+    rivals, states = None, continuation_states(chat, pairs)
+    if objective == "dpo":
+        pairs, states, rivals = [*pairs, *pairs], [*states, *states], rivals_of(chat, pairs * 2)
+    healed = heal_student(chat, pairs, states, settings, teacher=teacher, rivals=rivals)
     assert healed.log.outcome == "trained"
     alive = assert_alive(chat, healed.adapter, prompt_ids(chat, "a"))
     assert alive.layers > 0

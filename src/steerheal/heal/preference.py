@@ -108,5 +108,5 @@ def by_row(
     values: Float[Tensor, " N"], rows: Sequence[int], lengths: Sequence[int]
 ) -> dict[int, float]:
     """Sums over the positions of every row."""
-    parts = values.double().split(list(lengths))
+    parts = values.cpu().double().split(list(lengths))
     return {row: part.sum().item() for row, part in zip(rows, parts, strict=True)}

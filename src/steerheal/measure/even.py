@@ -57,7 +57,7 @@ def even_shares(
             log_p, up, down = (
                 reader.logits(there[rows]).log_softmax(-1) for reader, there in (own, *sides)
             )
-            sums.index_add_(0, owner[rows], variances(log_p, up, down).double().cpu())
+            sums.index_add_(0, owner[rows], variances(log_p, up, down).cpu().double())
         found.append(jackknife(sums.numpy(), _share))
     return found
 

@@ -102,7 +102,7 @@ def fisher(
         rewards = [reward(chat, p, ground.poles[half], rows) for half in HALVES]
         for k, (reader, there) in enumerate(shifted):
             log_q = reader.logits(there[rows]).log_softmax(-1)
-            sums[k].index_add_(0, owner[rows], _sums(p, log_p, log_q, rewards).double().cpu())
+            sums[k].index_add_(0, owner[rows], _sums(p, log_p, log_q, rewards).cpu().double())
     return [_read(one.numpy()) for one in sums]
 
 
