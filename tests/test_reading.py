@@ -164,7 +164,7 @@ def test_quick_reads_no_more_than_the_preset_and_never_more_than_the_run(run: Pa
     options = parse("evaluate", ["--quick"])
     assert isinstance(options, EvaluateCommand)
     ask = options.asked(persona)
-    assert (ask.measure.prompts, ask.measure.per_foundation, ask.measure.long_prompts) == (20, 2, 0)
+    assert (ask.measure.prompts, ask.measure.per_foundation, ask.measure.long_prompts) == (20, 1, 0)
     options = parse("evaluate", [str(run), "--quick"])
     assert isinstance(options, EvaluateCommand)
     assert options.asked(persona).measure.prompts == 3
