@@ -170,7 +170,7 @@ def test_quick_reads_no_more_than_the_preset_and_never_more_than_the_run(run: Pa
     assert options.asked(persona).measure.prompts == 3
     # The run's few of everything stay; the preset has no long answers and no JSON replies.
     how = options.asked(persona).how
-    assert how == f"read as {run} was, but --long-prompts 0 --json-prompts 0"
+    assert how == f"read as {run} was, but --per-foundation 1 --long-prompts 0 --json-prompts 0"
 
 
 def test_more_prompts_than_the_persona_has_are_refused(run: Path) -> None:
