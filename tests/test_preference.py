@@ -102,6 +102,8 @@ def test_the_other_answers_are_the_teacher_s_at_the_opposite_doses() -> None:
         ("say 0", -1.0), ("say 1", -2.0), ("say 2", -1.0),
     ]  # fmt: skip
     assert all(item.dose == 0 for item in opposed(CHAT, base(), said, short, seed=0))
+    # The harvest of seed 0 draws from 0 on: the other answers have draws of their own.
+    assert not {item.seed for item in found} & set(range(1_000_003))
 
 
 @pytest.mark.long

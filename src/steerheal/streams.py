@@ -8,8 +8,8 @@ seed below.
 PER_SEED = 1_009
 HARVEST, CURVE, UNSTEERED, ON_POLICY = 0, 200, 400, 600
 """First of a hundred each, one per round; on policy one per time that the student writes."""
-CALIBRATION, EVALUATION, TEST, SWEEP, ANCHOR, WORDING, LASTING = (
-    -1, 900, 901, 902, 903, 904, 905,
+CALIBRATION, EVALUATION, TEST, SWEEP, ANCHOR, WORDING, LASTING, OPPOSED = (
+    -1, 900, 901, 902, 903, 904, 905, 906,
 )  # fmt: skip
 
 

@@ -20,12 +20,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from steerheal import streams
 from steerheal.config import HealSettings, SamplingSettings
 from steerheal.models.generate import Draw, generate
 from steerheal.models.model import ChatModel
 from steerheal.models.score import Pair, token_logprobs
 from steerheal.records import Completion
 from steerheal.state.values import State, entered
+from steerheal.streams import stream
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,12 @@ def opposed(
         teacher: Who wrote the text, at any dose.
         kept: The text.
         sampling: How the teacher writes.
-        seed: Of the draws.
+        seed: The heal's; the draws have a stream of it.
     """
+    draws_from = stream(seed, streams.OPPOSED) * 1_000_003
     doses = sorted({item.dose for item in kept})
     draws = [
-        Draw(item.prompt, state=doses.index(item.dose), seed=seed * 1_000_003 + i)
+        Draw(item.prompt, state=doses.index(item.dose), seed=draws_from + i)
         for i, item in enumerate(kept)
     ]
     # Without a dose, as in the unsteered control, the opposite of a teacher is itself once more.

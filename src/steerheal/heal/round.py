@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from steerheal import prompts, streams
 from steerheal.config import HealSettings, SamplingSettings
+from steerheal.errors import UserError
 from steerheal.heal.batches import Data
 from steerheal.heal.checkpoint import Checkpoint
 from steerheal.heal.mask import fitted
@@ -24,6 +25,10 @@ from steerheal.tables import OBJECTIVES
 
 PART = 500_009
 """Between the seeds of the adapters that are averaged."""
+NOTHING_WRITTEN = (
+    "The heal's own text has no answer with a token in it, so that there is nothing to train on: "
+    "lower --dose.start, or train on the teacher's text (--heal.on-policy 0, --heal.objective sft)."
+)
 NOTHING_LEFT = "less the unsteered control nothing is left of the heal: both learned the same"
 
 
@@ -60,11 +65,11 @@ def heal(
     """
     origin = {"prev": student, "base": base()}.get(settings.reference, good or base())
     how = sampling or SamplingSettings()
-    line = Line(chat, student, teacher, origin, settings, how, number, checkpoint, progress)
+    recipe = Recipe(chat, student, teacher, origin, settings, how, number, checkpoint, progress)
     if settings.on_policy:
-        healed = line.on_policy(kept, seed)
+        healed = recipe.on_policy(kept, seed)
     else:
-        healed = combined(line.several(student, kept, seed), less, settings)
+        healed = combined(recipe.several(student, kept, seed), less, settings)
     if healed.log.outcome != "trained":
         return healed
     healed = healed._replace(adapter=healed.adapter.trained_by(chat))
@@ -73,7 +78,7 @@ def heal(
 
 
 @dataclass(frozen=True)
-class Line:
+class Recipe:
     """What the adapters of a heal have in common, however many it trains."""
 
     chat: ChatModel
@@ -105,6 +110,8 @@ class Line:
             there = [i for i, other in enumerate(others) if other.tokens]
             kept = [kept[i] for i in there]
             pairs = [pairs[i] for i in there] + training_pairs(chat, [others[i] for i in there])
+        if not pairs:
+            raise UserError(NOTHING_WRITTEN)
         reference, anchor, lesson = None, None, Taught([], chat)
         with self.origin.entered(chat) as reader:
             if settings.barred:
