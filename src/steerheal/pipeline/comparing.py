@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from steerheal.config import RunConfig, unlike
+from steerheal.config import RunConfig
 from steerheal.config.comparing import ArmSettings, CompareSettings
 from steerheal.console import Console
 from steerheal.errors import UserError
@@ -18,7 +18,7 @@ from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
 from steerheal.pipeline.arms.reading import Read, kind_of, read
 from steerheal.pipeline.claims import claimed
-from steerheal.pipeline.plan import dated
+from steerheal.pipeline.plan import agreed
 from steerheal.pipeline.run import opened
 from steerheal.pipeline.stage_store import Store, sweep, sweep_unfinished
 from steerheal.pipeline.stages import Stages
@@ -52,19 +52,8 @@ class Plan:
         Raises:
             UserError: it is of other settings, another persona, or has another arm of a name.
         """
-        before = held.model_dump(mode="json")
-        config = dated(self.config, str(before["config"]["model"]["date"]))
-        for what, now in (
-            ("config", config), ("persona", self.persona), ("settings", self.settings),
-        ):  # fmt: skip
-            found = unlike(before[what], now.model_dump(mode="json"))
-            found.pop("seeds", None)
-            if found:
-                said = "; ".join(f"{name} {a} there, {b} here" for name, (a, b) in found.items())
-                raise UserError(
-                    f"{self.folder} holds a comparison with other settings: {said}. Give this one "
-                    "another --name: stages that both share are not made again."
-                )
+        now = {"config": self.config, "persona": self.persona, "settings": self.settings}
+        config = agreed(self.folder, "comparison", held.model_dump(mode="json"), now, grows="seeds")
         arms = {arm.arm.name: arm.arm for arm in held.arms}
         for arm in self.arms:
             if arms.setdefault(arm.name, arm) != arm:

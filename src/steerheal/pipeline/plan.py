@@ -3,11 +3,13 @@
 All of it is known before the model is loaded, except whether it is the model of before.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from pydantic import BaseModel
 
 from steerheal import prompts
 from steerheal.config import RunConfig, merge, unlike, validated
@@ -208,6 +210,39 @@ def dated(config: RunConfig, date: str) -> RunConfig:
     if config.model.date or not date:
         return config
     return config.model_copy(update={"model": config.model.model_copy(update={"date": date})})
+
+
+def agreed(
+    folder: Path,
+    kind: str,
+    held: Mapping[str, Any],
+    now: Mapping[str, BaseModel],
+    *,
+    grows: str,
+) -> RunConfig:
+    """What a folder of several runs holds is of these settings; the run's, with the date there.
+
+    Args:
+        folder: Where it lies.
+        kind: What it is, as the user is told.
+        held: Its record.
+        now: config, persona and settings.
+        grows: The setting that may differ: more of it goes on from what is there.
+
+    Raises:
+        UserError: it is of other settings or another persona.
+    """
+    config = dated(cast(RunConfig, now["config"]), str(held["config"]["model"]["date"]))
+    for what, item in {**now, "config": config}.items():
+        found = unlike(held[what], item.model_dump(mode="json"))
+        found.pop(grows, None)
+        if found:
+            said = "; ".join(f"{name} {a} there, {b} here" for name, (a, b) in found.items())
+            raise UserError(
+                f"{folder} holds a {kind} with other settings: {said}. Give this one another "
+                "--name: stages that both share are not made again."
+            )
+    return config
 
 
 def _within_pools(config: RunConfig, persona: Persona, console: Console) -> RunConfig:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from steerheal import prompts, streams
-from steerheal.config import RunConfig, SamplingSettings, merge, unlike, validated
+from steerheal.config import RunConfig, SamplingSettings, merge, validated
 from steerheal.config.tuning import TEXTS, TOKENS, TuneSettings
 from steerheal.console import Console
 from steerheal.errors import UserError, unknown
@@ -27,7 +27,7 @@ from steerheal.personas import Persona
 from steerheal.pipeline import loop
 from steerheal.pipeline.claims import claimed
 from steerheal.pipeline.plan import Plan as RunPlan
-from steerheal.pipeline.plan import dated
+from steerheal.pipeline.plan import agreed
 from steerheal.pipeline.run import opened, started
 from steerheal.pipeline.stage_store import Store, sweep_unfinished
 from steerheal.pipeline.stages import Stages
@@ -87,17 +87,8 @@ def _agreed(plan: Plan, held: TuneRecord) -> Plan:
     Raises:
         UserError: that is a search with other settings or another persona.
     """
-    before = held.model_dump(mode="json")
-    config = dated(plan.config, str(before["config"]["model"]["date"]))
-    for what, now in (("config", config), ("persona", plan.persona), ("settings", plan.settings)):
-        found = unlike(before[what], now.model_dump(mode="json"))
-        found.pop("trials", None)
-        if found:
-            said = "; ".join(f"{name} {a} there, {b} here" for name, (a, b) in found.items())
-            raise UserError(
-                f"{plan.folder} holds a search with other settings: {said}. Give this one another "
-                "--name: stages that both share are not made again."
-            )
+    now = {"config": plan.config, "persona": plan.persona, "settings": plan.settings}
+    config = agreed(plan.folder, "search", held.model_dump(mode="json"), now, grows="trials")
     most = max(plan.settings.trials, held.settings.trials)
     settings = plan.settings.model_copy(update={"trials": most})
     return replace(plan, config=config, settings=settings, held=held)
