@@ -20,14 +20,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from steerheal import streams
 from steerheal.config import HealSettings, SamplingSettings
 from steerheal.models.generate import Draw, generate
 from steerheal.models.model import ChatModel
 from steerheal.models.score import Pair, token_logprobs
 from steerheal.records import Completion
 from steerheal.state.values import State, entered
-from steerheal.streams import stream
+from steerheal.streams import OPPOSED, stream
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def opposed(
         sampling: How the teacher writes.
         seed: The heal's; the draws have a stream of it.
     """
-    draws_from = stream(seed, streams.OPPOSED) * 1_000_003
+    draws_from = stream(seed, OPPOSED) * 1_000_003
     doses = sorted({item.dose for item in kept})
     draws = [
         Draw(item.prompt, state=doses.index(item.dose), seed=draws_from + i)
