@@ -1,17 +1,22 @@
 """The same stages on a GPU in bfloat16; skipped where there is none."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from steerheal.config import HealSettings, SamplingSettings, VectorSettings
-from steerheal.heal.train import heal_student, training_pairs
+from steerheal.config import HealSettings, ModelSettings, SamplingSettings, VectorSettings
+from steerheal.errors import UserError
+from steerheal.heal.export import export_peft
+from steerheal.heal.train import Healed, heal_student, training_pairs
 from steerheal.measure import coherence, likelihood, vignettes
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw, generate
-from steerheal.models.load import wrap
+from steerheal.models.load import load, wrap
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states
-from steerheal.state.fold import Gated, folded, merged
+from steerheal.pipeline.surroundings import size_of
+from steerheal.state.fold import Gated, assert_alive, folded, merged
 from steerheal.state.values import base, entered
 from steerheal.steer.vector import extract
 
@@ -28,16 +33,23 @@ def chat(request: pytest.FixtureRequest) -> ChatModel:
     return wrap(net, tiny.tokenizer(), name=f"tiny-{request.param}-gpu")
 
 
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    folder = tiny.saved(tmp_path_factory.mktemp("packed"))
+    return load(ModelSettings(name=str(folder), device="cuda", quantize="nf4"))
+
+
 def logits(chat: ChatModel) -> torch.Tensor:
     with torch.no_grad():
         ids = torch.tensor([prompt_ids(chat, "say something")], device=chat.device)
         return chat.net(input_ids=ids).logits.float()
 
 
-def test_every_stage_runs_and_undoes_itself(chat: ChatModel) -> None:
-    before = logits(chat)
-    persona = tiny.persona()
-    vector = extract(chat, persona, PROMPTS, VectorSettings(band=(0.3, 0.8)))
+def healed(chat: ChatModel, method: str = "mean_difference") -> Healed:
+    """Steers, samples and trains on what was written."""
+    settings = VectorSettings(method=method, band=(0.3, 0.8))
+    vector = extract(chat, tiny.persona(), PROMPTS, settings)
     draws = [Draw(prompt, i, i) for i, prompt in enumerate(PROMPTS)]
     with entered(chat, [base().steered(vector, dose) for dose in DOSES]) as reader:
         written = generate(reader, draws * 3, SamplingSettings(tokens=12))
@@ -48,6 +60,12 @@ def test_every_stage_runs_and_undoes_itself(chat: ChatModel) -> None:
     done = heal_student(chat, pairs, continuation_states(chat, pairs), settings)
     assert done.log.outcome == "trained"
     assert done.log.steps[-1].divergence > 0
+    return done
+
+
+def test_every_stage_runs_and_undoes_itself(chat: ChatModel) -> None:
+    before = logits(chat)
+    done = healed(chat)
     assert torch.equal(logits(chat), before)
     history = [Gated(done.adapter)]
     with folded(chat, history):
@@ -63,3 +81,37 @@ def test_instruments_read(chat: ChatModel) -> None:
     assert all(abs(sum(row.p) - 1) < 1e-3 for row in rows)
     canary = coherence.read(chat, ["Water is wet.", "Stone is soft."])
     assert all(0 <= row.p_ans_any <= 1 for row in canary)
+
+
+def test_packed_weights_are_steered_healed_folded_read_and_never_written(
+    packed: ChatModel, tmp_path: Path
+) -> None:
+    bits = {name: part.clone() for name, part in packed.net.state_dict().items()}
+    assert packed.quantised and packed.net.model.layers[1].mlp.down_proj.weight.shape[1] == 1
+    assert size_of(packed).packed == 30_720 and size_of(packed).parameters == 47_648
+    done = healed(packed, "s_space")
+    history = [Gated(done.adapter)]
+    assert assert_alive(packed, done.adapter, prompt_ids(packed, "hi")).change > 0
+    with folded(packed, history):
+        rows = likelihood.read(packed, vignettes.load("everyday")[:7])
+    assert all(abs(sum(row.p) - 1) < 1e-3 for row in rows)
+    refused = pytest.raises(UserError, match="cannot be written into quantised weights")
+    with refused, merged(packed, history):
+        pass
+    made = export_peft(packed, history, tmp_path / "peft", PROMPTS, fresh=True)
+    assert made.difference <= 0.1 * made.scale
+    after = packed.net.state_dict()
+    assert all(torch.equal(after[name], part) for name, part in bits.items())
+
+
+def test_packed_weights_are_another_model(packed: ChatModel) -> None:
+    whole = load(ModelSettings(name=packed.name, device="cuda"))
+    again = load(ModelSettings(name=packed.name, device="cuda", quantize="nf4"))
+    assert packed.fingerprint == again.fingerprint != whole.fingerprint
+
+
+def test_a_gguf_file_is_packed_after_it_is_read() -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    chat = load(ModelSettings(device="cuda", quantize="nf4"))
+    assert chat.quantised and size_of(chat).packed > 1e8
+    assert chat.origin.endswith("in nf4")

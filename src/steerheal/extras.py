@@ -4,7 +4,12 @@ import importlib.util
 
 from steerheal.errors import UserError
 
-EXTRAS = {"ui": ("gradio",), "tune": ("optuna", "tomli_w"), "ray": ("ray",)}
+EXTRAS = {
+    "ui": ("gradio",),
+    "tune": ("optuna", "tomli_w"),
+    "ray": ("ray",),
+    "quantize": ("bitsandbytes",),
+}
 """The packages that an extra of `pyproject.toml` brings."""
 
 

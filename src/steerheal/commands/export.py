@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 RANKED = ("peft", "gguf-lora")
 """Formats that have a rank."""
+MERGED = ("merged", "bias")
+"""Formats that hold the whole model."""
 
 
 class ExportCommand(Command):
@@ -52,7 +54,13 @@ class ExportCommand(Command):
 
     def check(self) -> None:
         """Refuses what is no run, a place that is taken, and an upload that nobody may make."""
-        read_run(self.run)
+        record = read_run(self.run)
+        if self.format in MERGED and record.settings(self.run).model.quantize != "none":
+            raise UserError(
+                f"--format: {self.format} writes into the weights, and the run's are quantised. "
+                "Use peft or gguf-lora, and merge that adapter into the model as it is before "
+                "quantising."
+            )
         if self.rank and self.format not in RANKED:
             raise UserError(
                 f"--rank: --format {self.format} has no rank; {' and '.join(RANKED)} have one."
@@ -195,4 +203,4 @@ def _base(settings: ModelSettings, chat: "ChatModel") -> "Base":
     said = ("" if path.is_file() else licence(settings.name)) or UNKNOWN_LICENCE
     if path.exists():
         return Base("", chat.origin or f"the model in the folder {path.name}", said)
-    return Base(chat.name, "", said)
+    return Base(chat.name, chat.origin, said)

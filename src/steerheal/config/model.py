@@ -76,6 +76,9 @@ class ModelSettings(Settings):
     """Empty: the embedded SmolLM2-135M-Instruct; else a hub id, a local folder or a GGUF file."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights; auto is float32 on a CPU and bfloat16 on a GPU."""
+    quantize: Literal["none", "nf4"] = "none"
+    """nf4: linear layers in four bits by bitsandbytes, on CUDA (extra `quantize`); base and student
+    are read in the same four bits. none: weights as they are."""
     device: Label = "auto"
     """Where it runs: auto, cpu, cuda, cuda:1, mps."""
     revision: Place | None = None

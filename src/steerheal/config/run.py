@@ -1,7 +1,9 @@
 """Everything a run depends on, and its presets."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
+
+from pydantic import model_validator
 
 from steerheal.bounds import Amount, CountOrNone, Fraction, Place, PositiveFraction, Rounds, Seed
 from steerheal.config.base import Settings
@@ -61,6 +63,15 @@ class RunConfig(Settings):
     heal: HealSettings = HealSettings()
     measure: MeasureSettings = MeasureSettings()
     check: CheckSettings = CheckSettings()
+
+    @model_validator(mode="after")
+    def _starts_from_what_it_can_read(self) -> Self:
+        if self.heal.adapter == "pissa" and self.model.quantize != "none":
+            raise ValueError(
+                "heal.adapter pissa starts from singular values of the weights, which "
+                f"model.quantize {self.model.quantize} packs; use lora or rslora"
+            )
+        return self
 
     def named(self) -> tuple[tuple[Table, str], ...]:
         """What it names of the open sets."""

@@ -103,11 +103,11 @@ def training(chat: ChatModel, settings: HealSettings, *, seed: int) -> Iterator[
     """The model with a fresh trainable adapter; its weights, modules and flags are put back.
 
     Raises:
-        UserError: no layer is targeted, or one is smaller than PiSSA's rank.
+        UserError: no layer is targeted, or one is quantised or smaller than PiSSA's rank.
     """
     names = target_names(chat, settings)
     if settings.adapter == "pissa":
-        _refuse_small(chat, names, settings.rank)
+        _refuse_without_start(chat, names, settings.rank)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=cast(int, settings.alpha),
@@ -209,9 +209,15 @@ def _factors(model: PeftModel) -> dict[str, Pair]:
     return pairs_of(tensors, Path("memory"))
 
 
-def _refuse_small(chat: ChatModel, names: Sequence[str], rank: int) -> None:
+def _refuse_without_start(chat: ChatModel, names: Sequence[str], rank: int) -> None:
+    if chat.quantised:
+        raise UserError(
+            f"PiSSA starts from singular values of the weights, which {chat.name} holds quantised. "
+            "Use heal.adapter lora or rslora."
+        )
     for name in names:
-        least = min(cast(nn.Linear, chat.net.get_submodule(name)).weight.shape)
+        layer = cast(nn.Linear, chat.net.get_submodule(name))
+        least = min(layer.in_features, layer.out_features)
         if rank > least:
             raise UserError(
                 f"heal.rank {rank} is more than PiSSA finds in {name}, whose weight has {least} "

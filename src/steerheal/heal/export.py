@@ -28,6 +28,7 @@ from steerheal.heal.adapter import untouched
 from steerheal.models.chat import prompt_ids
 from steerheal.models.load import quiet
 from steerheal.models.model import ChatModel
+from steerheal.models.quantise import options_of
 from steerheal.state.adapter import Adapter
 from steerheal.state.bias import biased
 from steerheal.state.compress import recompressed
@@ -118,7 +119,7 @@ def export_merged(
     In half precision the weights round part of the history away, and the logits differ by that.
 
     Raises:
-        UserError: the folder cannot be written, or logits that differ.
+        UserError: quantised weights, a folder that cannot be written, or logits that differ.
     """
     what = "merged model"
     with whole_folder(out) as work, quiet():
@@ -151,8 +152,8 @@ def export_bias(
     vector: transformers and vLLM read it so.
 
     Raises:
-        UserError: a model without that switch, a vector that is no bias, a folder that cannot be
-            written, or logits that differ.
+        UserError: quantised weights, a model without that switch, a vector that is no bias, a
+            folder that cannot be written, or logits that differ.
     """
     what, config = f"model with its vector as biases, dose {dose:g}", chat.net.config
     if getattr(config, SWITCH, None) is None:
@@ -287,7 +288,7 @@ def _logits_elsewhere(
         UserError: it cannot load them.
     """
     config: Any = chat.net.config
-    options: dict[str, object] = {"local_files_only": True}
+    options: dict[str, object] = {"local_files_only": True, **options_of(chat)}
     if model is None and (commit := getattr(config, "_commit_hash", None)):
         options["revision"] = commit
     if type(chat.net).__module__.startswith("transformers_modules."):

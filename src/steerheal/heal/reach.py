@@ -10,6 +10,7 @@ import math
 from steerheal.config import HealSettings
 from steerheal.heal.adapter import band_roots, labels_of, target_names
 from steerheal.models.model import ChatModel
+from steerheal.models.quantise import parameters_of
 
 
 def unreached(chat: ChatModel, settings: HealSettings) -> str:
@@ -28,7 +29,7 @@ def unreached(chat: ChatModel, settings: HealSettings) -> str:
             if weight.ndim < 2 or not asked:
                 continue
             matrices[linear] += math.prod(weight.shape[:-2])
-            weights[linear] += weight.numel()
+            weights[linear] += parameters_of(weight)
             if not linear:
                 missed[owner] = None
     if not missed:

@@ -47,9 +47,16 @@ def embedded_file() -> Path:
 
 
 def open_gguf(
-    file: Path, dtype: torch.dtype, name: str, *, template: str = ""
+    file: Path, dtype: torch.dtype, name: str, *, template: str = "", **packing: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """The model and tokenizer of a GGUF file, and its name; the given template for its own.
+
+    Args:
+        file: Where it lies.
+        dtype: Precision of the weights.
+        name: What the user would call it.
+        template: A chat template in place of its own.
+        packing: How they are quantised again while they are loaded, if at all.
 
     Raises:
         UserError: it cannot be read, is damaged or unsupported, or has no chat template.
@@ -58,7 +65,7 @@ def open_gguf(
     folder = _converted(file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        net = weights.read(folder, name=name, dtype=dtype, use_safetensors=True)
+        net = weights.read(folder, name=name, dtype=dtype, use_safetensors=True, **packing)
     except Exception as error:
         raise UserError(
             f"The converted copy of {file} in {folder} cannot be read ({first_line(error)}) "

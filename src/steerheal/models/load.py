@@ -19,7 +19,7 @@ from transformers.utils import logging as hub_logging
 
 from steerheal.config import ModelSettings
 from steerheal.errors import UserError, first_line
-from steerheal.models import sound, weights
+from steerheal.models import quantise, sound, weights
 from steerheal.models.ends import ends_of_turn
 from steerheal.models.fingerprint import fingerprint as _fingerprint
 from steerheal.models.gguf import EMBEDDED_NAME, embedded_file, open_gguf
@@ -28,6 +28,9 @@ from steerheal.models.model import ChatModel, find_blocks
 from steerheal.models.size import parameters_in, refuse_too_large, weights_bytes
 from steerheal.models.template import Template, frozen
 from steerheal.models.trial import refuse_cache
+
+NONE = ModelSettings().quantize
+"""Weights as they are."""
 
 
 def load(settings: ModelSettings) -> ChatModel:
@@ -38,14 +41,18 @@ def load(settings: ModelSettings) -> ChatModel:
     """
     device = pick_device(settings.device)
     dtype = _pick_dtype(settings.dtype, device)
+    packing = {}
+    if settings.quantize != NONE:
+        quantise.refuse_unable(device)
+        packing = quantise.options(dtype, device)
     _refuse_too_large(settings, device, dtype)
     with quiet():
-        net, tokenizer, name = _open(settings, dtype)
+        net, tokenizer, name = _open(settings, dtype, packing)
     chat = wrap(
         net,
         tokenizer,
         name=name,
-        device=device,
+        device=None if packing else device,
         date=settings.date,
         template_vars=settings.template_vars,
     )
@@ -53,9 +60,13 @@ def load(settings: ModelSettings) -> ChatModel:
 
 
 def _origin(settings: ModelSettings) -> str:
-    """Which file the weights were de-quantised from, if they were."""
+    """Which weights they are, if quantising left others than the name says."""
     path = Path(settings.name).expanduser() if settings.name else embedded_file()
-    return f"the de-quantised weights of {path.name}" if path.is_file() else ""
+    file = f"the de-quantised weights of {path.name}" if path.is_file() else ""
+    if settings.quantize == NONE:
+        return file
+    whole = file or f"the weights of {path.name if path.exists() else settings.name}"
+    return f"{whole}, in {settings.quantize}"
 
 
 def wrap(
@@ -141,9 +152,13 @@ def _refuse_too_large(settings: ModelSettings, device: torch.device, dtype: torc
     name = str(dtype).removeprefix("torch.")
     # A GGUF file is read as float32, which is never less than the file.
     least = float(path.stat().st_size) if path.is_file() else 0.0
+    places = {torch.device("cpu"), device}
     if path.is_dir() and (count := parameters_in(path)):
-        least = weights_bytes(count, name)
-    for place in {torch.device("cpu"), device}:
+        packed = count if settings.quantize != NONE else 0
+        least = weights_bytes(count, name, packed)
+        if packed:  # matrix by matrix, through main memory
+            places = {device}
+    for place in places:
         refuse_too_large(settings.name, least, name, free_bytes(place))
 
 
@@ -155,21 +170,21 @@ def free_bytes(device: torch.device) -> float:
 
 
 def _open(
-    settings: ModelSettings, dtype: torch.dtype
+    settings: ModelSettings, dtype: torch.dtype, packing: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     template = settings.template_text()
     if not settings.name:
-        return open_gguf(embedded_file(), dtype, EMBEDDED_NAME, template=template)
+        return open_gguf(embedded_file(), dtype, EMBEDDED_NAME, template=template, **packing)
     path = Path(settings.name).expanduser()
     if path.is_file():
-        return open_gguf(path, dtype, path.name, template=template)
-    net, tokenizer = _open_pretrained(path, settings, dtype)
+        return open_gguf(path, dtype, path.name, template=template, **packing)
+    net, tokenizer = _open_pretrained(path, settings, dtype, packing)
     tokenizer.chat_template = template or tokenizer.chat_template
     return net, tokenizer, settings.name
 
 
 def _open_pretrained(
-    path: Path, settings: ModelSettings, dtype: torch.dtype
+    path: Path, settings: ModelSettings, dtype: torch.dtype, packing: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     options: dict[str, Any] = {
         "revision": settings.revision,
@@ -182,7 +197,9 @@ def _open_pretrained(
         options["local_files_only"] = only_cached(source, settings.revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        net = weights.read(source, name=settings.name, dtype=dtype, use_safetensors=True, **options)
+        net = weights.read(
+            source, name=settings.name, dtype=dtype, use_safetensors=True, **options, **packing
+        )
     except UserError:
         raise
     except Exception as error:

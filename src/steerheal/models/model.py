@@ -64,6 +64,11 @@ class ChatModel:
         return self.net.device
 
     @property
+    def quantised(self) -> bool:
+        """Whether its linear layers hold packed weights, which nothing can be written into."""
+        return getattr(self.net.config, "quantization_config", None) is not None
+
+    @property
     def entered(self) -> int:
         """How many states it is in at once; rows say which of them is theirs."""
         return 1

@@ -8,6 +8,9 @@ from typing import NamedTuple
 from steerheal.errors import UserError
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+PACKED = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight in four bits: itself, its share of a scale in one byte for 64 weights, and of
+a float32 for 256 such scales."""
 GB = 1e9
 
 
@@ -19,11 +22,13 @@ class Size(NamedTuple):
     hidden: int
     cached: int = 0
     """Bytes of keys and values that a token leaves in a cache."""
+    packed: int = 0
+    """How many of the parameters are in four bits."""
 
 
-def weights_bytes(parameters: int, dtype: str) -> float:
-    """Bytes of the weights in a precision."""
-    return float(parameters * BYTES[dtype])
+def weights_bytes(parameters: int, dtype: str, packed: int = 0) -> float:
+    """Bytes of the weights in a precision, but for so many of them in four bits."""
+    return (parameters - packed) * BYTES[dtype] + packed * PACKED
 
 
 def gigabytes(count: float) -> str:

@@ -13,6 +13,7 @@ from steerheal.measure import instruments
 from steerheal.models.cache import token_bytes
 from steerheal.models.chat import prompt_notes
 from steerheal.models.model import ChatModel
+from steerheal.models.quantise import parameters_of
 from steerheal.models.size import Size
 from steerheal.personas import Persona
 from steerheal.pipeline.stages import all_of_it
@@ -41,9 +42,10 @@ def environment(chat: ChatModel, config: RunConfig) -> dict[str, str]:
 
 def size_of(chat: ChatModel) -> Size:
     """How large a model is; what it shares between parts counts once."""
-    parameters = sum(weight.numel() for weight in chat.net.parameters())
+    counts = [(parameters_of(weight), weight.numel()) for weight in chat.net.parameters()]
+    parameters, packed = sum(n for n, _ in counts), sum(n for n, held in counts if n != held)
     hidden = chat.text_config.hidden_size
-    return Size(parameters, len(chat.blocks), hidden, token_bytes(chat))
+    return Size(parameters, len(chat.blocks), hidden, token_bytes(chat), packed)
 
 
 BARRIERS_OWN = ("aggregate", "reference", "lam", "tau", "lam_power")

@@ -43,7 +43,8 @@ def biased(chat: ChatModel, vector: SteeringVector, dose: float = 1.0) -> Iterat
         expected = _states(chat)
     with ExitStack() as stack:
         for block, direction in vector.layers.items():
-            stack.enter_context(_added(_last(chat, block), dose * direction))
+            push = (dose * direction).to(chat.device, chat.net.dtype)
+            stack.enter_context(_added(_last(chat, block), push))
         gap, scale = (_states(chat) - expected).abs().max(), expected.abs().max()
         if not gap <= max(AGREE, STEPS * torch.finfo(chat.net.dtype).eps) * scale:
             raise _unlike(chat)
@@ -69,8 +70,7 @@ def _unlike(chat: ChatModel) -> UserError:
 def _added(layer: nn.Linear, push: Float[Tensor, " D"]) -> Iterator[None]:
     """The layer with the push on top of its bias, if it has one."""
     before = layer.bias
-    more = push.to(layer.weight.device, layer.weight.dtype)
-    more = more if before is None else before.detach() + more
+    more = push if before is None else before.detach() + push
     layer.bias = nn.Parameter(more, requires_grad=False)
     try:
         yield

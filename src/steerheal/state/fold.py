@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from steerheal.errors import UserError
 from steerheal.models.hooks import Dosed, Hook, hooked
 from steerheal.models.model import ChatModel
+from steerheal.models.quantise import refuse_merging
 from steerheal.state.adapter import Adapter
 from steerheal.state.factors import Pair
 
@@ -53,13 +54,14 @@ class Alive(NamedTuple):
 
 @contextmanager
 def folded(chat: ChatModel, history: Sequence[Gated]) -> Iterator[None]:
-    """The model with the history: in its weights in float32, beside them in less.
+    """The model with the history: in its weights in float32, beside them in less or if packed.
 
     Raises:
         UserError: an adapter does not fit the model.
     """
     live = [item for item in history if item.gate != 0]
-    with merged(chat, live) if chat.net.dtype == torch.float32 else attached(chat, live):
+    whole = chat.net.dtype == torch.float32 and not chat.quantised
+    with merged(chat, live) if whole else attached(chat, live):
         yield
 
 
@@ -68,8 +70,9 @@ def merged(chat: ChatModel, history: Sequence[Gated]) -> Iterator[None]:
     """The model with the history in its weights, rounded to their precision.
 
     Raises:
-        UserError: an adapter does not fit the model.
+        UserError: an adapter does not fit the model, or its weights are quantised.
     """
+    refuse_merging(chat, "A history")
     live = [item for item in history if item.gate != 0]
     names = sorted({name for item in live for name in item.adapter.pairs})
     layers = {name: _linear(chat, name, live) for name in names}
@@ -247,7 +250,9 @@ def _linear(chat: ChatModel, name: str, history: Sequence[Gated]) -> nn.Linear:
     for item in history:
         pair = item.adapter.pairs.get(name)
         shape = pair and (pair.up.shape[0], pair.down.shape[1])
-        if shape and (not isinstance(layer, nn.Linear) or tuple(layer.weight.shape) != shape):
+        if shape and (
+            not isinstance(layer, nn.Linear) or (layer.out_features, layer.in_features) != shape
+        ):
             raise UserError(f"An adapter does not fit {chat.name}: layer {name} has other sizes.")
     return cast(nn.Linear, layer)
 

@@ -49,7 +49,7 @@ def writable(chat: ChatModel, layer: int, energy: float) -> Float[Tensor, "D K"]
     A share of 1 keeps every direction that the block can write at all.
     """
     matrices = [
-        wide(_matrix(module)) * wide(gain)[:, None]
+        wide(_matrix(module, chat.net.dtype)) * wide(gain)[:, None]
         for module, gain in zip(*writing(chat, layer), strict=True)
     ]
     gram = sum((matrix @ matrix.T for matrix in matrices[1:]), matrices[0] @ matrices[0].T)
@@ -63,9 +63,9 @@ def writable(chat: ChatModel, layer: int, energy: float) -> Float[Tensor, "D K"]
 
 
 @torch.no_grad()
-def _matrix(layer: nn.Linear) -> Float[Tensor, "O I"]:
+def _matrix(layer: nn.Linear, dtype: torch.dtype) -> Float[Tensor, "O I"]:
     """What the layer does to its input: its weight, and a history that runs beside it."""
-    ones = torch.eye(layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device)
+    ones = torch.eye(layer.in_features, dtype=dtype, device=layer.weight.device)
     return (layer(ones[None]) - layer(torch.zeros_like(ones[None, :1])))[0].T
 
 
@@ -94,7 +94,7 @@ def writing(chat: ChatModel, layer: int) -> tuple[list[nn.Linear], list[Float[Te
             f"end its parts, where two of width {width} are expected, one of attention and one of "
             "the MLP. Choose another --vector.method."
         )
-    ones = found[0].weight.new_ones(width)
+    ones = torch.ones(width, dtype=chat.net.dtype, device=chat.device)
     if not children.keys() >= set(OUTPUT_NORMS):
         return found, [ones, ones]
     # Ones have a root mean square of 1, so that a norm of them is its gain.
