@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from steerheal.config import ModelSettings
 from steerheal.errors import UserError
-from steerheal.models.batch import by_length, shrinking
+from steerheal.models.batch import by_length, shared_prefix, shrinking
 from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.fingerprint import fingerprint, weights_digests
 from steerheal.models.gguf import EMBEDDED_NAME, embedded_file
@@ -219,6 +219,13 @@ def test_batches_have_little_padding() -> None:
         found = [lengths[i] for i in batch]
         assert sum(found) >= 0.85 * max(found) * len(found)
     assert len(batches) < 5
+    assert len(list(by_length(lengths, 10_000, launch=10_000))) == 1
+
+
+def test_an_opening_is_shared_where_that_is_worth_a_forward() -> None:
+    rows = [[*range(20), i] for i in range(5)]
+    assert shared_prefix(rows) == shared_prefix(rows, launch=80) == 20
+    assert shared_prefix(rows, launch=81) == 0
 
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing() -> None:

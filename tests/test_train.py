@@ -327,6 +327,8 @@ def test_groups_are_the_fewest_that_keep_padding_low() -> None:
     assert grouped([5, 38, 39, 40]) == [1, 3]
     assert grouped([10, 10, 10, 10], budget=20) == [2, 2]
     assert grouped([30], budget=20) == [1]
+    assert grouped([10, 30, 50], launch=59) == [2, 1]
+    assert grouped([10, 30, 50], launch=60) == [3]
 
 
 def test_rows_of_a_step_are_split_by_length_to_little_padding() -> None:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from steerheal.models.batch import WASTE, shared_prefix, token_budget
+from steerheal.models.batch import WASTE, launch_cost, shared_prefix, token_budget
 from steerheal.models.model import ChatModel
 from steerheal.models.score import Pair, continuation_states, hidden_after_shared
 
@@ -103,8 +103,8 @@ class Micro:
         return torch.cat([part.states(chat) for part in self.parts])
 
 
-def grouped(lengths: Sequence[int], budget: int | None = None) -> list[int]:
-    """Sizes of the fewest consecutive groups with at most `WASTE` of padding.
+def grouped(lengths: Sequence[int], budget: int | None = None, launch: int = 0) -> list[int]:
+    """Sizes of the fewest consecutive groups with at most `WASTE` of padding, or `launch` tokens.
 
     A group is as wide as its longest row. Of several ways with the same number of groups the one
     with the least padding is taken.
@@ -112,6 +112,7 @@ def grouped(lengths: Sequence[int], budget: int | None = None) -> list[int]:
     Args:
         lengths: Rising.
         budget: Most positions in a group, unless it is a single row; no limit when not given.
+        launch: What another group costs, in positions.
     """
     count = len(lengths)
     # best[i]: positions that the first i rows take in so many groups, and those groups' sizes.
@@ -127,7 +128,8 @@ def grouped(lengths: Sequence[int], budget: int | None = None) -> list[int]:
                 if cost < step[end][0]:
                     step[end] = (cost, [*best[end - size][1], size])
         best = step
-        if sum(lengths) >= (1 - WASTE) * best[count][0]:
+        whole = best[count][0]
+        if whole < math.inf and whole - sum(lengths) <= max(launch, WASTE * whole):
             break
     return best[count][1]
 
@@ -145,9 +147,10 @@ def micro_batches(
 
 def _micro(chat: ChatModel, data: Data, rows: list[int]) -> Micro:
     pairs = [data.pairs[i] for i in rows]
-    opening = _opening(pairs)
+    launch = launch_cost(chat.device)
+    opening = _opening(pairs, launch)
     parts, start = [], 0
-    for size in grouped([data.lengths[i] - opening for i in rows]):
+    for size in grouped([data.lengths[i] - opening for i in rows], launch=launch):
         parts.append(_part(chat, pairs[start : start + size]))
         start += size
     targets = [token for _, rest in pairs for token in rest]
@@ -164,16 +167,16 @@ def _read(pairs: Sequence[Pair]) -> list[list[int]]:
     return [[*prefix, *rest][:-1] for prefix, rest in pairs]
 
 
-def _opening(pairs: Sequence[Pair]) -> int:
+def _opening(pairs: Sequence[Pair], launch: int) -> int:
     """Tokens that can be read once for all: the state at a prompt's last token is asked for."""
-    return shared_prefix(_read(pairs), min(len(prefix) for prefix, _ in pairs) - 1)
+    return shared_prefix(_read(pairs), min(len(prefix) for prefix, _ in pairs) - 1, launch)
 
 
 def _part(chat: ChatModel, pairs: Sequence[Pair]) -> Part:
     rows = [i for i, (_, rest) in enumerate(pairs) for _ in rest]
     columns = [len(prefix) - 1 + k for prefix, rest in pairs for k in range(len(rest))]
     row, column = (torch.tensor(values, device=chat.device) for values in (rows, columns))
-    return Part(_read(pairs), _opening(pairs), row, column)
+    return Part(_read(pairs), _opening(pairs, launch_cost(chat.device)), row, column)
 
 
 def states_by_length(
@@ -182,7 +185,9 @@ def states_by_length(
     """The rows in rising length, and the model's states on their completions in that order."""
     ordered = sorted(rows, key=lambda i: (data.lengths[i], i))
     states, start = [], 0
-    for size in grouped([data.lengths[i] for i in ordered], token_budget(chat.device)):
+    device = chat.device
+    lengths = [data.lengths[i] for i in ordered]
+    for size in grouped(lengths, token_budget(device), launch_cost(device)):
         chunk = ordered[start : start + size]
         states += continuation_states(chat, [data.pairs[i] for i in chunk])
         start += size

@@ -21,7 +21,7 @@ from steerheal.measure import finite
 from steerheal.measure.instrument import Instrument, Progress, Read
 from steerheal.measure.vignettes import Vignette
 from steerheal.models.asking import Offered, offered
-from steerheal.models.batch import by_length, shrinking, token_budget
+from steerheal.models.batch import by_length, launch_cost, shrinking, token_budget
 from steerheal.models.cache import fitting
 from steerheal.models.decode import Decoding
 from steerheal.models.model import ChatModel
@@ -114,7 +114,8 @@ def sweep(
     lengths = [len(one.line) + sum(map(len, one.rests)) for one in asked]
     budget = token_budget(chat.device) // chat.parts
     for group in map(share_of, _alike(asked)):
-        for batch in by_length([lengths[i] for i in group], budget):
+        ordered = by_length([lengths[i] for i in group], budget, launch=launch_cost(chat.device))
+        for batch in ordered:
             longest = max(lengths[group[i]] for i in batch)
             # A prompt's cache stands beside its copies, one per reason, in every part of a state.
             copies = chat.parts * (1 + len(FOUNDATIONS))

@@ -11,6 +11,8 @@ from torch import Tensor
 from steerheal.models import halving
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
+LAUNCH = {"cpu": 0, "cuda": 2048}
+"""Tokens that a forward reads in the time that starting it takes: less is not worth another one."""
 
 
 class LeftPadded(NamedTuple):
@@ -49,27 +51,34 @@ SHARED = 8
 """Tokens that rows must begin with in common before their prefix is read once for all."""
 
 
-def shared_prefix(rows: Sequence[Sequence[int]], limit: int | None = None) -> int:
-    """How many tokens all rows begin with, leaving each at least one; 0 when it is not worth it."""
+def shared_prefix(rows: Sequence[Sequence[int]], limit: int | None = None, launch: int = 0) -> int:
+    """How many tokens all rows begin with, leaving each at least one; 0 when it is not worth it.
+
+    Reading them once takes a forward, which costs as much as `launch` tokens.
+    """
     if len(rows) < 2:
         return 0
     ordered = sorted(list(row) for row in rows)
     low, high = ordered[0], ordered[-1]  # whatever these two share, all rows between them share
     common = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
     start = min(common, min(map(len, rows)) - 1 if limit is None else limit)
-    return start if start >= SHARED else 0
+    return start if start >= SHARED and start * (len(rows) - 1) >= launch else 0
 
 
-def by_length(lengths: Sequence[int], budget: int, opening: int = 0) -> Iterator[list[int]]:
+def by_length(
+    lengths: Sequence[int], budget: int, opening: int = 0, launch: int = 0
+) -> Iterator[list[int]]:
     """Indices in batches of similar length, each at most `budget` tokens wide and deep.
 
-    Padding is at most `WASTE` of what a batch reads, the opening that its rows share once.
+    Padding is at most `WASTE` of what a batch reads, the opening that its rows share once, or
+    `launch` tokens.
     """
     batch: list[int] = []
     used = 0
     for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         count, own = len(batch) + 1, lengths[index] - opening
-        padded = opening + used + own < (1 - WASTE) * (opening + own * count)
+        padding = own * count - used - own
+        padded = padding > max(launch, WASTE * (opening + own * count))
         if batch and (lengths[index] * count > budget or padded):
             yield batch
             batch, used = [], 0
@@ -77,6 +86,11 @@ def by_length(lengths: Sequence[int], budget: int, opening: int = 0) -> Iterator
         used += own
     if batch:
         yield batch
+
+
+def launch_cost(device: torch.device) -> int:
+    """Tokens that a forward reads in the time that starting it takes."""
+    return LAUNCH.get(device.type, LAUNCH["cpu"])
 
 
 def token_budget(device: torch.device) -> int:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steerheal.models.batch import left_padded, shared_prefix, token_budget
+from steerheal.models.batch import launch_cost, left_padded, shared_prefix, token_budget
 from steerheal.models.cache import RoomyCache, roomy_cache, slides
 from steerheal.models.model import ChatModel
 from steerheal.models.rows import Acting, Line
@@ -40,7 +40,8 @@ class Decoding:
         chat, acting = self._chat, self._scaled(scales)
         rows, groups = forward_rows(chat, self._lines)
         # Padding between the shared part and the rest would count towards a sliding window.
-        start = 0 if slides(chat) else shared_in_groups(rows, groups, min(map(len, rows)) - last)
+        most, launch = min(map(len, rows)) - last, launch_cost(chat.device)
+        start = 0 if slides(chat) else shared_in_groups(rows, groups, most, launch)
         if start:
             firsts, kinds = kinds_of(groups, acting)
             prefix = torch.tensor([rows[i][:start] for i in firsts], device=chat.device)
@@ -149,14 +150,18 @@ def forward_rows(chat: ChatModel, lines: Sequence[Line]) -> tuple[list[list[int]
 
 
 def shared_in_groups(
-    rows: Sequence[Sequence[int]], groups: Sequence[int], limit: int | None = None
+    rows: Sequence[Sequence[int]],
+    groups: Sequence[int],
+    limit: int | None = None,
+    launch: int = 0,
 ) -> int:
     """How many tokens the rows of every group begin with; 0 when it is not worth it."""
     together: dict[int, list[Sequence[int]]] = {}
     for row, group in zip(rows, groups, strict=True):
         together.setdefault(group, []).append(row)
     most = min(map(len, rows)) - 1 if limit is None else limit
-    return min((shared_prefix(of, most) for of in together.values() if len(of) > 1), default=0)
+    several = [of for of in together.values() if len(of) > 1]
+    return min((shared_prefix(of, most, launch) for of in several), default=0)
 
 
 def kinds_of(groups: Sequence[int], acting: Acting | None) -> tuple[list[int], Int[Tensor, " N"]]:

@@ -11,7 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steerheal.models.batch import by_length, right_padded, shrinking, token_budget
+from steerheal.models.batch import (
+    by_length,
+    launch_cost,
+    right_padded,
+    shrinking,
+    token_budget,
+)
 from steerheal.models.cache import roomy_cache
 from steerheal.models.decode import forward_rows, kinds_of, shared_in_groups
 from steerheal.models.model import ChatModel
@@ -65,7 +71,7 @@ def hidden_after_shared(
     lines = [as_line(row).spread(chat.parts) for row in rows]
     flat, groups = forward_rows(chat, lines)
     acting = chat.acting(lines)
-    start = shared_in_groups(flat, groups, limit)
+    start = shared_in_groups(flat, groups, limit, launch_cost(chat.device))
     cache = roomy_cache(chat) if start else None
     if cache is not None:
         firsts, kinds = kinds_of(groups, acting)
@@ -109,10 +115,10 @@ def continuation_states(
         progress(len(batch))
 
     whole = [line.then(rest) for line, (_, rest) in zip(lines, pairs, strict=True)]
-    budget = token_budget(chat.device) // chat.parts
-    opening = shared_in_groups(*forward_rows(chat, whole), shortest - 1) if whole else 0
+    budget, launch = token_budget(chat.device) // chat.parts, launch_cost(chat.device)
+    opening = shared_in_groups(*forward_rows(chat, whole), shortest - 1, launch) if whole else 0
     own = share_of(range(len(whole)))
-    for batch in by_length([len(whole[i]) for i in own], budget, opening):
+    for batch in by_length([len(whole[i]) for i in own], budget, opening, launch):
         shrinking([own[i] for i in batch], work)
     found = merged({i: lent(states[i]) for i in own})
     return [found[i].to(chat.device) for i in range(len(whole))]

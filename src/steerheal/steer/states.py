@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerheal.config import SamplingSettings, VectorSettings
-from steerheal.models.batch import by_length, shrinking, token_budget
+from steerheal.models.batch import by_length, launch_cost, shrinking, token_budget
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw, generate
 from steerheal.models.hooks import recording
@@ -142,7 +142,8 @@ def read(
         order.extend(batch)
         source.progress(len(batch))
 
-    for batch in by_length([len(row) for row in rows], token_budget(chat.device)):
+    budget, launch = token_budget(chat.device), launch_cost(chat.device)
+    for batch in by_length([len(row) for row in rows], budget, launch=launch):
         shrinking(batch, work)
     return {layer: PoleStates(tuple(found), tuple(order)) for layer, found in batches.items()}
 
