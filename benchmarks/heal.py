@@ -25,7 +25,13 @@ import psutil
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 
 from steerheal.config import HealSettings, ModelSettings, SamplingSettings
 from steerheal.heal.adapter import target_names, training
@@ -110,7 +116,9 @@ def theirs(chat: ChatModel, pairs: list[Pair]) -> None:
             report_to=[],
             disable_tqdm=True,
         )
-        Trainer(model, asked, data_collator=collated, train_dataset=cast(Any, rows)).train()
+        trainer = Trainer(model, asked, data_collator=collated, train_dataset=cast(Any, rows))
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
 
 
 @contextmanager

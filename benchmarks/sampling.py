@@ -87,7 +87,7 @@ def ours(chat: ChatModel, vector: SteeringVector, prompts: list[str], tokens: in
     """Mixed doses in one batch."""
     draws = [Draw(prompt, i % 3, i) for i, prompt in enumerate(prompts)]
     with entered(chat, [base().steered(vector, dose) for dose in DOSES]) as reader:
-        made = generate(reader, draws, SamplingSettings(tokens=tokens))
+        made = generate(reader, draws, SamplingSettings(tokens=tokens, rows=len(draws)))
     return sum(len(item.tokens) for item in made)
 
 

@@ -1,0 +1,229 @@
+"""Sampling, healing and reading on this machine's device, each beside what one would do instead.
+
+One table from one run: steered sampling at mixed doses against `generate` with a hook at one dose,
+a heal without a barrier against transformers' Trainer with the same LoRA and rows, forced choice
+against the protocol run the plain way (batches of 8, as upstream does). Both ways are run in turns
+after a first call of each that does not count; the best time counts. Memory is the device's peak
+above the weights; on a CPU, where the peak of a part cannot be had, it is not given. On a GPU the
+model is in bfloat16. `--shape FILE` measures a model of that configuration with random weights and
+the tokenizer of `--model`, of a size that is not at hand: what it writes means nothing, what it
+costs does.
+
+    python benchmarks/figures.py [--model NAME] [--shape benchmarks/shapes/qwen2.5-7b.json]
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import forced_choice
+import heal
+import sampling
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from steerheal.config import ModelSettings, SamplingSettings, VectorSettings
+from steerheal.measure import forced_choice as instrument
+from steerheal.measure import protocol, vignettes
+from steerheal.models.generate import Draw, generate
+from steerheal.models.load import load, wrap
+from steerheal.models.model import ChatModel
+from steerheal.models.score import Pair
+from steerheal.personas import find
+from steerheal.prompts import contexts
+from steerheal.steer.vector import extract
+
+WARM = 2
+"""Rows or batches of the call that does not count."""
+
+
+@dataclass
+class Way:
+    """One way of doing a piece of work."""
+
+    run: Callable[[], int]
+    """Does it, and says how many units of work that was."""
+    seconds: float = float("inf")
+    units: int = 0
+    peak: float = float("nan")
+    """Bytes above the weights."""
+
+    def again(self, device: torch.device) -> None:
+        """Does it once more, and keeps the best time."""
+        gpu = device.type == "cuda"
+        if gpu:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() if gpu else 0
+        start = time.perf_counter()
+        self.units = self.run()
+        if gpu:
+            torch.cuda.synchronize()
+            self.peak = float(torch.cuda.max_memory_allocated() - before)
+        self.seconds = min(self.seconds, time.perf_counter() - start)
+
+    @property
+    def rate(self) -> float:
+        """Units per second."""
+        return self.units / self.seconds
+
+    def memory(self) -> str:
+        """The peak in MiB."""
+        return f"{self.peak / 2**20:,.0f}" if self.peak == self.peak else "–"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of work, and two ways of doing it."""
+
+    name: str
+    unit: str
+    ours: Way
+    theirs: Way
+    instead: str
+    """What the other way is."""
+
+    def row(self) -> str:
+        """A line of the table."""
+        ours, theirs = self.ours, self.theirs
+        return (
+            f"| {self.name} | {ours.rate:,.1f} {self.unit}/s | {self.instead} | "
+            f"{theirs.rate:,.1f} {self.unit}/s | {ours.rate / theirs.rate:.2f} | "
+            f"{ours.memory()} | {theirs.memory()} |"
+        )
+
+
+def shaped(chat: ChatModel, shape: Path) -> ChatModel:
+    """A model of that configuration with random weights, with this one's tokenizer and device."""
+    values = json.loads(shape.read_text(encoding="utf-8"))
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    device, dtype = chat.device, chat.net.dtype
+    tokenizer, name = chat.tokenizer, f"{shape.stem} (random weights)"
+    del chat
+    with device:
+        net = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return wrap(net, tokenizer, name=name)
+
+
+def sampled(chat: ChatModel, rows: int, tokens: int) -> Piece:
+    """Steered sampling."""
+    persona = find("love")
+    vector = extract(chat, persona, contexts()[:8], VectorSettings())
+    known = persona.prompts.train
+    asked = [known[i % len(known)] for i in range(rows)]
+    sampling.ours(chat, vector, asked[:WARM], WARM)
+    sampling.theirs(chat, vector, asked[:WARM], WARM)
+    return Piece(
+        f"steered sampling, {rows} rows × {tokens} tokens",
+        "tokens",
+        Way(lambda: sampling.ours(chat, vector, asked, tokens)),
+        Way(lambda: sampling.theirs(chat, vector, asked, tokens)),
+        "`generate` with a hook, one dose",
+    )
+
+
+def healed(chat: ChatModel, pairs: Sequence[Pair]) -> Piece:
+    """A heal without a barrier."""
+    data = list(pairs)
+    tokens = sum(len(rest) for _, rest in data)
+
+    def way(train: Callable[[ChatModel, list[Pair]], None]) -> Way:
+        train(chat, data[: heal.UNBARRED.rows * WARM])
+
+        def run() -> int:
+            train(chat, data)
+            return tokens
+
+        return Way(run)
+
+    return Piece(
+        f"heal, {len(data)} texts in steps of {heal.UNBARRED.rows}",
+        "completion tokens",
+        way(heal.unbarred),
+        way(heal.theirs),
+        "transformers' Trainer, same LoRA",
+    )
+
+
+def read(chat: ChatModel, count: int, think: int, rows: int) -> Piece:
+    """Forced choice."""
+    wording, known = protocol.load(), vignettes.load("everyday")
+    asked = known[:count]
+
+    def ours() -> int:
+        instrument.read(chat, asked, wording, think=think, rows=rows)
+        return len(asked)
+
+    def theirs() -> int:
+        forced_choice.plain(chat, asked, wording, think)
+        return len(asked)
+
+    forced_choice.plain(chat, known[:WARM], wording, WARM)
+    instrument.read(chat, known[:WARM], wording, think=WARM, rows=rows)
+    return Piece(
+        f"forced choice, {count} vignettes × 2 orders, {think} think tokens",
+        "vignettes",
+        Way(ours),
+        Way(theirs),
+        "the protocol by `generate`, batches of 8",
+    )
+
+
+def card(device: torch.device) -> str:
+    """What it ran on."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="", help="hub id, folder or GGUF; the embedded one")
+    parser.add_argument("--shape", type=Path, help="configuration of a model of random weights")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--rows", type=int, default=48, help="rows that are sampled together")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=6, help="optimiser steps of the heal")
+    parser.add_argument("--vignettes", type=int, default=16)
+    parser.add_argument("--think", type=int, default=64)
+    parser.add_argument("--rollouts", type=int, default=128, help="rollouts read together by ours")
+    parser.add_argument("--repeats", type=int, default=2)
+    asked = parser.parse_args()
+    settings = ModelSettings(name=asked.model, device=asked.device, dtype=asked.dtype)
+    chat = load(settings)
+    if asked.shape:
+        chat = shaped(chat, asked.shape)
+    size = sum(item.numel() for item in chat.net.parameters())
+    said = f"{chat.name}, {size / 1e9:.2f}B parameters in {str(chat.net.dtype)[6:]}"
+    print(f"{card(chat.device)}; {said}\n", flush=True)
+    print("| work | steerheal | instead | its rate | ratio | peak, MiB | its peak, MiB |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    draws = [Draw(prompt, seed=i) for i, prompt in enumerate(_many(asked.steps))]
+    written = generate(chat, draws, SamplingSettings(tokens=asked.tokens))
+    pairs = heal.training_pairs(chat, written)
+    for piece in (
+        lambda: sampled(chat, asked.rows, asked.tokens),
+        lambda: healed(chat, pairs),
+        lambda: read(chat, asked.vignettes, asked.think, asked.rollouts),
+    ):
+        one = piece()
+        for _ in range(asked.repeats):
+            one.ours.again(chat.device)
+            one.theirs.again(chat.device)
+        print(one.row(), flush=True)
+
+
+def _many(steps: int) -> list[str]:
+    known = find("love").prompts.train
+    return [known[i % len(known)] for i in range(steps * heal.UNBARRED.rows)]
+
+
+if __name__ == "__main__":
+    main()
