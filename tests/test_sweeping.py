@@ -18,7 +18,7 @@ from steerheal.config import ModelSettings, merge
 from steerheal.config.sweeping import MOST_RUNS, points
 from steerheal.models import load as models
 from steerheal.models.model import ChatModel
-from steerheal.pipeline import sweeping
+from steerheal.pipeline import kept as models_kept
 from steerheal.pipeline.claims import LOCK
 from steerheal.pipeline.stage_store import UNFINISHED
 from steerheal.pipeline.sweeping import means_of
@@ -158,13 +158,13 @@ def test_a_wrong_file_is_one_message_before_anything_loads(
     assert not (tmp_path / "runs").exists()
 
 
-def test_more_workers_without_ray_are_refused_with_what_to_install(
+def test_a_cluster_without_ray_is_refused_with_what_to_install(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    for more in (["--workers", "2"], ["--ray", "auto"]):
+    for line in (["sweep", str(written(tmp_path, GRID))], ["compare", "love"]):
         with pytest.raises(SystemExit) as ended:
-            main(["sweep", str(written(tmp_path, GRID)), "--runs", str(tmp_path / "runs"), *more])
+            main([*line, "--runs", str(tmp_path / "runs"), "--ray", "auto"])
         assert ended.value.code == 2
         assert "pip install 'steerheal[ray]'" in capsys.readouterr().err
 
@@ -204,7 +204,7 @@ def test_runs_share_their_stages_and_one_that_fails_stops_no_other(
         loaded.append(settings.name)
         return models.load(settings)
 
-    monkeypatch.setattr(sweeping, "load", load)
+    monkeypatch.setattr(models_kept, "load", load)
     end = "[[run]]\nmodel.name = '/nowhere'\n[[run]]\nheal.lr = 1e-3\n[[run]]\nheal.lr = 2e-3\n"
     line = ["sweep", str(tiny_file(tmp_path, end)), "--runs", str(runs)]
     main(line)
@@ -254,7 +254,7 @@ def test_a_worker_that_is_killed_in_a_heal_loses_no_finished_stage(tmp_path: Pat
     killed: list[int] = []
     watcher = Thread(target=kill_one_at_heal, args=(runs / ".stages", killed), daemon=True)
     watcher.start()
-    main(["sweep", str(file), "--runs", str(runs), "--workers", "2"])
+    main(["sweep", str(file), "--runs", str(runs), "--workers", "2", "--ray", "local"])
     record = read_record(runs / "rates" / SWEEP, SweepRecord)
     assert killed and [run.status for run in record.runs] == ["finished", "finished"]
     made = [key for run in record.runs for key in made_by(read_run(runs / run.name))]

@@ -88,7 +88,13 @@ class _Pace:
 class Console:
     """Progress on standard error, results on standard output."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, of: str = "") -> None:
+        """A command's, or of one of several processes that speak at once.
+
+        Args:
+            of: What stands before each of its notes; then there are neither bars nor steps.
+        """
+        self._of = of
         self._out = RichConsole(highlight=False, soft_wrap=True)
         self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self._fault = self._err
@@ -104,7 +110,7 @@ class Console:
 
     def note(self, text: str) -> None:
         """A line about the progress."""
-        self._err.print(Text(printable(text)))
+        self._err.print(Text(printable(f"{self._of} · {text}" if self._of else text)))
 
     def error(self, text: str) -> None:
         """The one message of a failure."""
@@ -150,7 +156,7 @@ class Console:
             TimeRemainingColumn(),
             console=self._err,
             transient=True,
-            disable=not self._err.is_terminal,
+            disable=not self._err.is_terminal or bool(self._of),
         ) as progress:
             task = progress.add_task(printable(title), total=total)
             yield lambda count: progress.advance(task, count)
@@ -162,6 +168,8 @@ class Console:
         The pace is that of the steps after the first one seen, which starts the clock: a heal that
         goes on after a break does not begin at step 0.
         """
+        if self._of:
+            return
         now = time.perf_counter()
         if self._heal is None or self._heal.number != number or step.step <= self._heal.first:
             self._heal = _Pace(number, step.step, now)

@@ -6,16 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
-from pydantic import Field
-
 from steerheal import prompts
 from steerheal.bounds import FilePath, FolderNameOrNone, Place
 from steerheal.commands.command import POSITIONAL, Command
 from steerheal.commands.refuse import refuse_unreadable, writable_folder
+from steerheal.commands.workers import Count, refuse_without_ray, workers_of
 from steerheal.config import RunConfig, Settings
 from steerheal.config.sweeping import Point, points
 from steerheal.console import Console
-from steerheal.extras import refuse_absent
 from steerheal.line import As, words_of
 from steerheal.personas import find
 from steerheal.store import SWEEP
@@ -37,10 +35,11 @@ class SweepCommand(Command):
     has to be one that every machine sees at the same path."""
     name: FolderNameOrNone = ""
     """Name of the sweep's folder, with which its runs' begin; the file's own when not given."""
-    workers: Annotated[int, Field(ge=1, le=1_000)] = 1
-    """Runs at a time; more than one, or a cluster, needs the extra ray."""
+    workers: Count = 1
+    """Runs at a time, each in a process of its own; several GPUs are shared out among them."""
     ray: Place = ""
-    """Address of a Ray cluster as HOST:PORT, or auto; empty is this machine alone."""
+    """Address of a Ray cluster whose workers they are, as HOST:PORT, auto for the one that this
+    machine is part of, or local for one that ends with the command; needs the extra ray."""
     plan: bool = False
     """List the runs and what they would share, and leave nothing."""
     line: Annotated[str, As(hidden=True)] = ""
@@ -66,8 +65,7 @@ class SweepCommand(Command):
             refuse_unreadable(measure)
         prompts.first_contexts(max(item.config.vector.contexts for item in found))
         writable_folder(self.runs, "--runs")
-        if self.workers > 1 or self.ray:
-            refuse_absent("ray", "--workers above 1" if self.workers > 1 else "--ray")
+        refuse_without_ray(self.ray)
 
     def do(self, console: Console, works: Callable[[], None]) -> None:
         """Makes the runs, or lists them, and shows the table by headline."""
@@ -84,12 +82,7 @@ class SweepCommand(Command):
         from steerheal.pipeline.sweeping import Sweep, one_by_one, sweep
         from steerheal.report.sweeping import across_seeds, by_headline
 
-        if self.workers > 1 or self.ray:
-            from steerheal.pipeline.on_ray import on_ray
-
-            workers = partial(on_ray, workers=self.workers, address=self.ray)
-        else:
-            workers = partial(one_by_one, console=console)
+        workers = workers_of(self.workers, self.ray) or partial(one_by_one, console=console)
         folder = (self.runs / self._called()).absolute()
         alone = tuple(map(self._alone, found))
         try:

@@ -1,6 +1,6 @@
-"""Runs of a sweep on Ray's workers, of this machine or of a cluster; nothing else asks for Ray.
+"""Jobs on the workers of a Ray cluster; nothing else asks for Ray.
 
-A worker that dies is replaced by Ray, and its run goes on from the stages that are finished. What
+A worker that dies is replaced by Ray, and its job goes on from the stages that are finished. What
 two workers need at once is made by one of them (`pipeline/claims.py`).
 """
 
@@ -11,33 +11,29 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import ray
 import torch
 from ray.exceptions import RayError
 
 from steerheal.console import Console
 from steerheal.errors import UserError, first_line
-from steerheal.pipeline.sweeping import Job, Outcome, attempt
+from steerheal.pipeline.jobs import PATIENCE, RETRIES, Job, Outcome, attempt, lost, threads_of
 
-RETRIES = 3
-"""Times that a run is begun anew after its worker died."""
+LOCAL = "local"
+"""The address of a cluster that is started here, and ends with the command."""
 CALL = 5.0
 """Seconds that a cluster has to answer."""
 OBJECTS = 100_000_000
 """Bytes of shared memory for what is sent to workers: jobs are small, results lie on the disk."""
-PATIENCE = 20.0
-"""Seconds that interrupted runs have to leave a readable record."""
 
 
 def on_ray(jobs: Sequence[Job], workers: int, address: str) -> Iterator[Outcome]:
-    """Makes the jobs, `workers` at a time.
+    """Does the jobs, `workers` at a time.
 
     Args:
-        jobs: Runs to make; their folder is one that every worker sees.
-        workers: Most runs at a time.
-        address: A cluster's, `auto` for the one that this machine is part of; empty starts one
-            here that ends with the sweep.
+        jobs: What is done, in a folder that every worker sees.
+        workers: Most jobs at a time.
+        address: A cluster's, `auto` for the one that this machine is part of, or `local`.
 
     Raises:
         UserError: no cluster answers there.
@@ -46,7 +42,7 @@ def on_ray(jobs: Sequence[Job], workers: int, address: str) -> Iterator[Outcome]
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     _connect(workers, address)
-    threads = 0 if address else _threads(workers)
+    threads = threads_of(workers) if address == LOCAL else 0
     share = min(1.0, ray.cluster_resources().get("GPU", 0.0) / workers)
     work = ray.remote(num_cpus=1, num_gpus=share, max_retries=RETRIES)(_attempt)
     waiting, busy, here = list(reversed(jobs)), {}, Path.cwd()
@@ -67,7 +63,7 @@ def on_ray(jobs: Sequence[Job], workers: int, address: str) -> Iterator[Outcome]
 
 
 def _attempt(job: Job, here: Path, threads: int) -> Outcome:
-    """In a worker: a run, whose progress goes to Ray's own logs; relative paths begin `here`."""
+    """In a worker: a job, whose progress goes to Ray's own logs; relative paths begin `here`."""
     with suppress(OSError):
         os.chdir(here)
     if threads:
@@ -79,23 +75,22 @@ def _ended(ready: "ray.ObjectRef[Outcome]", job: Job) -> Outcome:
     try:
         return ray.get(ready)
     except RayError as error:
-        return Outcome(job.name, f"its worker was lost {RETRIES + 1} times: {first_line(error)}")
+        return lost(job, first_line(error))
 
 
 def _connect(workers: int, address: str) -> None:
     try:
-        if address:
+        if address != LOCAL:
             _reach(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
             ray.init(
-                num_cpus=workers, include_dashboard=False, log_to_driver=False,
+                address=LOCAL, num_cpus=workers, include_dashboard=False, log_to_driver=False,
                 logging_level=logging.ERROR, object_store_memory=OBJECTS,
             )  # fmt: skip
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
-        where = f"at {address}" if address else "on this machine"
         raise UserError(
-            f"--ray: no Ray cluster {where} ({first_line(error)}) Start one with "
+            f"--ray: no Ray cluster at {address} ({first_line(error)}) Start one with "
             "`ray start --head`, and give its address as HOST:PORT, or auto on the same machine."
         ) from error
 
@@ -109,11 +104,3 @@ def _reach(address: str) -> None:
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=CALL).close()
-
-
-def _threads(workers: int) -> int:
-    """Threads that each of several runs on this machine computes with."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return (
-        int(given) if given.isdigit() else max(1, (psutil.cpu_count(logical=False) or 1) // workers)
-    )

@@ -1,22 +1,21 @@
 """Many runs in one folder of runs, each by the ordinary pipeline, and one record of them all."""
 
 import json
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from steerheal.config import ModelSettings, RunConfig
+from steerheal.config import RunConfig
 from steerheal.config.sweeping import Point
 from steerheal.console import Console
 from steerheal.errors import UserError
 from steerheal.measure.compare import over_seeds
-from steerheal.models.load import load
-from steerheal.models.model import ChatModel
 from steerheal.personas import find
 from steerheal.pipeline.claims import claimed
+from steerheal.pipeline.jobs import Job, Outcome, Workers, attempt
+from steerheal.pipeline.kept import kept
 from steerheal.pipeline.plan import begun
 from steerheal.pipeline.run import run
 from steerheal.pipeline.stages import all_of_it
@@ -27,8 +26,8 @@ from steerheal.report.words import chosen, tested, trait_label, trait_read
 from steerheal.store import RUN, SWEEP, read_run, write_record
 
 
-class Job(NamedTuple):
-    """A run to make, as a worker gets it."""
+class RunJob(NamedTuple):
+    """A run to make, or to go on with."""
 
     config: RunConfig
     runs: Path
@@ -36,18 +35,17 @@ class Job(NamedTuple):
     command: str
     """The line that makes it alone."""
 
+    def do(self, console: Console) -> None:
+        """Makes it.
 
-class Outcome(NamedTuple):
-    """How a run ended."""
-
-    name: str
-    error: str = ""
-    trace: str = ""
-    """Where a bug showed; empty for what the user must change."""
-
-
-Workers = Callable[[Sequence[Job]], Iterable[Outcome]]
-"""Makes every job, in any order, and says how each ended."""
+        Raises:
+            UserError: as `run` does.
+        """
+        asked = begun(
+            self.config, self.runs, self.name, until=None, command=self.command, console=console
+        )
+        with asked as plan, kept.lent() as load:
+            run(plan, None, console, loads=load)
 
 
 @dataclass(frozen=True)
@@ -63,52 +61,12 @@ class Sweep:
     """The sweep's own line."""
 
 
-class Kept:
-    """The model of a process's last run, for the next one with the same settings of it.
-
-    A run leaves a model as it found it; one that failed by a bug may not, and is loaded anew.
-    """
-
-    def __init__(self) -> None:
-        self._settings: ModelSettings | None = None
-        self._chat: ChatModel | None = None
-
-    def load(self, settings: ModelSettings) -> ChatModel:
-        """The model that the settings name."""
-        if self._chat is None or settings != self._settings:
-            self.forget()  # before there are two of them
-            self._chat, self._settings = load(settings), settings
-        return self._chat
-
-    def forget(self) -> None:
-        """Gives its memory back."""
-        self._chat = None
-
-
-_kept = Kept()
-
-
-def attempt(job: Job, console: Console) -> Outcome:
-    """Makes a run, or goes on with it; whatever it fails by is said and not raised."""
-    try:
-        with begun(
-            job.config, job.runs, job.name, until=None, command=job.command, console=console
-        ) as plan:
-            run(plan, None, console, loads=_kept.load)
-    except UserError as error:
-        return Outcome(job.name, str(error))
-    except Exception as error:  # noqa: BLE001  the other runs go on, and the sweep tells of it
-        _kept.forget()
-        return Outcome(job.name, f"{type(error).__name__}: {error}", traceback.format_exc())
-    return Outcome(job.name)
-
-
 def one_by_one(jobs: Sequence[Job], console: Console) -> Iterator[Outcome]:
-    """Makes the jobs in this process."""
+    """Does the jobs in this process."""
     try:
         yield from map(partial(attempt, console=console), jobs)
     finally:
-        _kept.forget()
+        kept.forget()
 
 
 def sweep(asked: Sweep, workers: Workers, console: Console) -> SweepRecord:
@@ -121,7 +79,7 @@ def sweep(asked: Sweep, workers: Workers, console: Console) -> SweepRecord:
     with claimed(asked.folder):
         told = {point.name: told_of(point, _done(point, runs)) for point in asked.points}
         jobs = [
-            Job(point.config, runs, point.name, command)
+            RunJob(point.config, runs, point.name, command)
             for point, command in zip(asked.points, asked.commands, strict=True)
             if told[point.name].status == "waiting"
         ]

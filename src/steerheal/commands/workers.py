@@ -1,0 +1,49 @@
+"""Who does a command's jobs: this process alone, several on this machine, or a Ray cluster."""
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from steerheal.extras import refuse_absent
+
+if TYPE_CHECKING:
+    from steerheal.pipeline.jobs import Workers
+
+Count = Annotated[int, Field(ge=1, le=1_000)]
+"""Of jobs at a time."""
+
+
+def refuse_without_ray(address: str) -> None:
+    """Refuses a cluster where Ray is not installed.
+
+    Raises:
+        UserError: with what to install.
+    """
+    if address:
+        refuse_absent("ray", "--ray")
+
+
+def workers_of(count: int, address: str) -> "Workers | None":
+    """Who does the jobs; None is this process alone.
+
+    Args:
+        count: Most jobs at a time.
+        address: A Ray cluster's; empty for processes of this machine, among which its GPUs are
+            shared out.
+    """
+    if address:
+        from steerheal.pipeline.on_ray import on_ray
+
+        return partial(on_ray, workers=count, address=address)
+    if count > 1:
+        from torch import cuda
+
+        from steerheal.pipeline.on_processes import DEVICES, on_processes
+
+        found = cuda.device_count()
+        seen = os.environ.get(DEVICES) or ",".join(map(str, range(found)))
+        devices = seen.split(",")[:found] if found > 1 else ()
+        return partial(on_processes, workers=count, devices=devices)
+    return None
