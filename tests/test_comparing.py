@@ -1,8 +1,9 @@
 """Arms at equal damage and at equal KL: the laws of every arm, curves, a whole comparison."""
 
 import math
+import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from steerheal.pipeline.arms.lasting import lasting, persisted
 from steerheal.pipeline.arms.reading import kind_of
 from steerheal.pipeline.arms.weights import subtracted
 from steerheal.pipeline.comparing import Plan, begun, compare
+from steerheal.pipeline.jobs import Job, Outcome, Workers, attempt
 from steerheal.pipeline.stage_store import Store
 from steerheal.pipeline.stages import Stages
 from steerheal.records import Reading, StageMark
@@ -75,12 +77,18 @@ class Heard(Silent):
 
 
 def compared(
-    runs: Path, arms: tuple[ArmSettings, ...], *, until: str = "", **changes: Any
+    runs: Path,
+    arms: tuple[ArmSettings, ...],
+    *,
+    name: str = "c",
+    until: str = "",
+    workers: Workers | None = None,
+    **changes: Any,
 ) -> tuple[CompareRecord, Heard]:
     heard = Heard(until)
     settings = SETTINGS.model_copy(update=changes)
-    with begun(Plan(runs / "c", CONFIG, settings, arms, PERSONA, "steerheal compare")) as plan:
-        return compare(plan, heard), heard
+    with begun(Plan(runs / name, CONFIG, settings, arms, PERSONA, "steerheal compare")) as plan:
+        return compare(plan, heard, workers), heard
 
 
 ARMS = tuple(arm for arm in BUILT_IN if arm.name not in ("weights", "anchor"))
@@ -92,7 +100,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Comp
     """A comparison of these on one seed, stopped before an arm and gone on with."""
     runs = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparing, "opened", lambda config: (tiny.chat(), config))
+        patch.setattr(comparing, "opened", lambda config, _: (tiny.chat(), config))
         with pytest.raises(KeyboardInterrupt):
             compared(runs, ARMS, until="nll")
         assert read_record(runs / "c" / COMPARE, CompareRecord).status == "running"
@@ -199,6 +207,32 @@ def test_a_folder_keeps_its_primary_comparison_its_arms_and_its_persona(whole: A
     other = ARMS[2].model_copy(update={"says": "another"})
     with pytest.raises(UserError, match="another arm engineered"):
         compared(runs, (*ARMS[:2], other, *ARMS[3:]))
+
+
+@pytest.mark.slow
+def test_the_record_of_several_workers_is_that_of_one_process(whole: Any, tmp_path: Path) -> None:
+    arms = tuple(arm for arm in ARMS if arm.name in ("base", "prompt", "vector"))
+    asked: dict[str, Any] = {"name": "two", "seeds": 2, "ours": "vector"}
+    told: list[str] = []
+
+    def elsewhere(jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """Workers that have of a job what goes through a pipe; the last seed is made first."""
+        for job in reversed(jobs):
+            told.append(job.name)
+            yield attempt(pickle.loads(pickle.dumps(job)), Heard())  # noqa: S301
+
+    one, _ = compared(whole[0], arms, **asked)
+    several, heard = compared(tmp_path, arms, workers=elsewhere, **asked)
+    assert timeless(several) == timeless(one)
+    assert told == ["seed 1", "seed 0"] and heard.made() == []
+    # A seed that is whole is not given out again.
+    compared(tmp_path, arms, workers=elsewhere, **asked)
+    assert len(told) == 2
+
+
+def timeless(record: CompareRecord) -> str:
+    """The record as JSON, without the seconds that its arms took."""
+    return re.sub(r'"seconds":[\d.]+', "", record.model_dump_json())
 
 
 # ── the record and the page ─────────────────────────────────────────────────────────────────────

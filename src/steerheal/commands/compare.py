@@ -12,6 +12,7 @@ from steerheal.bounds import FilePath, FolderNameOrNone, Label, Place
 from steerheal.commands.command import POSITIONAL, Command
 from steerheal.commands.helping import asked, page
 from steerheal.commands.refuse import refuse_unreadable, writable_folder
+from steerheal.commands.workers import Count, refuse_without_ray, workers_of
 from steerheal.config import MOST_LISTED, RunConfig
 from steerheal.config.comparing import ArmSettings, CompareSettings, chosen_arms, of_arm, presets
 from steerheal.console import Console
@@ -44,9 +45,15 @@ class CompareCommand(Command):
     only: Annotated[tuple[Label, ...], Field(max_length=MOST_LISTED)] = ()
     """Arms that are compared; all of them when none are named. The base always is."""
     runs: FilePath = Path("runs")
-    """Folder of run folders; finished stages are shared with the runs in it."""
+    """Folder of run folders; finished stages are shared with the runs in it. On a cluster it has
+    to be one that every machine sees at the same path."""
     name: FolderNameOrNone = ""
     """Name of the folder; compare-<persona> when not given."""
+    workers: Count = 1
+    """Seeds at a time, each in a process of its own; several GPUs are shared out among them."""
+    ray: Place = ""
+    """Address of a Ray cluster whose workers they are, as HOST:PORT, auto for the one that this
+    machine is part of, or local for one that ends with the command; needs the extra ray."""
     line: Annotated[str, As(hidden=True)] = ""
     """The command line itself, recorded so that it can be repeated."""
     comparing: Annotated[CompareSettings, As(name="")] = CompareSettings()
@@ -83,6 +90,7 @@ class CompareCommand(Command):
         writable_folder(self.runs, "--runs")
         prompts.first_contexts(self.settings.vector.contexts)
         refuse_unreadable(self.settings.measure)
+        refuse_without_ray(self.ray)
 
     def do(self, console: Console, works: Callable[[], None]) -> None:
         """Makes, reads and compares; leaves a record and a page, and shows the table."""
@@ -99,7 +107,7 @@ class CompareCommand(Command):
         plan = Plan(folder, config, self.comparing, self._arms(), persona, self.line)
         try:
             with begun(plan) as agreed:
-                record = compare(agreed, console)
+                record = compare(agreed, console, workers_of(self.workers, self.ray))
                 written = write_page(folder, record)
         except KeyboardInterrupt:
             console.note(f"finished stages are kept; go on with: {self.line}")

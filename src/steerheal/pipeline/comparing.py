@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from steerheal.config import RunConfig
 from steerheal.config.comparing import ArmSettings, CompareSettings
@@ -18,8 +19,10 @@ from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
 from steerheal.pipeline.arms.reading import Read, kind_of, read
 from steerheal.pipeline.claims import claimed
+from steerheal.pipeline.jobs import Workers
+from steerheal.pipeline.kept import kept
 from steerheal.pipeline.plan import agreed
-from steerheal.pipeline.run import opened
+from steerheal.pipeline.run import Loads, opened
 from steerheal.pipeline.stage_store import Store, sweep, sweep_unfinished
 from steerheal.pipeline.stages import Stages
 from steerheal.pipeline.standing import Standing
@@ -103,13 +106,56 @@ def _refuse_unfit(plan: Plan) -> None:
             raise UserError(f"--{setting} {name} is none of the readings: {', '.join(known)}.")
 
 
-def compare(plan: Plan, console: Console) -> CompareRecord:
+class SeedJob(NamedTuple):
+    """Every arm at one seed, made and read into the comparison's folder."""
+
+    plan: Plan
+    """With the instrument that all seeds are read with."""
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The seed's."""
+        return f"seed {self.seed}"
+
+    def do(self, console: Console) -> None:
+        """Makes what is not there yet; what it reads lies in finished stages.
+
+        Raises:
+            UserError: as `compare` does.
+        """
+        with kept.lent() as load:
+            chat, _ = opened(self.plan.config, load)
+            for arm in self.plan.arms:
+                console.note(arm.name)
+                _read(self.plan, chat, console, self.seed, arm)
+
+
+def compare(plan: Plan, console: Console, workers: Workers | None = None) -> CompareRecord:
     """Makes, reads and compares what is not there yet; the record is readable at any moment.
+
+    Args:
+        plan: What is compared.
+        console: Who hears how it goes.
+        workers: Who make the seeds beforehand; this process makes what is still missing then.
 
     Raises:
         UserError: a setting that the model refuses, or another model than the record's.
     """
-    chat, config = opened(plan.config)
+    try:
+        with kept.lent() as load:
+            plan, record = _started(plan, console, load)
+            if workers is not None:
+                _shared_out(plan, record, workers, console)
+            chat, _ = opened(plan.config, load)
+            return _read_all(plan, chat, record, console)
+    finally:
+        kept.forget()
+
+
+def _started(plan: Plan, console: Console, load: Loads) -> tuple[Plan, CompareRecord]:
+    """The record that names what is compared, and the plan with the instrument that reads it."""
+    chat, config = opened(plan.config, load)
     plan = replace(plan, config=config)
     surroundings = environment(chat, config)
     if plan.held is not None:
@@ -132,15 +178,37 @@ def compare(plan: Plan, console: Console) -> CompareRecord:
         notes=notes(chat, config.heal),
     )
     _write(plan, record)
-    return _read_all(plan, chat, record, console)
+    first = _stages(plan, chat, console, plan.seeds[0], "base").measuring()
+    instrument = first.config.measure.instrument
+    return replace(plan, config=first.config), record.model_copy(update={"instrument": instrument})
+
+
+def _shared_out(plan: Plan, record: CompareRecord, workers: Workers, console: Console) -> None:
+    """Has the workers make every seed that is not whole, while this process holds no model."""
+    alone = replace(plan, folder=plan.folder.absolute(), held=None)
+    jobs = [SeedJob(alone, seed) for seed in plan.seeds if not _is_whole(plan, record, seed)]
+    if jobs:
+        kept.forget()
+    for number, ended in enumerate(workers(jobs), 1):
+        how = f"failed: {ended.error}" if ended.error else "made"
+        console.note(f"{number} of {len(jobs)} · {ended.name} · {how}")
+        if ended.trace:
+            console.note(ended.trace)
+
+
+def _is_whole(plan: Plan, record: CompareRecord, seed: int) -> bool:
+    """Whether this code has read every arm at the seed before."""
+    held = plan.held
+    if held is None or held.environment.get("code") != record.environment["code"]:
+        return False
+    there = {arm.arm.name for arm in held.arms if seed in {item.seed for item in arm.spent}}
+    return there >= {arm.name for arm in plan.arms}
 
 
 def _read_all(
     plan: Plan, chat: ChatModel, record: CompareRecord, console: Console
 ) -> CompareRecord:
     """Every arm at every seed: points are recorded arm by arm, comparisons seed by seed."""
-    first = _stages(plan, chat, console, plan.seeds[0], "base").measuring()
-    record = record.model_copy(update={"instrument": first.config.measure.instrument})
     reads: dict[tuple[int, str], Read] = {}
 
     def standing() -> Standing:
@@ -149,10 +217,7 @@ def _read_all(
     for seed in plan.seeds:
         for arm in plan.arms:
             console.note(f"seed {seed} · {arm.name}")
-            own = _stages(plan, chat, console, seed, arm.name)
-            measure = first.config.measure
-            own = replace(own, config=own.config.model_copy(update={"measure": measure}))
-            found = read(arm, plan.settings, own, show=seed == plan.seeds[0])
+            found = _read(plan, chat, console, seed, arm)
             if found.unmade:
                 console.note(f"seed {seed} · {arm.name} left out: {found.unmade}")
             reads[seed, arm.name] = found
@@ -163,6 +228,12 @@ def _read_all(
     record = record.model_copy(update={"status": "finished"})
     _write(plan, record)
     return record
+
+
+def _read(plan: Plan, chat: ChatModel, console: Console, seed: int, arm: ArmSettings) -> Read:
+    """An arm at a seed; at the first one its last point answers the show prompts as well."""
+    own = _stages(plan, chat, console, seed, arm.name)
+    return read(arm, plan.settings, own, show=seed == plan.seeds[0])
 
 
 def _with(record: CompareRecord, standing: Standing) -> CompareRecord:
