@@ -7,7 +7,11 @@ COMPILE := $(BIN)/python -m compileall -q -j 0 -x 'transformers/models/|/tests/'
 # One process per core, one thread each.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=logical --dist=worksteal --durations=10
 
-.PHONY: demo test quick check setup bench clean
+# What `make paper` is made of, and where it goes.
+RECORD ?= runs/compare-love
+PAPER ?= paper
+
+.PHONY: demo paper test quick check setup bench clean
 
 setup: .venv/dev
 
@@ -33,6 +37,9 @@ setup: .venv/dev
 
 demo: .venv/ready
 	$(BIN)/steerheal run love --preset quick --name demo
+
+paper: .venv/ready
+	$(BIN)/steerheal paper $(RECORD) --out $(PAPER)
 
 test: setup
 	$(TESTS)

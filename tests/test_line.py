@@ -25,6 +25,7 @@ NEEDED = {
     "chat": ["RUN"],
     "ui": ["RUN"],
     "report": ["RUN"],
+    "paper": ["RUN"],
     "export": ["RUN"],
     "seeds": ["A", "B"],
     "sweep": ["FILE"],

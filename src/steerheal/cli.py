@@ -13,6 +13,7 @@ from steerheal.commands.doctor import DoctorCommand
 from steerheal.commands.evaluate import EvaluateCommand
 from steerheal.commands.export import ExportCommand
 from steerheal.commands.helping import asked
+from steerheal.commands.paper import PaperCommand
 from steerheal.commands.personas import PersonasCommand
 from steerheal.commands.rank import RankCommand
 from steerheal.commands.report import ReportCommand
@@ -43,6 +44,7 @@ KINDS: dict[str, type[Command]] = {
         ChatCommand,
         UiCommand,
         ReportCommand,
+        PaperCommand,
         ExportCommand,
     )
 }

@@ -94,11 +94,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def whole_folder(place: Path, *, shared: bool = False) -> Iterator[Path]:
+def whole_folder(place: Path, *, shared: bool = False, over: bool = False) -> Iterator[Path]:
     """A folder beside `place` that is renamed to it when the block ends well, else removed.
 
     Its files get the modes that the umask gives, whoever wrote them. When `shared`, a folder that
-    another process has put there meanwhile is as good.
+    another process has put there meanwhile is as good; `over` puts it in the place of one.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
@@ -111,7 +111,10 @@ def whole_folder(place: Path, *, shared: bool = False) -> Iterator[Path]:
         yield work
         _publish(work)
         try:
-            work.rename(place)
+            if over:
+                _in_place_of(place, work)
+            else:
+                work.rename(place)
         except OSError:
             if not (shared and place.is_dir()):
                 raise
@@ -121,6 +124,21 @@ def whole_folder(place: Path, *, shared: bool = False) -> Iterator[Path]:
     finally:
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _in_place_of(place: Path, work: Path) -> None:
+    """Puts a finished folder where another may be, which stays if that fails."""
+    if not place.exists():
+        work.rename(place)
+        return
+    before = place.with_name(_unfinished())
+    place.rename(before)
+    try:
+        work.rename(place)
+    except OSError:
+        before.rename(place)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def link(source: Path, place: Path) -> None:
