@@ -11,7 +11,7 @@ from steerheal import prompts
 from steerheal.bounds import FilePath, FolderNameOrNone, Label, Place
 from steerheal.commands.command import POSITIONAL, Command
 from steerheal.commands.helping import asked, page
-from steerheal.commands.refuse import refuse_unreadable, writable_folder
+from steerheal.commands.refuse import refuse_unreadable, refuse_unsharable, writable_folder
 from steerheal.commands.workers import Count, refuse_without_ray, workers_of
 from steerheal.config import MOST_LISTED, RunConfig
 from steerheal.config.comparing import ArmSettings, CompareSettings, chosen_arms, of_arm, presets
@@ -49,6 +49,9 @@ class CompareCommand(Command):
     to be one that every machine sees at the same path."""
     name: FolderNameOrNone = ""
     """Name of the folder; compare-<persona> when not given."""
+    share: Place = ""
+    """URL of a folder in any store that fsspec knows, such as s3://BUCKET/FOLDER: finished stages
+    are taken from there and put there, so that machines without a common disk share them."""
     workers: Count = 1
     """Seeds at a time, each in a process of its own; several GPUs are shared out among them."""
     ray: Place = ""
@@ -91,6 +94,7 @@ class CompareCommand(Command):
         prompts.first_contexts(self.settings.vector.contexts)
         refuse_unreadable(self.settings.measure)
         refuse_without_ray(self.ray)
+        refuse_unsharable(self.share)
 
     def do(self, console: Console, works: Callable[[], None]) -> None:
         """Makes, reads and compares; leaves a record and a page, and shows the table."""
@@ -104,7 +108,7 @@ class CompareCommand(Command):
             config = config.model_copy(update={"persona": self.persona})
         config, persona = asked_of(config, console)
         folder = self.runs / (self.name or f"compare-{persona.name}")
-        plan = Plan(folder, config, self.comparing, self._arms(), persona, self.line)
+        plan = Plan(folder, config, self.comparing, self._arms(), persona, self.line, self.share)
         try:
             with begun(plan) as agreed:
                 record = compare(agreed, console, workers_of(self.workers, self.ray))

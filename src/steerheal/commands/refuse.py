@@ -26,6 +26,18 @@ def refuse_unreadable(settings: MeasureSettings) -> None:
         moralmaps.refuse_absent(settings.think)
 
 
+def refuse_unsharable(url: str) -> None:
+    """Refuses a place for shared stages that cannot be written.
+
+    Raises:
+        UserError: no such kind of store, its package is not installed, or it refuses.
+    """
+    if url:
+        from steerheal.pipeline.share import Share
+
+        Share(url, note=lambda _: None).try_out()
+
+
 def folded_run(folder: Path) -> None:
     """Refuses what is no run, and a run without a folded round.
 

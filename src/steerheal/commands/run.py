@@ -10,7 +10,7 @@ from steerheal import prompts, ranks
 from steerheal.bounds import FilePath, FolderNameOrNone, Place
 from steerheal.commands.command import POSITIONAL, Command
 from steerheal.commands.helping import asked, page
-from steerheal.commands.refuse import refuse_unreadable, writable_folder
+from steerheal.commands.refuse import refuse_unreadable, refuse_unsharable, writable_folder
 from steerheal.config import RunConfig, resolve
 from steerheal.console import Console
 from steerheal.errors import UserError
@@ -39,6 +39,9 @@ class RunCommand(Command):
     until: Until | None = None
     """End after this check of the first round: check1 says whether steering works, check2 whether
     its text can be filtered. The same command without it goes on from there."""
+    share: Place = ""
+    """URL of a folder in any store that fsspec knows, such as s3://BUCKET/FOLDER: finished stages
+    are taken from there and put there, so that machines without a common disk share them."""
     plan: bool = False
     """Say what every stage will cost here in tokens, time and memory, and leave nothing: a few
     seconds of this model's own work give the pace."""
@@ -71,6 +74,7 @@ class RunCommand(Command):
 
     def check(self) -> None:
         """Refuses a folder that cannot be written, and texts that are not there."""
+        refuse_unsharable(self.share)
         if self.resume is not None:
             read_run(self.resume)
             writable_folder(self.resume, "--resume")
@@ -101,7 +105,7 @@ class RunCommand(Command):
                 made = ranks.told(made)
             if made is None:  # the leader has said why
                 raise SystemExit(2)
-            run(made, self.until, console)
+            run(made, self.until, console, share=self.share)
 
     def _foretold(self, console: Console) -> None:
         from steerheal.pipeline.run import plan
@@ -151,7 +155,7 @@ def _refuse_beside_resume(folder: Path, given: Given) -> None:
     besides = [
         word
         for path, words in given.words.items()
-        if path not in (("resume",), ("until",), ("plan",))
+        if path not in (("resume",), ("until",), ("plan",), ("share",))
         for word in words
     ]
     if besides:

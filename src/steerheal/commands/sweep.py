@@ -9,7 +9,7 @@ from typing import Annotated, Self, TypeVar
 from steerheal import prompts
 from steerheal.bounds import FilePath, FolderNameOrNone, Place
 from steerheal.commands.command import POSITIONAL, Command
-from steerheal.commands.refuse import refuse_unreadable, writable_folder
+from steerheal.commands.refuse import refuse_unreadable, refuse_unsharable, writable_folder
 from steerheal.commands.workers import Count, refuse_without_ray, workers_of
 from steerheal.config import RunConfig, Settings
 from steerheal.config.sweeping import Point, points
@@ -35,6 +35,9 @@ class SweepCommand(Command):
     has to be one that every machine sees at the same path."""
     name: FolderNameOrNone = ""
     """Name of the sweep's folder, with which its runs' begin; the file's own when not given."""
+    share: Place = ""
+    """URL of a folder in any store that fsspec knows, such as s3://BUCKET/FOLDER: finished stages
+    are taken from there and put there, so that machines without a common disk share them."""
     workers: Count = 1
     """Runs at a time, each in a process of its own; several GPUs are shared out among them."""
     ray: Place = ""
@@ -66,6 +69,7 @@ class SweepCommand(Command):
         prompts.first_contexts(max(item.config.vector.contexts for item in found))
         writable_folder(self.runs, "--runs")
         refuse_without_ray(self.ray)
+        refuse_unsharable(self.share)
 
     def do(self, console: Console, works: Callable[[], None]) -> None:
         """Makes the runs, or lists them, and shows the table by headline."""
@@ -86,7 +90,7 @@ class SweepCommand(Command):
         folder = (self.runs / self._called()).absolute()
         alone = tuple(map(self._alone, found))
         try:
-            record = sweep(Sweep(folder, found, alone, self.line), workers, console)
+            record = sweep(Sweep(folder, found, alone, self.line, self.share), workers, console)
         except KeyboardInterrupt:
             console.note(f"finished stages are kept; go on with: {self.line}")
             raise
@@ -105,7 +109,8 @@ class SweepCommand(Command):
         """The line that makes one of the runs by itself."""
         words = words_of(RunConfig, point.given)
         line = ["steerheal", "run", point.config.persona, "--preset", point.preset, *words]
-        return shlex.join([*line, "--runs", str(self.runs), "--name", point.name])
+        shared = ["--share", self.share] if self.share else []
+        return shlex.join([*line, "--runs", str(self.runs), "--name", point.name, *shared])
 
 
 def _unlike(settings: Sequence[S]) -> Iterable[S]:

@@ -41,6 +41,8 @@ class Plan:
     arms: tuple[ArmSettings, ...]
     persona: Persona
     command: str
+    share: str = ""
+    """URL of where stages are shared with other machines; empty for nowhere."""
     held: CompareRecord | None = None
     """What the folder holds."""
 
@@ -254,7 +256,9 @@ def _with(record: CompareRecord, standing: Standing) -> CompareRecord:
 def _stages(plan: Plan, chat: ChatModel, console: Console, seed: int, arm: str) -> Stages:
     """The run's stages at a seed, in an arm's folder."""
     name = f"{plan.folder.name}/seed-{seed}/{arm}"
-    store = Store(plan.folder.parent, name, notify=console.stage_mark, note=console.note)
+    store = Store(
+        plan.folder.parent, name, notify=console.stage_mark, note=console.note, share=plan.share
+    )
     config = plan.config.model_copy(update={"seed": seed})
     return Stages(config, plan.persona, chat, store, console)
 

@@ -32,7 +32,14 @@ Loads = Callable[[ModelSettings], ChatModel]
 """Gives the model that the settings name."""
 
 
-def run(plan: Plan, until: Until | None, console: Console, *, loads: Loads | None = None) -> None:
+def run(
+    plan: Plan,
+    until: Until | None,
+    console: Console,
+    *,
+    loads: Loads | None = None,
+    share: str = "",
+) -> None:
     """Runs a plan, or goes on with it, until the last round or the end of a check.
 
     Args:
@@ -40,6 +47,7 @@ def run(plan: Plan, until: Until | None, console: Console, *, loads: Loads | Non
         until: The check after which it ends.
         console: Who hears how it goes.
         loads: Where its model comes from; it is loaded when not given.
+        share: URL of where stages are shared with other machines; empty for nowhere.
 
     Raises:
         UserError: a setting that the model refuses, or a record that this code cannot equal.
@@ -50,7 +58,9 @@ def run(plan: Plan, until: Until | None, console: Console, *, loads: Loads | Non
     changed = plan.held_against(surroundings)
     if ranks.leads() and (left := sweep_unfinished(folder.parent) + sweep(folder)):
         console.note(f"removed {left} half-made files or stages of a killed run")
-    store = Store(folder.parent, folder.name, notify=console.stage_mark, note=console.note)
+    store = Store(
+        folder.parent, folder.name, notify=console.stage_mark, note=console.note, share=share
+    )
     ranks.wait()  # until all have seen what the folder holds
     record = started(plan, chat, config, surroundings, changed)
     console.note(memory_line(size_of(chat), surroundings["dtype"], config, free_bytes(chat.device)))

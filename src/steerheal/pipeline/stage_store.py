@@ -6,7 +6,6 @@ it. It holds a digest of each of its files: one that is cut, lost or overwritten
 made again.
 """
 
-import hashlib
 import time
 from collections.abc import Callable
 from itertools import count
@@ -27,22 +26,13 @@ from steerheal.disk import (
 from steerheal.errors import UserError
 from steerheal.models.halving import halvings
 from steerheal.pipeline.claims import alone, is_alone
-from steerheal.records import Record, RunRecord, StageMark
-from steerheal.store import RUN, read_record, read_run, round_folder, write_record
+from steerheal.pipeline.share import Share
+from steerheal.pipeline.stage_head import HEAD, StageHead, digests, head_of
+from steerheal.records import RunRecord, StageMark
+from steerheal.store import RUN, read_run, round_folder, write_record
 
 T = TypeVar("T")
-STAGES, HEAD, UNFINISHED = ".stages", "stage.json", ".unfinished-"
-
-
-class StageHead(Record):
-    """What a finished stage says of itself."""
-
-    seconds: float
-    """How long it took to make."""
-    files: dict[str, str]
-    """Digest of every file by its path in the stage."""
-    halved: int = 0
-    """Rows of the smallest batch that was tried after memory ran out; 0 where it never did."""
+STAGES, UNFINISHED = ".stages", ".unfinished-"
 
 
 class Damaged(Exception):
@@ -59,6 +49,7 @@ class Store:
         *,
         notify: Callable[[StageMark], None],
         note: Callable[[str], None] = lambda _: None,
+        share: str = "",
     ) -> None:
         """Opens (or makes) `runs`/`name`.
 
@@ -67,13 +58,15 @@ class Store:
             name: The run's.
             notify: Hears of every stage as it is there.
             note: Hears what else happens to a stage.
+            share: URL of where stages are shared with other machines; empty for nowhere.
 
         Raises:
-            UserError: the folder cannot be made.
+            UserError: the folder cannot be made, or the URL is of no store.
         """
         self.runs, self.folder = runs, runs / name
         self.marks: list[StageMark] = []
         self._notify, self._note = notify, note
+        self._share = Share(share, note) if share and ranks.leads() else None
         try:
             (runs / STAGES).mkdir(parents=True, exist_ok=True)
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +105,7 @@ class Store:
                 reused, again = False, self._set_aside(home, error)
         if ranks.leads() and not reused:
             with alone(home, waits=lambda: self._note(f"{name} · another run is making it: waits")):
-                reused = home.is_dir()
+                reused = home.is_dir() or self._is_fetched(home)
                 if not reused:
                     again = again or self._by_other_code(name, key)
                     ranks.told((False, again))
@@ -122,8 +115,10 @@ class Store:
         ranks.wait()
         if result is None:
             result = self._read(home, load)
+        if self._share is not None:
+            self._share.send(home)
         self._place(home, round_folder(self.folder, number))
-        head = _head(home)
+        head = head_of(home)
         mark = StageMark(
             name=name,
             round=number,
@@ -153,8 +148,11 @@ class Store:
             notify=self._notify,
             note=self._note,
         )
-        inner.marks = self.marks
+        inner.marks, inner._share = self.marks, self._share
         return inner
+
+    def _is_fetched(self, home: Path) -> bool:
+        return self._share is not None and self._share.fetch(home)
 
     def _by_other_code(self, name: str, key: str) -> str:
         """Why a stage is made although one of its inputs is there; empty when none is."""
@@ -174,7 +172,7 @@ class Store:
         with whole_folder(home, shared=True) as work:
             save(work, value)
             head = StageHead(
-                seconds=round(seconds, 3), files=_digests(work), halved=min(halved, default=0)
+                seconds=round(seconds, 3), files=digests(work), halved=min(halved, default=0)
             )
             write_text(work / HEAD, head.model_dump_json())
 
@@ -186,7 +184,7 @@ class Store:
             UserError: it may not be read.
         """
         try:
-            if _digests(home) != _head(home).files:
+            if digests(home) != head_of(home).files:
                 raise Damaged("its files are not those that were saved")
             return load(home)
         except Damaged:
@@ -218,7 +216,7 @@ class Store:
     def _put(self) -> None:
         for home, target in self._waiting:
             try:
-                for name in _head(home).files:
+                for name in head_of(home).files:
                     link(home / name, target / name)
             except OSError as error:
                 raise disk_error(target, error) from error
@@ -247,19 +245,6 @@ def holds_less(record: RunRecord, other: RunRecord) -> bool:
         return True
     told = (len(whole), len(record.rounds), record.base is not None)
     return told < (len(others), len(other.rounds), other.base is not None)
-
-
-def _head(home: Path) -> StageHead:
-    return read_record(home / HEAD, StageHead)
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    """Digest of every file of a stage, by its path in it."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != HEAD
-    }
 
 
 def sweep(folder: Path) -> int:

@@ -34,6 +34,8 @@ class RunJob(NamedTuple):
     name: str
     command: str
     """The line that makes it alone."""
+    share: str = ""
+    """URL of where stages are shared with other machines; empty for nowhere."""
 
     def do(self, console: Console) -> None:
         """Makes it.
@@ -45,7 +47,7 @@ class RunJob(NamedTuple):
             self.config, self.runs, self.name, until=None, command=self.command, console=console
         )
         with asked as plan, kept.lent() as load:
-            run(plan, None, console, loads=load)
+            run(plan, None, console, loads=load, share=self.share)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Sweep:
     """The line that makes each run alone."""
     command: str
     """The sweep's own line."""
+    share: str = ""
+    """As a run's."""
 
 
 def one_by_one(jobs: Sequence[Job], console: Console) -> Iterator[Outcome]:
@@ -79,7 +83,7 @@ def sweep(asked: Sweep, workers: Workers, console: Console) -> SweepRecord:
     with claimed(asked.folder):
         told = {point.name: told_of(point, _done(point, runs)) for point in asked.points}
         jobs = [
-            RunJob(point.config, runs, point.name, command)
+            RunJob(point.config, runs, point.name, command, asked.share)
             for point, command in zip(asked.points, asked.commands, strict=True)
             if told[point.name].status == "waiting"
         ]
