@@ -32,11 +32,20 @@ from steerheal.state.values import State, base
 from steerheal.state.vector import SteeringVector
 from steerheal.steer.methods import mean_difference
 from steerheal.steer.states import Source
-from steerheal.tables import AGGREGATES, BARRIERS, INSTRUMENTS, METHODS, OBJECTIVES, TEACHERS, Table
+from steerheal.tables import (
+    AGGREGATES,
+    BARRIERS,
+    ENGINES,
+    INSTRUMENTS,
+    METHODS,
+    OBJECTIVES,
+    TEACHERS,
+    Table,
+)
 
 import tiny
 
-TABLES = [METHODS, TEACHERS, BARRIERS, AGGREGATES, OBJECTIVES, INSTRUMENTS]
+TABLES = [METHODS, TEACHERS, BARRIERS, AGGREGATES, OBJECTIVES, INSTRUMENTS, ENGINES]
 DOCS = Path(__file__).parents[1] / "docs"
 
 

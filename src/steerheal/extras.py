@@ -9,6 +9,7 @@ EXTRAS = {
     "tune": ("optuna", "tomli_w"),
     "ray": ("ray",),
     "quantize": ("bitsandbytes",),
+    "vllm": ("vllm",),
 }
 """The packages that an extra of `pyproject.toml` brings."""
 

@@ -244,6 +244,21 @@ INSTRUMENTS = Table(
         ),
     },
 )
+OWN_ENGINE = "transformers"
+ENGINES = Table(
+    "sampling engine",
+    {
+        OWN_ENGINE: Row(
+            "this package's sampler on the transformers model, any states and doses in one batch",
+            "models.engines.own:ENGINE",
+        ),
+        "vllm": Row(
+            "vLLM on checkpoints, a vector as biases of Llama's blocks and adapters as LoRA "
+            "requests; one load per dose (extra `vllm`)",
+            "models.engines.vllm:ENGINE",
+        ),
+    },
+)
 ARM_KINDS = Table(
     "kind of arm",
     {

@@ -14,7 +14,7 @@ from steerheal.config.training import FilterSettings, HealSettings
 from steerheal.config.validation import read_toml, validated
 from steerheal.errors import unknown
 from steerheal.line import As
-from steerheal.tables import INSTRUMENTS, METHODS, TEACHERS, Table
+from steerheal.tables import ENGINES, INSTRUMENTS, METHODS, TEACHERS, Table
 
 
 class RunConfig(Settings):
@@ -79,6 +79,7 @@ class RunConfig(Settings):
             (METHODS, self.vector.method),
             (TEACHERS, self.teacher),
             (INSTRUMENTS, self.measure.instrument),
+            (ENGINES, self.sampling.engine),
         )
         return (*own, *self.heal.named())
 

@@ -20,7 +20,8 @@ from steerheal.bounds import (
     TopK,
 )
 from steerheal.config.base import Doses, Settings
-from steerheal.tables import METHODS
+from steerheal.line import As
+from steerheal.tables import ENGINES, METHODS, OWN_ENGINE
 
 
 class VectorSettings(Settings):
@@ -63,6 +64,8 @@ class SamplingSettings(Settings):
     """Nucleus: the smallest set of tokens that holds this much probability."""
     top_k: TopK = 0
     """Only the k likeliest tokens; 0 is no limit."""
+    engine: Annotated[str, ENGINES, As(also=("--engine",))] = OWN_ENGINE
+    """What writes the text. Another engine draws other text from the same seeds."""
     rows: Rows = 48
     """Rows sampled together; halved when memory runs out."""
 

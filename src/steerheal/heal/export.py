@@ -26,6 +26,8 @@ from steerheal.errors import UserError
 from steerheal.heal import elsewhere
 from steerheal.heal.adapter import untouched
 from steerheal.models.chat import prompt_ids
+from steerheal.models.engines.biases import SWITCH
+from steerheal.models.engines.vllm import RANKS, room_for
 from steerheal.models.load import quiet
 from steerheal.models.model import ChatModel
 from steerheal.models.quantise import options_of
@@ -37,10 +39,6 @@ from steerheal.state.gguf_lora import read_gguf_lora, write_gguf_lora
 from steerheal.state.vector import SteeringVector
 
 ADAPTER_FILE, VECTOR_FILE = "adapter.gguf", "vector.gguf"
-SWITCH = "mlp_bias"
-"""The setting of a model's configuration that gives its MLPs biases."""
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM's --max-lora-rank takes."""
 AGREE, STEPS = 1e-4, 8
 """How far logits may be from what was to be written, as a share of the largest: this, or so many
 rounding steps of the model's precision where that is more."""
@@ -241,14 +239,13 @@ def export_vector(chat: ChatModel, vector: SteeringVector, out: Path, *, card: C
 
 def vllm_note(rank: int) -> str:
     """What vLLM asks for beside an adapter of this rank; empty where it takes it as it is."""
-    if rank in VLLM_RANKS:
+    if rank in RANKS:
         return ""
-    listed = ", ".join(map(str, VLLM_RANKS))
-    above = next((known for known in VLLM_RANKS if known >= rank), 0)
+    listed, above = ", ".join(map(str, RANKS)), room_for(rank)
     advice = (
         f"start it with --max-lora-rank {above}, or export with --rank {above}, which loses nothing"
         if above
-        else f"export with --rank {VLLM_RANKS[-1]} or --format merged"
+        else f"export with --rank {RANKS[-1]} or --format merged"
     )
     return f"vLLM takes only ranks {listed}, and this adapter has {rank}: {advice}"
 

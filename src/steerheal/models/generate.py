@@ -1,7 +1,8 @@
-"""Batched sampling: one batch mixes prompts, seeds and doses; each row is as if it were alone.
+"""Sampling: one call mixes prompts, seeds and doses; each row is as if it were alone.
 
 In: draws, sampling settings, and how the dose runs along a completion. Out: completions. A draw
-says which of the entered states writes it; what a state is, the sampler need not know.
+says which of the entered states writes it; what a state is, and who computes its tokens
+(`engines`), is none of this module's business.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,26 +10,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from steerheal.config import PushSettings, SamplingSettings
 from steerheal.models.asking import asked
-from steerheal.models.batch import shrinking
-from steerheal.models.cache import fitting
 from steerheal.models.chat import decode
-from steerheal.models.choose import Uniforms, choose
+from steerheal.models.engines.engine import Order, find, unwatched
 from steerheal.models.model import ChatModel
-from steerheal.models.push import Pushed, Row
+from steerheal.models.push import Row
 from steerheal.models.template import Message
 from steerheal.models.thinking import thought_in
-from steerheal.ranks import lent, merged, share_of
 from steerheal.records import Completion
-
-COMPACT_SHARE = 0.25
-"""Finished rows leave the batch once they are this share of it."""
-SPARE_UNIFORMS = 16
-"""Uniforms drawn ahead beyond one per token; rejections and rewinds use more."""
 
 
 @dataclass(frozen=True)
@@ -98,39 +91,27 @@ def write(
     keep_states: bool = False,
     keep_broken: bool = False,
     progress: Callable[[int], None] = lambda _: None,
-    watch: Callable[[Sequence[Row]], None] = lambda _: None,
+    watch: Callable[[Sequence[Row]], None] = unwatched,
 ) -> Written:
     """As `generate`; with `keep_states` also the state behind every token, on the CPU.
 
     After every token `watch` is given the rows that are still written; it may end some of them.
     """
     lines = [asked(chat, draw.turns, state=draw.state) for draw in draws]
-    doses = [chat.dose(draw.state) for draw in draws]
-    done: dict[int, Row] = {}
-    stops = torch.tensor(chat.stop_ids(), device=chat.device)
+    chat.refuse_longer(max(map(len, lines), default=0), written=settings.tokens)
     way = push or PushSettings()
-
-    def work(indices: list[int]) -> None:
-        rows = [Row(lines[i], doses[i], keep_states=keep_states) for i in indices]
-        seeds = [draws[i].seed for i in indices]
-        batch = Pushed(chat, rows, way)
-        _decode(chat, batch, seeds, settings, stops=stops, keep_broken=keep_broken, watch=watch)
-        done.update(zip(indices, rows, strict=True))
-        progress(len(indices))
-
-    order = share_of(sorted(range(len(draws)), key=lambda i: (len(lines[i]), i)))
-    longest = max(map(len, lines), default=0)
-    chat.refuse_longer(longest, written=settings.tokens)
-    longest += settings.tokens
-    # The base's rows of a push take room as well, and so does every part of a state.
-    each = 2 * chat.parts
-    size = max(1, min(settings.rows, fitting(chat, each * settings.rows, longest) // each))
-    for start in range(0, len(order), size):
-        shrinking(order[start : start + size], work)
-    for row in done.values():
-        row.states = [lent(state) for state in row.states]
-    done = merged(done)
-    rows = [done[i] for i in range(len(draws))]
+    order = Order(
+        lines,
+        [chat.dose(draw.state) for draw in draws],
+        [draw.seed for draw in draws],
+        settings,
+        push=way,
+        keep_states=keep_states,
+        keep_broken=keep_broken,
+        progress=progress,
+        watch=watch,
+    )
+    rows = find(settings.engine).write(chat, order)
     opened = chat.template.opens()
     return Written(
         [
@@ -163,33 +144,3 @@ def _completion(
         broken=row.broken,
         thought=thought_in(text, opened=opened),
     )
-
-
-@torch.inference_mode()
-def _decode(
-    chat: ChatModel,
-    batch: Pushed,
-    seeds: Sequence[int],
-    settings: SamplingSettings,
-    *,
-    stops: Int[Tensor, " S"],
-    keep_broken: bool,
-    watch: Callable[[Sequence[Row]], None],
-) -> None:
-    """Fills every row's tokens, its stop token included."""
-    live = torch.arange(len(seeds), device=chat.device)
-    uniforms = Uniforms(seeds, settings.tokens + SPARE_UNIFORMS, chat.device)
-    batch.start()
-    while True:
-        batch.end_broken(keep=keep_broken)
-        chosen = choose(batch.logits, uniforms.among(live), settings)
-        batch.append(chosen, torch.isin(chosen, stops), settings.tokens)
-        watch(batch.rows)
-        over = torch.tensor([row.over for row in batch.rows], device=chat.device)
-        if over.all():
-            return
-        if over.float().mean() >= COMPACT_SHARE:
-            keep = (~over).nonzero()[:, 0]
-            batch.select(keep)
-            live = live[keep]
-        batch.step()

@@ -3,7 +3,7 @@
 from contextlib import suppress
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard, try_to_load_from_cache
+from huggingface_hub import HfApi, ModelCard, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -65,6 +65,22 @@ def only_cached(name: str, revision: str | None) -> bool:
         f"Cannot load model {name!r}: there is no such folder or file, it is not in the local "
         f"cache, and {why}. {ADVICE}"
     )
+
+
+def folder_of(name: str, revision: str | None) -> Path:
+    """A model's folder on this disk: where it lies, or where the hub's client keeps it.
+
+    Raises:
+        UserError: it is not there whole.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except (OSError, HFValidationError) as error:
+        raise UserError(
+            f"The files of {name} are not in the local cache: {first_line(error)}"
+        ) from error
 
 
 def licence(source: str) -> str:

@@ -18,6 +18,7 @@ from steerheal.errors import UserError
 from steerheal.models.ends import Ends
 from steerheal.models.rows import Acting, Line
 from steerheal.models.template import Template
+from steerheal.models.unhooked import Unhooked
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ class ChatModel:
         """The dose that an entered state is steered at; 0 for the bare model."""
         assert state == 0, "only a state that was entered has neighbours"
         return 0.0
+
+    def unhooked(self, state: int = 0) -> Unhooked:
+        """An entered state as files hold it; the bare model has nothing on it."""
+        assert state == 0, "only a state that was entered has neighbours"
+        return Unhooked()
 
     def acting(self, lines: Sequence[Line]) -> Acting | None:
         """What acts on the rows of a forward over the lines, parts included; None on all alike."""

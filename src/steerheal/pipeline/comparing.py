@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from steerheal.config import RunConfig
-from steerheal.config.comparing import ArmSettings, CompareSettings
+from steerheal.config.comparing import ArmSettings, CompareSettings, of_arm
 from steerheal.console import Console
 from steerheal.errors import UserError
 from steerheal.measure.readings import table
+from steerheal.models.engines.engine import find
 from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
 from steerheal.pipeline.arms.reading import Read, kind_of, read
@@ -22,13 +23,14 @@ from steerheal.pipeline.claims import claimed
 from steerheal.pipeline.jobs import Workers
 from steerheal.pipeline.kept import kept
 from steerheal.pipeline.plan import agreed
-from steerheal.pipeline.run import Loads, opened
+from steerheal.pipeline.run import Loads, opened, refuse_engine
 from steerheal.pipeline.stage_store import Store, sweep, sweep_unfinished
 from steerheal.pipeline.stages import Stages
 from steerheal.pipeline.standing import Standing
 from steerheal.pipeline.surroundings import environment, notes
 from steerheal.records.comparing import CompareRecord
 from steerheal.store import COMPARE, read_record, write_record
+from steerheal.tables import OWN_ENGINE
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def _refuse_unfit(plan: Plan) -> None:
     Raises:
         UserError: which, and what there is.
     """
-    names = [arm.name for arm in plan.arms]
+    names, engine = [arm.name for arm in plan.arms], find(plan.config.sampling.engine)
     for setting in ("ours", "against"):
         name = getattr(plan.settings, setting)
         if name not in names:
@@ -100,6 +102,13 @@ def _refuse_unfit(plan: Plan) -> None:
     for arm in plan.arms:
         if arm.points and not kind_of(arm).along:
             raise UserError(f"Arm {arm.name} has points, but kind {arm.kind} has no curve.")
+        if kind_of(arm).mixed and not engine.hooks:
+            raise UserError(
+                f"Arm {arm.name} is made of several forwards in one batch, which --engine "
+                f"{plan.config.sampling.engine} cannot write. Use --engine {OWN_ENGINE}, or name "
+                "the others with --only."
+            )
+        refuse_engine(of_arm(plan.config, arm))
     fit = [entry for entry in table.entries() if entry.of is not None or entry.spread is not None]
     for setting, kind in (("trait", "trait"), ("damage", "coherence")):
         name = getattr(plan.settings, setting)

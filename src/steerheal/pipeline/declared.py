@@ -3,7 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from steerheal.config import DoseSettings, HealSettings, MeasureSettings, VectorSettings
+from steerheal.config import (
+    DoseSettings,
+    HealSettings,
+    MeasureSettings,
+    SamplingSettings,
+    VectorSettings,
+)
 from steerheal.filter.calibrate import calibrate
 from steerheal.heal.round import heal
 from steerheal.heal.train import Healed
@@ -32,15 +38,15 @@ from steerheal.steer.internalise import internalised
 from steerheal.steer.sweep import swept
 from steerheal.steer.vector import extract
 from steerheal.store import TEST, read_harvest_folder, read_record, write_harvest, write_record
-from steerheal.tables import AGGREGATES, BARRIERS, INSTRUMENTS, METHODS, OBJECTIVES
+from steerheal.tables import AGGREGATES, BARRIERS, ENGINES, INSTRUMENTS, METHODS, OBJECTIVES
 
 ADAPTER, HEAL, VECTOR_FILE = "adapter", "heal.json", "vector.safetensors"
 CONTROL = "control"
 """The unsteered control's role, and its folder in a round's."""
 BASE = -1
 """The base's place among the rounds, which count from 0."""
-STATES = ("state.formulas", "state.values")
-"""What every state is made by, whichever it is."""
+STATES = ("state.formulas", "state.values", *ENGINES.modules)
+"""What every state is made by and written by, whichever it is."""
 
 
 def _poles(persona: Persona) -> object:
@@ -72,6 +78,14 @@ def _extracted(settings: VectorSettings) -> object:
     return settings, METHODS.code_of(settings.method)
 
 
+def _sampled(settings: SamplingSettings | None) -> object:
+    return settings and (settings, ENGINES.code_of(settings.engine))
+
+
+WRITTEN = {"sampling": _sampled}
+"""What counts wherever text is written."""
+
+
 def _fitted(settings: HealSettings) -> object:
     return settings, [table.code_of(name) for table, name in settings.named()]
 
@@ -97,21 +111,25 @@ QUALIFY = Stage(
 EVALUATE = Stage(
     "evaluate", evaluate, record("scores.json", Scores),
     by=("measure.evaluate", "filter.coherent", *INSTRUMENTS.modules, *STATES),
-    counts={"settings": _read},
+    counts={**WRITTEN, "settings": _read},
 )  # fmt: skip
 PROMPTED = Stage(
     "prompted", prompted, record("prompted.json", Scores),
     by=("measure.evaluate", *INSTRUMENTS.modules, *STATES),
-    counts={"persona": _asked, "settings": _read},
+    counts={**WRITTEN, "persona": _asked, "settings": _read},
 )  # fmt: skip
 TESTED = Stage(
     "test", answer_test, record(TEST, Scores), by=("measure.evaluate", *STATES),
     counts={
+        **WRITTEN,
         "persona": _tested,
         "settings": lambda read: (read.instrument, read.prompts, read.tokens),
     },
 )  # fmt: skip
-SHOW = Stage("show", show, record("shown.json", Shown), by=("measure.show", *STATES))
+SHOW = Stage(
+    "show", show, record("shown.json", Shown), by=("measure.show", *STATES),
+    counts=WRITTEN,
+)  # fmt: skip
 VECTOR = Stage(
     "vector",
     extract,
@@ -125,28 +143,29 @@ VECTOR = Stage(
 SWEEP = Stage(
     "sweep", swept, record("sweep.json", Sweep),
     by=("steer.sweep", "filter.coherent", *INSTRUMENTS.modules, *STATES),
-    counts={"measure": _read},
+    counts={**WRITTEN, "measure": _read},
 )  # fmt: skip
 CALIBRATE = Stage(
-    "calibrate", calibrate, record("calibration.json", Calibrated), by=("filter.calibrate",),
-    counts={"persona": _taught},
+    "calibrate", calibrate, record("calibration.json", Calibrated),
+    by=("filter.calibrate", *ENGINES.modules),
+    counts={**WRITTEN, "persona": _taught},
 )  # fmt: skip
 CURVE = Stage(
     "curve", curve, record("curve.json", Curve), by=("pipeline.knee", *STATES),
-    counts={"persona": _taught, "dose": _curved},
+    counts={**WRITTEN, "persona": _taught, "dose": _curved},
 )  # fmt: skip
 HARVEST = Stage(
     "harvest", harvested, Artifact(write_harvest, read_harvest_folder),
-    by=("pipeline.harvest", *STATES), counts={"persona": _taught},
+    by=("pipeline.harvest", *STATES), counts={**WRITTEN, "persona": _taught},
 )  # fmt: skip
 UNSTEERED = Stage(
     "unsteered", unsteered, record(f"{CONTROL}/texts.json", Unsteered),
-    by=("pipeline.unsteered", *STATES), counts={"persona": _taught},
+    by=("pipeline.unsteered", *STATES), counts={**WRITTEN, "persona": _taught},
 )  # fmt: skip
 HEALED = Stage(
     "heal", heal, _heal_in(""),
     by=("heal.round", *OBJECTIVES.modules, *BARRIERS.modules, *AGGREGATES.modules, *STATES),
-    counts={"settings": _fitted},
+    counts={**WRITTEN, "settings": _fitted},
 )  # fmt: skip
 HEALED_CONTROL = HEALED.called(CONTROL, _heal_in(CONTROL))
 INTERNALISE = Stage(

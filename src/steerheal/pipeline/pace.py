@@ -23,6 +23,7 @@ from steerheal.models.score import Pair, continuation_states, readings
 from steerheal.pipeline.stage_work import JUDGED
 from steerheal.pipeline.work import Work
 from steerheal.records import HealStep
+from steerheal.tables import OWN_ENGINE
 
 SHORT, LONG = 2, 6
 """Tokens of an answer whose times are subtracted: what is left are steps, without the prompts."""
@@ -145,7 +146,7 @@ def _writing(chat: ChatModel, asked: Sequence[str], config: RunConfig) -> tuple[
 
 
 def _long(config: RunConfig, tokens: int) -> SamplingSettings:
-    return config.sampling.model_copy(update={"tokens": tokens})
+    return config.sampling.model_copy(update={"tokens": tokens, "engine": OWN_ENGINE})
 
 
 def _healing(chat: ChatModel, pairs: list[Pair], settings: HealSettings) -> float:

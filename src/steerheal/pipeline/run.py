@@ -10,6 +10,7 @@ from steerheal.console import Console
 from steerheal.errors import UserError, said
 from steerheal.heal.adapter import target_names
 from steerheal.measure import protocol, vignettes
+from steerheal.models.engines import engine as engines
 from steerheal.models.load import free_bytes, load
 from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
@@ -24,9 +25,10 @@ from steerheal.pipeline.stages import Stages
 from steerheal.pipeline.surroundings import environment, notes, size_of, test_note
 from steerheal.records import RunRecord
 from steerheal.report.page import write_report
+from steerheal.steer.methods.find import find as find_method
 from steerheal.steer.teachers.find import find
 from steerheal.store import RUN, read_run, write_record
-from steerheal.tables import OBJECTIVES
+from steerheal.tables import OBJECTIVES, OWN_ENGINE
 
 Loads = Callable[[ModelSettings], ChatModel]
 """Gives the model that the settings name."""
@@ -117,9 +119,34 @@ def opened(config: RunConfig, loads: Loads | None = None) -> tuple[ChatModel, Ru
         )
     prompts.first_contexts(config.vector.contexts)
     config.model.template_text()
+    refuse_engine(config)
     chat = (loads or load)(config.model)
+    engines.find(config.sampling.engine).refuse_model(chat)
     target_names(chat, config.heal)
     return chat, dated(config, chat.template.date)
+
+
+def refuse_engine(config: RunConfig) -> None:
+    """Looks whether the run's engine can write what the run has written.
+
+    Raises:
+        UserError: it cannot.
+    """
+    engine = engines.find(config.sampling.engine)
+    engine.refuse(config)
+    if engine.hooks:
+        return
+    method, teacher = config.vector.method, config.teacher
+    if find_method(method).kind != "add":
+        what = f"a vector of method {method}, which is not simply added"
+    elif find(teacher).mixed:
+        what = f"teacher {teacher}, whose logits are made of several forwards in one batch"
+    else:
+        return
+    raise UserError(
+        f"--engine {config.sampling.engine} has no hooks and cannot write as {what}. Use --engine "
+        f"{OWN_ENGINE}."
+    )
 
 
 def plan(

@@ -12,6 +12,7 @@ from steerheal.heal.reach import unreached
 from steerheal.measure import instruments
 from steerheal.models.cache import token_bytes
 from steerheal.models.chat import prompt_notes
+from steerheal.models.engines.engine import find
 from steerheal.models.model import ChatModel
 from steerheal.models.quantise import parameters_of
 from steerheal.models.size import Size
@@ -36,7 +37,7 @@ def environment(chat: ChatModel, config: RunConfig) -> dict[str, str]:
         "platform": platform.platform(),
         "processors": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
-        **{name: version(name) for name in PACKAGES},
+        **{name: version(name) for name in (*PACKAGES, *find(config.sampling.engine).packages)},
     }
 
 

@@ -18,9 +18,11 @@ from steerheal.errors import UserError
 from steerheal.models.hooks import Dosed
 from steerheal.models.model import ChatModel
 from steerheal.models.rows import Acting, Line
+from steerheal.models.unhooked import Unhooked
 from steerheal.state.adapter import Adapter
 from steerheal.state.fold import Gated, attached, folded
 from steerheal.state.part import Part
+from steerheal.state.unhooked import unhooked
 from steerheal.state.vector import SteeringVector
 
 T = TypeVar("T")
@@ -127,6 +129,14 @@ class Opened(ChatModel):
     def dose(self, state: int = 0) -> float:
         """The state's own."""
         return self.states[state].dose
+
+    def unhooked(self, state: int = 0) -> Unhooked:
+        """As biases and one adapter.
+
+        Raises:
+            UserError: the state is more than that.
+        """
+        return unhooked(self.plan.parts[state], self.states[state].formula, self.states[state].name)
 
     def acting(self, lines: Sequence[Line]) -> Acting | None:
         """Per row of a forward, first parts first; None where every row gets the same."""

@@ -21,4 +21,4 @@ def make(of: Bench) -> Arm:
     return Arm(at)
 
 
-KIND = Kind(make, along="strength", family="prompt")
+KIND = Kind(make, along="strength", family="prompt", mixed=True)

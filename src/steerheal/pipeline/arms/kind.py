@@ -129,3 +129,5 @@ class Kind:
     """What its curve runs along; empty for what has none."""
     family: Family = "weights"
     """Which arms look alike in figures."""
+    mixed: bool = False
+    """Whether its states' logits are made of several forwards."""

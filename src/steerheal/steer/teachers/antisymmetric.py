@@ -16,4 +16,4 @@ def make(of: Materials) -> State:
     return contrast(of.student, plus, minus, 0.5)
 
 
-TEACHER = Teacher(make)
+TEACHER = Teacher(make, mixed=True)

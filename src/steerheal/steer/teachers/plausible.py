@@ -17,4 +17,4 @@ def make(of: Materials) -> State:
     return formulas.plausible(steered, base(), of.epsilon) if of.epsilon else steered
 
 
-TEACHER = Teacher(make)
+TEACHER = Teacher(make, mixed=True)

@@ -29,3 +29,5 @@ class Teacher:
     """A vector in what it makes is at dose 1."""
     dosed: bool = True
     """Whether there is a vector in it, whose dose can be walked."""
+    mixed: bool = False
+    """Whether its logits are made of several forwards."""
