@@ -51,7 +51,7 @@ class CompareCommand(Command):
     """Name of the folder; compare-<persona> when not given."""
     share: Place = ""
     """URL of a folder in any store that fsspec knows, such as s3://BUCKET/FOLDER: finished stages
-    are taken from there and put there, so that machines without a common disk share them."""
+    are taken from there and put there. Machines without a common disk share them so."""
     workers: Count = 1
     """Seeds at a time, each in a process of its own; several GPUs are shared out among them."""
     ray: Place = ""

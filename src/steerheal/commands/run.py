@@ -41,9 +41,9 @@ class RunCommand(Command):
     its text can be filtered. The same command without it goes on from there."""
     share: Place = ""
     """URL of a folder in any store that fsspec knows, such as s3://BUCKET/FOLDER: finished stages
-    are taken from there and put there, so that machines without a common disk share them."""
+    are taken from there and put there. Machines without a common disk share them so."""
     plan: bool = False
-    """Say what every stage will cost here in tokens, time and memory, and leave nothing: a few
+    """Say what every stage will cost here in tokens, time and memory, and leave nothing. A few
     seconds of this model's own work give the pace."""
     line: Annotated[str, As(hidden=True)] = ""
     """The command line itself, recorded so that the run can be repeated."""

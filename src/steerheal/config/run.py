@@ -39,8 +39,8 @@ class RunConfig(Settings):
     """The loop stops when answer mass falls below this share of the base's."""
     kl_budget: Amount = 0.0
     """The loop stops once this many nats of KL per token are spent: the rounds' sum, or the
-    student's own KL to the base where that is more, and the best round is one within it; 0 is no
-    budget. Published work saw steering without healing break down near 1.7."""
+    student's own KL to the base where that is more; 0 is no budget. The best round is one within
+    it. Published work saw steering without healing break down near 1.7."""
     patience: CountOrNone = 2
     """The loop stops when this many rounds in a row have not raised the trait above the best round
     before them; 0 goes on."""
