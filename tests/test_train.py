@@ -1,13 +1,18 @@
 """Objectives, penalties, gradient pressure, padding and resume of a heal."""
 
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 
+from steerheal import ranks
 from steerheal.config import HealSettings, RunConfig, merge
 from steerheal.errors import UserError
 from steerheal.heal.adapter import training
@@ -33,6 +38,7 @@ from test_loop import TINY, Silent
 import tiny
 from tiny import SIZES
 
+Step = Callable[[], dict[str, torch.Tensor]]
 SETTINGS = HealSettings(
     barrier="kl_rev",
     rank=4,
@@ -343,25 +349,29 @@ def test_rows_of_a_step_are_split_by_length_to_little_padding() -> None:
     assert [len(part.parts) > 0 for part in micro_batches(chat, data, range(8), 4)] == [True] * 4
 
 
-def step_gradients(chat: ChatModel, data: Data, changed: HealSettings) -> dict[str, torch.Tensor]:
-    """The gradient of one step over all rows, by parameter."""
-    grads: dict[str, torch.Tensor] = {}
-    with training(chat, changed, seed=0) as model, pytest.MonkeyPatch.context() as patch:
+@contextmanager
+def stepping(chat: ChatModel, data: Data, changed: HealSettings) -> Iterator[Step]:
+    """What reads one step over all rows and gives its gradient by parameter."""
+    with training(chat, changed, seed=0) as model:
         random = torch.Generator().manual_seed(1)
         for weight in model.parameters():
             if weight.requires_grad:  # a fresh adapter's own output is 0
                 weight.data += 0.1 * torch.randn(weight.shape, generator=random)
         trainer = Trainer(chat, model, data, changed, lam=0.5, rows=8, seed=0)
+        trainer._loop.apply = lambda: 0.0
 
-        def keep(_self: Optimiser) -> float:
-            for name, weight in model.named_parameters():
-                if weight.grad is not None:
-                    grads[name] = weight.grad.clone()
-            return 0.0
+        def step() -> dict[str, torch.Tensor]:
+            trainer._step(list(range(8)), 0, 0)
+            weights = model.named_parameters()
+            return {name: weight.grad for name, weight in weights if weight.grad is not None}
 
-        patch.setattr(Optimiser, "apply", keep)
-        trainer._step(list(range(8)), 0, 0)
-    return grads
+        yield step
+
+
+def step_gradients(chat: ChatModel, data: Data, changed: HealSettings) -> dict[str, torch.Tensor]:
+    """The gradient of one step over all rows, by parameter."""
+    with stepping(chat, data, changed) as step:
+        return step()
 
 
 def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -406,6 +416,72 @@ def test_a_step_that_memory_does_not_hold_is_read_in_halves(
     with pytest.raises(torch.OutOfMemoryError), halvings() as found:
         step_gradients(chat, data, changed)
     assert found == [4, 2, 1]
+
+
+class Processes:
+    """Two processes of a run as threads, which hand each other what `torch.distributed` would."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._own, self._gate = threading.local(), threading.Barrier(2, timeout=30)
+        self._hands: list[Any] = [None, None]
+        patch.setattr(ranks, "_joined", self)
+        for name in ("all_gather_object", "broadcast_object_list", "all_reduce"):
+            patch.setattr(distributed, name, getattr(self, name))
+
+    def __getitem__(self, what: str) -> int:
+        return 2 if what == "world" else self._own.rank
+
+    def _met(self, value: Any) -> list[Any]:
+        self._hands[self._own.rank] = value
+        self._gate.wait()
+        found = list(self._hands)
+        self._gate.wait()
+        return found
+
+    def all_gather_object(self, found: list[Any], value: Any) -> None:
+        found[:] = self._met(value)
+
+    def broadcast_object_list(self, box: list[Any], src: int) -> None:
+        box[:] = self._met(list(box))[src]
+
+    def all_reduce(self, tensor: torch.Tensor) -> None:
+        tensor.copy_(sum(self._met(tensor.clone())))
+
+    def run(self, steps: Sequence[Step]) -> list["Future[dict[str, torch.Tensor]]"]:
+        def own(rank: int) -> dict[str, torch.Tensor]:
+            self._own.rank = rank
+            return steps[rank]()
+
+        with ThreadPoolExecutor(2) as pool:
+            return [pool.submit(own, rank) for rank in range(2)]
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_where_one_process_runs_out_of_memory_all_read_the_step_in_halves(
+    backward: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chats, changed = (tiny.chat(), tiny.chat()), settings(barrier="kl_rev", spectral=0.1)
+    data = Data(pairs_of(chats[0]), steered_states(chats[0]), None)
+    whole, read, most = step_gradients(chats[0], data, changed), Micro.states, 2
+
+    def within(micro: Micro, model: ChatModel) -> torch.Tensor:
+        here = torch.is_grad_enabled() == backward
+        if here and ranks.rank() == 1 and sum(len(part.rows) for part in micro.parts) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(micro, model)
+
+    monkeypatch.setattr(Micro, "states", within)
+    processes = Processes(monkeypatch)
+    with ExitStack() as stack:
+        steps = [stack.enter_context(stepping(chat, data, changed)) for chat in chats]
+        with halvings() as found:
+            one, other = (ended.result() for ended in processes.run(steps))
+        assert found == [2, 2]
+        assert_close(one, whole)
+        assert all(torch.equal(one[name], grad) for name, grad in other.items())
+        most = 0
+        ends = [ended.exception() for ended in processes.run(steps)]
+    assert [str(end) for end in ends] == ["process 1: CUDA out of memory."] * 2
 
 
 @pytest.mark.parametrize("objective", ["sft", "distill"])

@@ -17,7 +17,7 @@ from steerheal.heal.checkpoint import Checkpoint, Place
 from steerheal.heal.optimiser import Optimiser
 from steerheal.heal.preference import Rivals, by_row
 from steerheal.heal.spectral import Spectral
-from steerheal.models.batch import out_of_memory, ran_out
+from steerheal.models.batch import all_or_none, out_of_memory, ran_out
 from steerheal.models.model import ChatModel
 from steerheal.ranks import lent, merged, share_of, told, world
 from steerheal.records import HealStep
@@ -127,19 +127,21 @@ class Trainer:
     def _step(self, rows: list[int], number: int, epoch: int) -> tuple[HealStep, list[Micro]]:
         """One optimiser step over its rows, and the micro-batches that they were read in.
 
-        Where memory runs out there are twice as many of them, in the steps that follow as well.
-        Several processes must have equally many, so that it ends them.
+        Where memory runs out, on whichever process, there are twice as many of them, in the steps
+        that follow as well.
         """
+        vectors = self._spectral.vectors if self._spectral else None
         while True:
             micros = micro_batches(self._chat, self._data, rows, self._parts)
             try:
                 step = self._gradients(micros, number, epoch)
                 break
             except RuntimeError as error:
-                halved = world() == 1 and len(micros) < len(rows)
-                if not (halved and out_of_memory(error)):
+                if len(micros) == len(rows) or not out_of_memory(error):
                     raise
             self._loop.forget()
+            if self._spectral and vectors is not None:
+                self._spectral.vectors = vectors
             self._parts = 2 * len(micros)
             ran_out(math.ceil(len(rows) / self._parts))
         return step.model_copy(update={"gradient": self._loop.apply()}), micros
@@ -162,24 +164,25 @@ class Trainer:
         operating, barrier = math.nan, 0.0
         # The fit, and the squared size of both pulls on the hidden states.
         sums = torch.zeros(3, dtype=torch.float64)
-        for i in own:
-            micro = micros[i]
-            with torch.enable_grad():
-                states = micro.states(chat)
-            losses = self._losses(micro, states)
-            everything = torch.cat(divergences) if twice else losses.divergence
-            operating, barrier, weights = hinge_weights(
-                settings.aggregate, everything, self._lam, settings.tau
-            )
-            mine = weights[starts[i] : starts[i + 1]] if twice else weights
-            sums[0] += losses.fit.sum().item() / fits
-            # In place: these two and their sum are as wide as the hidden states.
-            weight = preferred.weights(micro) if preferred else torch.tensor(1 / fits)
-            gradient = losses.fit_grad.float().mul_(weight.to(chat.device))
-            held = losses.divergence_grad.float().mul_(mine[:, None])
-            sums[1] += gradient.square().sum().item()
-            sums[2] += held.square().sum().item()
-            states.backward(gradient.add_(held).to(states.dtype))
+        with all_or_none():
+            for i in own:
+                micro = micros[i]
+                with torch.enable_grad():
+                    states = micro.states(chat)
+                losses = self._losses(micro, states)
+                everything = torch.cat(divergences) if twice else losses.divergence
+                operating, barrier, weights = hinge_weights(
+                    settings.aggregate, everything, self._lam, settings.tau
+                )
+                mine = weights[starts[i] : starts[i + 1]] if twice else weights
+                sums[0] += losses.fit.sum().item() / fits
+                # In place: these two and their sum are as wide as the hidden states.
+                weight = preferred.weights(micro) if preferred else torch.tensor(1 / fits)
+                gradient = losses.fit_grad.float().mul_(weight.to(chat.device))
+                held = losses.divergence_grad.float().mul_(mine[:, None])
+                sums[1] += gradient.square().sum().item()
+                sums[2] += held.square().sum().item()
+                states.backward(gradient.add_(held).to(states.dtype))
         fit, pull, held_back = self._loop.joined(sums)
         operating, barrier = told((operating, barrier))
         fit = preferred.loss if preferred else fit
@@ -211,20 +214,21 @@ class Trainer:
         rows = [(number * count + k) % len(self._anchor.pairs) for k in range(count)]
         micros = micro_batches(chat, self._anchor, rows, self._parts // self._least)
         tokens, found = sum(len(micro.targets) for micro in micros), 0.0
-        for micro in micros:
-            with torch.enable_grad():
-                states = micro.states(chat)
-            losses = position_losses(chat, states, micro.targets, micro.reference, "kl_fwd")
-            gradient = losses.divergence_grad.float().mul_(settings.anchor / tokens)
-            states.backward(gradient.to(states.dtype))
-            found += losses.divergence.sum().item() / tokens
+        with all_or_none():
+            for micro in micros:
+                with torch.enable_grad():
+                    states = micro.states(chat)
+                losses = position_losses(chat, states, micro.targets, micro.reference, "kl_fwd")
+                gradient = losses.divergence_grad.float().mul_(settings.anchor / tokens)
+                states.backward(gradient.to(states.dtype))
+                found += losses.divergence.sum().item() / tokens
         return found
 
     def _penalised(self) -> float:
         """The mean operator norm, its penalty's gradient added; NaN without the penalty."""
         if self._spectral is None:
             return math.nan
-        with torch.enable_grad():
+        with all_or_none(), torch.enable_grad():
             norms = self._spectral.norms()
             (self._settings.spectral * norms.sum()).backward()
         return norms.mean().item()
@@ -233,10 +237,10 @@ class Trainer:
         """What the student prefers by now, and how far every answer is to be pulled."""
         assert self._rivals is not None
         logs = dict[int, float]()
-        for micro in (micros[i] for i in share_of(range(len(micros)))):
-            with torch.no_grad():
+        with all_or_none(), torch.no_grad():
+            for micro in (micros[i] for i in share_of(range(len(micros)))):
                 fit = self._losses(micro, micro.states(self._chat)).fit
-            logs |= by_row(-fit, micro.rows, micro.lengths)
+                logs |= by_row(-fit, micro.rows, micro.lengths)
         logs = merged(logs)
         rows = [row for row in logs if row in self._rivals.of]
         tokens = sum(len(self._data.pairs[row][1]) for row in rows)
@@ -244,8 +248,9 @@ class Trainer:
 
     def _all_divergences(self, micros: Sequence[Micro]) -> list[Tensor]:
         """Every micro-batch's, whichever process reads it."""
-        own = share_of(range(len(micros)))
-        found = merged({i: lent(self._divergences(micros[i])) for i in own})
+        with all_or_none():
+            own = {i: lent(self._divergences(micros[i])) for i in share_of(range(len(micros)))}
+        found = merged(own)
         return [found[i].to(self._chat.device) for i in range(len(micros))]
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """Ragged token rows in dense batches: padding, batches of similar length, memory that runs out."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import psutil
@@ -8,7 +9,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from steerheal.errors import first_line
 from steerheal.models import halving
+from steerheal.ranks import merged, rank, world
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 LAUNCH = {"cpu": 0, "cuda": 2048}
@@ -125,6 +128,25 @@ def shrinking(indices: list[int], work: Callable[[list[int]], None]) -> None:
     ran_out(len(indices) - half)
     shrinking(indices[:half], work)
     shrinking(indices[half:], work)
+
+
+@contextmanager
+def all_or_none() -> Iterator[None]:
+    """What each process of a run does alone: memory that runs out on one has run out on all.
+
+    Raises:
+        torch.OutOfMemoryError: on every process, before any goes on to what they do together.
+    """
+    said = ""
+    try:
+        yield
+    except RuntimeError as error:
+        if world() == 1 or not out_of_memory(error):
+            raise
+        said = first_line(error)
+    for number, what in merged({rank(): said}).items():
+        if what:
+            raise torch.OutOfMemoryError(f"process {number}: {what}")
 
 
 def out_of_memory(error: RuntimeError) -> bool:
