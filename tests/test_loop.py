@@ -17,7 +17,8 @@ from reports import put
 from steerheal.config import RunConfig, merge
 from steerheal.errors import UserError
 from steerheal.measure.stats import mean
-from steerheal.pipeline import ends, loop
+from steerheal.pipeline import ends, loop, tracking
+from steerheal.pipeline.round import Listener
 from steerheal.pipeline.stage_store import Store
 from steerheal.pipeline.stage_work import Counted
 from steerheal.pipeline.stages import Stages
@@ -32,6 +33,7 @@ from steerheal.store import (
     read_shown,
     round_folder,
 )
+from test_tracking import Kept, plan
 
 import tiny
 
@@ -84,6 +86,7 @@ def start(
     *,
     until: loop.Until | None = None,
     test: tuple[str, ...] = tiny.TEST,
+    listener: Listener | None = None,
     **changes: Any,
 ) -> RunRecord:
     # A rate that breaks a tiny model is out of the settings' bounds.
@@ -98,7 +101,7 @@ def start(
         environment={"fingerprint": chat.fingerprint}, persona=persona.model_dump(mode="json"),
     )  # fmt: skip
     stages = Stages(config, persona, chat, store, Silent())
-    return loop.run(stages, record, Silent(), until=until)
+    return loop.run(stages, record, listener or Silent(), until=until)
 
 
 def timeless(folder: Path) -> dict[str, Any]:
@@ -149,9 +152,19 @@ def test_what_is_planned_is_what_is_made(finished: Path) -> None:
     assert planned[:-1] == made[:-1] and planned[-1][1] == made[-1][1]
 
 
-def test_the_same_settings_give_the_same_record(finished: Path, tmp_path: Path) -> None:
-    start(tmp_path)
+def test_the_same_settings_give_the_same_record_tracked_or_not(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept()
+    monkeypatch.setattr(tracking, "_tracker", lambda *_: kept)
+    with tracking.tracked("tensorboard", plan(tmp_path / "run"), Silent()) as listener:
+        start(tmp_path, listener=listener)
+    losses = [line["heal/ce"] for _, line in kept.lines if "heal/ce" in line]
+    rounds = read_run(tmp_path / "run").rounds
+    assert losses == [step.ce for row in rounds if row.heal for step in row.heal.steps]
+    assert any("test/" in name for name in kept.lines[-1][1]) and kept.ended == 1
     once, again = timeless(finished), timeless(tmp_path / "run")
+    del again["files"]["track/tensorboard.json"]
     once["files"] = {k: v for k, v in once["files"].items() if k in again["files"]}
     assert once == again
 

@@ -1,6 +1,7 @@
 """What is installed only when asked for: which packages an extra brings, and how to install it."""
 
 import importlib.util
+from typing import Literal
 
 from steerheal.errors import UserError
 
@@ -10,8 +11,20 @@ EXTRAS = {
     "ray": ("ray",),
     "quantize": ("bitsandbytes",),
     "vllm": ("vllm",),
+    "track": ("tensorboard",),
+    "wandb": ("wandb",),
+    "trackio": ("trackio",),
+    "mlflow": ("mlflow",),
 }
 """The packages that an extra of `pyproject.toml` brings."""
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+TRACKERS: dict[Tracker, str] = {
+    "tensorboard": "track",
+    "wandb": "wandb",
+    "trackio": "trackio",
+    "mlflow": "mlflow",
+}
+"""The extra of every tracker of a run's metrics."""
 
 
 def refuse_absent(extra: str, what: str) -> None:

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from steerheal import prompts, ranks
 from steerheal.bounds import FilePath, FolderNameOrNone, Place
@@ -14,11 +14,15 @@ from steerheal.commands.refuse import refuse_unreadable, refuse_unsharable, writ
 from steerheal.config import RunConfig, resolve
 from steerheal.console import Console
 from steerheal.errors import UserError
+from steerheal.extras import TRACKERS, Tracker, refuse_absent
 from steerheal.line import As, Given, read
 from steerheal.personas import Persona, find
 from steerheal.pipeline.ends import Until
 from steerheal.pipeline.plan import Plan, asked_of, begun, made_with, resumed
 from steerheal.store import read_run
+
+if TYPE_CHECKING:
+    from steerheal.pipeline.round import Listener
 
 
 class RunCommand(Command):
@@ -33,18 +37,22 @@ class RunCommand(Command):
     runs: FilePath = Path("runs")
     """Folder of run folders; finished stages are shared between the runs in it."""
     name: FolderNameOrNone = ""
-    """Name of the run folder; made from the persona when not given."""
+    """Name of the run folder; the persona's when not given."""
     resume: FilePath | None = None
     """A run folder to continue with its own settings; other settings are not allowed."""
     until: Until | None = None
     """End after this check of the first round: check1 says whether steering works, check2 whether
     its text can be filtered. The same command without it goes on from there."""
     share: Place = ""
-    """URL of a folder in any store that fsspec knows, such as s3://BUCKET/FOLDER: finished stages
-    are taken from there and put there. Machines without a common disk share them so."""
+    """URL of a folder in any store that fsspec knows, such as s3://BUCKET/FOLDER. Finished stages
+    are taken from there and put there: machines without a common disk share them so."""
     plan: bool = False
     """Say what every stage will cost here in tokens, time and memory, and leave nothing. A few
     seconds of this model's own work give the pace."""
+    track: Tracker | None = None
+    """Where every round's metrics go as well. tensorboard writes event files under the run's
+    `track`; wandb, trackio and mlflow go where their own settings say. A run that is resumed goes
+    on there when it is given again."""
     line: Annotated[str, As(hidden=True)] = ""
     """The command line itself, recorded so that the run can be repeated."""
     settings: Annotated[RunConfig, As(name="")] = RunConfig()
@@ -73,8 +81,10 @@ class RunCommand(Command):
         return page(cls.word(), cls, argv, cls(preset=preset, settings=_resolved(given)))
 
     def check(self) -> None:
-        """Refuses a folder that cannot be written, and texts that are not there."""
+        """Refuses a folder that cannot be written, texts and a tracker that are not there."""
         refuse_unsharable(self.share)
+        if self.track is not None:
+            refuse_absent(TRACKERS[self.track], f"--track {self.track}")
         if self.resume is not None:
             read_run(self.resume)
             writable_folder(self.resume, "--resume")
@@ -105,7 +115,16 @@ class RunCommand(Command):
                 made = ranks.told(made)
             if made is None:  # the leader has said why
                 raise SystemExit(2)
-            run(made, self.until, console, share=self.share)
+            listener = self._listener(made, console, stack)
+            run(made, self.until, console, share=self.share, listener=listener)
+
+    def _listener(self, made: Plan, console: Console, stack: ExitStack) -> "Listener":
+        """Who hears how the loop goes."""
+        if self.track is None or not ranks.leads():
+            return console
+        from steerheal.pipeline.tracking import tracked
+
+        return stack.enter_context(tracked(self.track, made, console))
 
     def _foretold(self, console: Console) -> None:
         from steerheal.pipeline.run import plan
@@ -155,7 +174,7 @@ def _refuse_beside_resume(folder: Path, given: Given) -> None:
     besides = [
         word
         for path, words in given.words.items()
-        if path not in (("resume",), ("until",), ("plan",), ("share",))
+        if path not in (("resume",), ("until",), ("plan",), ("share",), ("track",))
         for word in words
     ]
     if besides:

@@ -20,6 +20,7 @@ from steerheal.pipeline.ends import Until
 from steerheal.pipeline.forecast import told
 from steerheal.pipeline.need import memory_line
 from steerheal.pipeline.plan import Plan, dated, fewer
+from steerheal.pipeline.round import Listener
 from steerheal.pipeline.stage_store import Store, sweep, sweep_unfinished
 from steerheal.pipeline.stages import Stages
 from steerheal.pipeline.surroundings import environment, notes, size_of, test_note
@@ -41,6 +42,7 @@ def run(
     *,
     loads: Loads | None = None,
     share: str = "",
+    listener: Listener | None = None,
 ) -> None:
     """Runs a plan, or goes on with it, until the last round or the end of a check.
 
@@ -50,6 +52,7 @@ def run(
         console: Who hears how it goes.
         loads: Where its model comes from; it is loaded when not given.
         share: URL of where stages are shared with other machines; empty for nowhere.
+        listener: Who hears of findings and finished rounds; the console when not given.
 
     Raises:
         UserError: a setting that the model refuses, or a record that this code cannot equal.
@@ -71,7 +74,7 @@ def run(
     store.write_run(record)
     stages = Stages(config, plan.persona, chat, store, console)
     try:
-        record = loop.run(stages, record, console, until=until)
+        record = loop.run(stages, record, listener or console, until=until)
     except BaseException as error:
         _leave_readable(store, error, console)
         raise
