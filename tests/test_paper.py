@@ -20,6 +20,7 @@ from steerheal.records import Reading, RunRecord
 from steerheal.records.comparing import ArmRecord, CompareRecord, Contrast, Place
 from steerheal.records.paper import PaperRecord
 from steerheal.report import plates
+from steerheal.report.frontier import contrasts
 from steerheal.report.paper import compare, run
 from steerheal.report.paper.content import told
 from steerheal.report.paper.escape import inline, latex, markdown, preamble
@@ -41,7 +42,8 @@ def arm(name: str, kind: str, along: str = "", says: str = "what it is", **more:
         name=name, kind=kind, says=says, points=(), system=None, settings=more.pop("settings", {})
     )
     return ArmRecord.model_construct(
-        arm=settings, says=says, along=along, family="weights", points=(), curve=(place,),
+        arm=settings, says=says, along=along, family="base" if kind == "base" else "weights",
+        points=(), curve=(place,),
         spent=(), unmade={}, shown=(), **more,
     )  # fmt: skip
 
@@ -92,7 +94,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "PLATES", plates.PLATES[-1:])
         write_paper(ran, folder / "run")
-    arms = (arm("base", "base"), arm("prompt", "prompt", says=HOSTILE), arm("anchor", "trained"))
+    arms = (arm("base", "base"), arm("prompt", "prompt", says=HOSTILE), arm("$_$ {", "trained"))
     write_paper(comparison(arms=arms, notes=(HOSTILE,), persona=persona), folder / "compare")
     return {name: folder / name for name in ("run", "compare")}
 
@@ -223,6 +225,16 @@ def test_which_arm_wins_changes_names_and_numbers_alone() -> None:
     assert swapped == theirs
     unclear = compare.content(comparison(0.3, 0.6))
     assert all("cannot be told apart" in text for text in (unclear.abstract, *unclear.told))
+
+
+def test_every_difference_is_drawn_where_it_lies_and_ours_at_nothing() -> None:
+    drawing = contrasts(comparison(0.3))
+    panel = drawing.axes[0]
+    marks = {float(line.get_ydata()[0]): float(line.get_xdata()[0]) for line in panel.lines
+             if line.get_marker() not in ("None", "")}  # fmt: skip
+    names = [label.get_text() for label in panel.get_yticklabels()]
+    assert dict(zip(names, marks.values(), strict=True)) == {"prompt": 0.3, "anchor": 0.0}
+    assert panel.get_xlim() == pytest.approx((-0.9, 0.9))
 
 
 # ── hostile text ────────────────────────────────────────────────────────────────────────────────

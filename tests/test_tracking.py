@@ -15,6 +15,7 @@ from steerheal.cli import main
 from steerheal.config import RunConfig
 from steerheal.personas import find
 from steerheal.pipeline import tracking
+from steerheal.pipeline.closing import onward
 from steerheal.pipeline.plan import Plan
 from steerheal.records import RoundRecord, RunRecord
 from steerheal.records.tracking import TrackRecord
@@ -150,6 +151,7 @@ def test_a_tracker_that_fails_is_one_note_is_counted_and_ends_nothing(
     held = read_record(tmp_path / "track/tensorboard.json", TrackRecord)
     assert (held.rounds, held.missed) == (3, 0 if fails == "finish" else 3)
     assert (tmp_path / "run.json").read_bytes() == before
+    assert onward(tmp_path).endswith(" --track tensorboard")
 
 
 def test_every_tracker_finds_the_run_that_it_has(

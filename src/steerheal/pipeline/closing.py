@@ -6,13 +6,16 @@ from pathlib import Path
 from steerheal.console import MARKS, Console
 from steerheal.line import with_option
 from steerheal.records import RoundRecord, RunRecord
+from steerheal.records.tracking import TRACK
 from steerheal.report.page import conditions, headline, shown_differs
 from steerheal.store import read_shown
 
 
 def onward(folder: Path, *more: str) -> str:
-    """The command that goes on with a run."""
-    return shlex.join(["steerheal", "run", "--resume", str(folder), *more])
+    """The command that goes on with a run, at the tracker that it has."""
+    followed = [("--track", file.stem) for file in sorted((folder / TRACK).glob("*.json"))]
+    line = ["steerheal", "run", "--resume", str(folder), *more]
+    return shlex.join([*line, *(followed[0] if followed else ())])
 
 
 def next_lines(record: RunRecord, folder: Path) -> list[tuple[str, str]]:

@@ -28,10 +28,10 @@ from steerheal.extras import Tracker
 from steerheal.pipeline.plan import Plan
 from steerheal.pipeline.round import Listener
 from steerheal.records import HealLog, HealStep, RoundRecord, RunRecord, Summary
-from steerheal.records.tracking import TrackRecord
+from steerheal.records.tracking import TRACK, TrackRecord
 from steerheal.store import read_record, read_run, write_record
 
-PROJECT, FOLDER = "steerheal", "track"
+PROJECT = "steerheal"
 STEP = ("ce", "divergence", "barrier", "anchor", "spectral", "pressure", "lr", "gradient")
 """What is passed on of every optimiser step."""
 Line = dict[str, float]
@@ -56,7 +56,7 @@ class Tracking:
         """As `tracked`."""
         self._name: Tracker = name
         self._plan, self._to = plan, to
-        self._file = plan.folder / FOLDER / f"{name}.json"
+        self._file = plan.folder / TRACK / f"{name}.json"
         self._tracker: GeneralTracker | None = None
         self._told = False
         new = TrackRecord(id="" if name == "mlflow" else uuid.uuid4().hex)
@@ -139,9 +139,9 @@ def _tracker(name: Tracker, run: Path, known: str) -> GeneralTracker:
     """The tracker of a run, not started; `known` is what it calls the run, if it knows it."""
     match name:
         case "tensorboard":
-            return TensorBoardTracker(name, run / FOLDER)
+            return TensorBoardTracker(name, run / TRACK)
         case "wandb":
-            where = str(run / FOLDER)
+            where = str(run / TRACK)
             return WandBTracker(PROJECT, name=run.name, id=known, resume="allow", dir=where)
         case "trackio":
             return TrackioTracker(PROJECT, name=f"{run.name}-{known[:8]}", resume="allow")

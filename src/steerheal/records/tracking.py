@@ -3,6 +3,8 @@
 from steerheal.records.base import Record
 
 TRACK_VERSION = 1
+TRACK = "track"
+"""Folder of a run in which such records lie, one for each tracker, named after it."""
 
 
 class TrackRecord(Record):

@@ -27,6 +27,8 @@ STYLE = {
     "savefig.facecolor": CARD,
     "axes.facecolor": CARD,
     "text.color": INK,
+    # Names of arms are drawn, and a name is no formula.
+    "text.parse_math": False,
     "axes.labelcolor": INK,
     "font.size": 11,
     "axes.edgecolor": LIGHT["edge"],

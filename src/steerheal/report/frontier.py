@@ -1,4 +1,4 @@
-"""Trait against damage and against KL, an arm a line from the base: the figure of a comparison.
+"""Trait against damage and KL, an arm a line from the base, and what sets arms apart: two figures.
 
 Arms of one family share a colour of the page, and every arm has a mark of its own, so that none is
 told by its colour alone.
@@ -32,11 +32,13 @@ COLOURS = {"base": INK, "prompt": BLUE, "steering": RED, "weights": GREEN, "cont
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "d")
 DASHES = ("-", "--", ":", "-.")
 Read = Callable[[Place], Reading]
+REACH = 3.0
+"""How far the axis of differences goes, in the largest of them: an interval that goes on is cut."""
 
 
 def figure(record: CompareRecord) -> Figure:
     """The two panels and their key."""
-    drawn = [arm for arm in record.arms if arm.curve and arm.family != "base"]
+    drawn = _drawn(record)
     trait, damage = listed([record.settings.trait])[0], listed([record.settings.damage])[0]
     with styled():
         drawing, axes = sheet(4.6, 1, 2)
@@ -54,6 +56,50 @@ def figure(record: CompareRecord) -> Figure:
         marks = [(arm.arm.name, line(*_style(arm, i))) for i, arm in enumerate(drawn)]
         key(drawing, [("base", line("", INK, "*")), *marks])
     return drawing
+
+
+def contrasts(record: CompareRecord) -> Figure:
+    """Every arm less ours, at equal damage and at equal KL, in the order of the arms."""
+    drawn, ours = _drawn(record), record.settings.ours
+    unit = listed([record.settings.trait])[0].difference_unit
+    with styled():
+        drawing, axes = sheet(1.1 + 0.26 * len(drawn), 1, 2)
+        for panel, at in zip(axes, ("damage", "KL"), strict=True):
+            level(panel, 0.0, vertical=True)
+            _differences(panel, drawn, [_less(record, arm, at) for arm in drawn])
+            panel.set_yticks(range(len(drawn)), [arm.arm.name for arm in drawn])
+            panel.set_ylim(len(drawn) - 0.4, -0.6)
+            panel.set_title(f"at equal {at}")
+            panel.set_xlabel(f"trait less that of {ours}\n({unit})")
+        axes[1].tick_params(labelleft=False)
+    return drawing
+
+
+def _drawn(record: CompareRecord) -> list[ArmRecord]:
+    return [arm for arm in record.arms if arm.curve and arm.family != "base"]
+
+
+def _less(record: CompareRecord, arm: ArmRecord, at: str) -> Reading | None:
+    """The arm less ours; ours less itself is 0."""
+    if arm.arm.name == record.settings.ours:
+        return Reading(value=0.0)
+    found = record.contrast(arm.arm.name, at)
+    return found.reading if found else None
+
+
+def _differences(axes: Axes, arms: list[ArmRecord], found: list[Reading | None]) -> None:
+    known = [reading for reading in found if reading and math.isfinite(reading.value)]
+    reach = REACH * max((abs(reading.value) for reading in known), default=0.0) or 1.0
+    axes.set_xlim(-reach, reach)
+    for place, (arm, reading) in enumerate(zip(arms, found, strict=True)):
+        if reading is None or math.isnan(reading.value):
+            continue
+        _, colour, shape = _style(arm, place)
+        if math.isfinite(reading.low):
+            axes.hlines(place, reading.low, reading.high, color=colour, lw=1.4, zorder=3)
+        axes.plot(reading.value, place, shape, color=colour, ms=8, mec=CARD, mew=0.7, zorder=4)
+    if not known:
+        note(axes, "no reading")
 
 
 def _style(arm: ArmRecord, i: int) -> tuple[str, str, str]:

@@ -7,7 +7,7 @@ from steerheal.config import merge
 from steerheal.measure.readings.table import listed
 from steerheal.records.comparing import ArmRecord, CompareRecord, Contrast
 from steerheal.report import compare
-from steerheal.report.frontier import figure
+from steerheal.report.frontier import contrasts, figure
 from steerheal.report.paper.content import Content, Picture, amount
 from steerheal.report.paper.method import (
     UNDOSED,
@@ -35,7 +35,10 @@ def content(record: CompareRecord) -> Content:
         findings=[primary, best],
         told=_told(record),
         limitations=_limits(record),
-        pictures=[Picture("frontier", partial(figure, record), _caption(record))],
+        pictures=[
+            Picture("frontier", partial(figure, record), _caption(record)),
+            Picture("contrasts", partial(contrasts, record), _contrasts_caption(record)),
+        ],
         tables=_tables(record),
     )
 
@@ -169,6 +172,15 @@ def _caption(record: CompareRecord) -> str:
         "Trait against damage and against KL to the base, an arm a line from the base (star). "
         f"Further up is more of the trait, further right more damage. Bars are 95 % intervals. "
         f"{compare.primary_words(record)}"
+    )
+
+
+def _contrasts_caption(record: CompareRecord) -> str:
+    return (
+        f"Every arm less {record.settings.ours}, over the curves as far as both go. Bars are 95 % "
+        "intervals over seeds and prompts, not corrected for the number of arms, and cut at the "
+        f"figure's edge; one that crosses the dotted line cannot be told apart. "
+        f"{compare.best_words(record)}"
     )
 
 
