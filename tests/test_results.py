@@ -1,5 +1,6 @@
-"""docs/results.md holds what its commands print from the records that are kept beside them."""
+"""docs/results.md and docs/evidence.md hold what their records say."""
 
+import gzip
 import re
 import sys
 from pathlib import Path
@@ -9,30 +10,38 @@ import blind
 import frontier_tables
 import pytest
 import reliability
-import tables
+
+from steerheal.records.comparing import CompareRecord
+from steerheal.report.compare import main_table, markdown, readings_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.drawn]
 
 ROOT = Path(__file__).parents[1]
-RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-SCRIPTS = {script.__name__: script for script in (tables, frontier_tables, blind, reliability)}
+RESULTS, EVIDENCE = (
+    (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("results", "evidence")
+)
+COMPARED = sorted((ROOT / "lab/evidence/records/compare").glob("*.json.gz"))
+SCRIPTS = {script.__name__: script for script in (frontier_tables, blind, reliability)}
 COMMANDS = [
     (script, part)
     for script, part in re.findall(
-        r"^python lab/evidence/(\w+)\.py ([\w.-]+)(?: --figure \S+)?$", RESULTS, flags=re.MULTILINE
+        r"^python lab/evidence/(\w+)\.py ([\w.-]+)(?: --figure \S+)?$", EVIDENCE, flags=re.MULTILINE
     )
     if script in SCRIPTS
 ]
 
 
 def parts(name: str) -> set[str]:
-    """What docs/results.md tells a script to print."""
+    """What docs/evidence.md tells a script to print."""
     return {part for script, part in COMMANDS if script == name}
 
 
-def test_every_kept_record_has_its_command() -> None:
-    kept = {path.name.split(".")[0] for path in (ROOT / "lab/evidence/records").glob("*.gz")}
-    assert kept == parts("tables")
+@pytest.mark.parametrize("file", COMPARED, ids=lambda file: file.name.split(".")[0])
+def test_comparisons_are_what_their_records_say(file: Path) -> None:
+    record = CompareRecord.model_validate_json(gzip.decompress(file.read_bytes()))
+    assert record.command in RESULTS
+    for table in (main_table(record), readings_table(record)):
+        assert markdown(table) in RESULTS
 
 
 @pytest.mark.parametrize("script", [frontier_tables, blind, reliability])
@@ -60,5 +69,5 @@ def test_tables_are_what_their_command_prints(
     script.main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(rows) >= 4
-    missing = [row for row in rows if row not in RESULTS]
+    missing = [row for row in rows if row not in EVIDENCE]
     assert not missing, missing[0]

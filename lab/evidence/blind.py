@@ -2,7 +2,7 @@
 
 `sheet` writes what is read (sheet.txt) and, apart, whose it is (key.jsonl); `join` puts labels
 ("number label", a line per item, in labels.txt) and key together into the records. The other parts
-print the tables of docs/results.md.
+print the tables of docs/evidence.md.
 Usage: python lab/evidence/blind.py PART
        python lab/evidence/blind.py sheet --out DIR
        python lab/evidence/blind.py join --out DIR

@@ -1,6 +1,6 @@
-"""The tables of docs/why-gates.md and docs/results.md that frontier.py's lines give.
+"""The tables of docs/why-gates.md and docs/evidence.md that frontier.py's lines give.
 
-Usage: python lab/evidence/frontier_tables.py PART
+Usage: python lab/evidence/frontier_tables.py PART [--figure FILE]   (of one-curve)
        python lab/evidence/frontier_tables.py pack --out DIR   (lines of a run into the records)
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import kept
+import matplotlib.pyplot as plt
 import numpy as np
 
 from steerheal.filter.coherent import APART
@@ -280,7 +281,7 @@ def _mean_of(kind: str, name: str, key: str) -> float:
     return float(np.mean([one[f"{kind} {name}"][key] for one in seeds(SMALL, "love")]))
 
 
-def one_curve() -> str:
+def one_curve(figure: Path | None = None) -> str:
     """The healed arms of the older records beside trait = a·KL^b, fitted to all of them."""
     arms: dict[str, list[tuple[float, float]]] = {}
     for run in kept.read("love"):
@@ -291,6 +292,8 @@ def one_curve() -> str:
     found = np.array([np.mean(values, axis=0) for values in arms.values()])
     power, ln_a = np.polyfit(np.log(found[:, 0]), np.log(found[:, 1]), 1)
     curve = math.exp(ln_a) * found[:, 0] ** power
+    if figure is not None:
+        _drawn(figure, dict(zip(arms, found, strict=True)), lambda kl: math.exp(ln_a) * kl**power)
     rest = found[:, 1] - curve
     share = 1 - float((rest**2).sum() / ((found[:, 1] - found[:, 1].mean()) ** 2).sum())
     rows = [
@@ -303,6 +306,28 @@ def one_curve() -> str:
         f"R² {share:.3f}", f"root mean square {size:.3f}",
     ])  # fmt: skip
     return table(["arm", "KL", "trait", "curve", "trait less curve"], rows)
+
+
+def _drawn(figure: Path, arms: dict[str, Any], curve: Callable[[Any], Any]) -> None:
+    """The arms by what is done to them, and the curve that was fitted to all."""
+    kinds = {
+        "no barrier": lambda arm: arm == "nll",
+        "lower gate": lambda arm: "gate" in arm,
+        "barrier": lambda arm: "kl_" in arm,
+        "weight decay or spectral penalty": lambda arm: arm.startswith(("wd", "spectral")),
+        "fewer steps, less dose, distillation": lambda _: True,
+    }
+    groups: dict[str, list[Any]] = {kind: [] for kind in kinds}
+    for arm, point in arms.items():
+        groups[next(kind for kind, holds in kinds.items() if holds(arm))].append(point)
+    drawing, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    steps = np.linspace(0.02, 0.46, 100)
+    axes.plot(steps, curve(steps), color="0.5", lw=1, label="fitted to all: trait = a·KL^b")
+    for (kind, points), mark in zip(groups.items(), "*os^D", strict=True):
+        axes.scatter(*np.transpose(points), marker=mark, s=60 if mark == "*" else 28, label=kind)
+    axes.set(xlabel="KL to the base, nats per token", ylabel="trait gained, nats per token")
+    axes.legend(frameon=False, fontsize=8)
+    drawing.savefig(figure, dpi=150)
 
 
 def small_heal() -> str:
@@ -458,9 +483,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=("pack", *PARTS))
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
     if options.part == "pack":
         pack(options.out)
+    elif options.figure:
+        print(one_curve(options.figure))
     else:
         print(PARTS[options.part]())
 
