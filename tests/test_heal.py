@@ -153,7 +153,7 @@ def test_chunked_losses_and_gradients_equal_the_plain_computation(
     d = {"kl_fwd": kl(log_q, log_p), "kl_rev": kl(log_p, log_q)}[kind]
     (ce_grad,) = torch.autograd.grad(ce.sum(), states, retain_graph=True)
     (d_grad,) = torch.autograd.grad(d.sum(), states)
-    monkeypatch.setattr("steerheal.heal.barrier.chunk_of", lambda _: 4)
+    monkeypatch.setattr("steerheal.models.score.chunk_of", lambda _: 4)
     ours = position_losses(chat, states, targets, reference, kind)
     for mine, plain in (
         (ours.fit, ce),

@@ -276,7 +276,7 @@ def test_a_stage_says_how_small_its_batches_had_to_be(
 
     assert make("one", 2).halved == 0 and make("one", 10).halved == 2
     assert done == [0, 1, *range(10)]
-    assert "read-10 · memory ran out: batches of 2 rows fit" in capsys.readouterr().err
+    assert "read-10 · memory ran out: 2 rows or positions fit" in capsys.readouterr().err
     again = make("two", 10)
     assert again.reused and again.halved == 2
     assert "memory" not in capsys.readouterr().err

@@ -144,7 +144,7 @@ def test_losses_and_gradients_equal_the_plain_computation(
     d_grad = torch.zeros_like(states)
     if kind != "none":
         (d_grad,) = torch.autograd.grad(d.sum(), states)
-    monkeypatch.setattr("steerheal.heal.barrier.chunk_of", lambda _: 4)
+    monkeypatch.setattr("steerheal.models.score.chunk_of", lambda _: 4)
     given = teacher if objective in fits else None
     ours = position_losses(
         chat, states, targets, reference, kind, objective=objective, teacher=given

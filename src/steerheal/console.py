@@ -191,7 +191,9 @@ class Console:
         if mark.made_again:
             self.note(f"{place} · {mark.name} · made again: {mark.made_again}")
         if mark.halved and not mark.reused:
-            self.note(f"{place} · {mark.name} · memory ran out: batches of {mark.halved} rows fit")
+            self.note(
+                f"{place} · {mark.name} · memory ran out: {mark.halved} rows or positions fit"
+            )
         if mark.reused:
             self.note(f"{place} · {mark.name} · reused ({mark.seconds:.1f} s saved)")
 

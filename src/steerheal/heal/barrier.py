@@ -21,7 +21,7 @@ from torch import Tensor
 from steerheal.heal.barriers.barrier import Barrier, find
 from steerheal.heal.objectives.objective import Chunk, Objective
 from steerheal.models.model import ChatModel
-from steerheal.models.score import chunk_of
+from steerheal.models.score import in_chunks
 from steerheal.tables import AGGREGATES, OBJECTIVES
 
 
@@ -86,13 +86,11 @@ def position_losses(
             return targets[here]
         return head(teacher[here]).log_softmax(-1)
 
-    parts, chunk = [], chunk_of(chat)
-    for start in range(0, len(states), chunk):
-        here = slice(start, start + chunk)
+    def losses(here: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         theirs = None if barrier is None or reference is None else reference[here]
-        parts.append(
-            _chunk(chat, states.detach()[here], (fit, partial(aim, here)), barrier, theirs)
-        )
+        return _chunk(chat, states.detach()[here], (fit, partial(aim, here)), barrier, theirs)
+
+    parts = in_chunks(chat, len(states), losses)
     return PositionLosses(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

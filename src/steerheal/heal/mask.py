@@ -16,7 +16,7 @@ from torch import Tensor
 
 from steerheal.config import HealSettings
 from steerheal.models.model import ChatModel
-from steerheal.models.score import Pair, chunk_of, continuation_states
+from steerheal.models.score import Pair, continuation_states, in_chunks
 
 
 @torch.no_grad()
@@ -42,9 +42,9 @@ def fitted(
 
 
 def _plausible(base: ChatModel, states: Tensor, targets: Tensor, epsilon: float) -> Tensor:
-    parts, chunk = [], chunk_of(base)
-    for here, wanted in zip(states.split(chunk), targets.split(chunk), strict=True):
-        logits = base.logits(here)
-        own = logits.gather(1, wanted[:, None])[:, 0]
-        parts.append((own >= logits.amax(-1) + math.log(epsilon)).cpu())
-    return torch.cat(parts)
+    def likely(here: slice) -> Tensor:
+        logits = base.logits(states[here])
+        own = logits.gather(1, targets[here, None])[:, 0]
+        return (own >= logits.amax(-1) + math.log(epsilon)).cpu()
+
+    return torch.cat(in_chunks(base, len(states), likely))

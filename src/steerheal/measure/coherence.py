@@ -13,7 +13,7 @@ from steerheal.config import MeasureSettings
 from steerheal.measure import finite
 from steerheal.models.asking import Offered, offered
 from steerheal.models.model import ChatModel
-from steerheal.models.score import continuation_states
+from steerheal.models.score import all_logprobs, continuation_states
 from steerheal.models.template import Message
 from steerheal.prompts import lines
 from steerheal.records import CanaryRow
@@ -69,7 +69,7 @@ def sweep(
     pairs = [(one.line.without(one.slot), [*one.forced(), 0]) for one in opened]
     rows = []
     for one, states in zip(opened, continuation_states(chat, pairs, progress), strict=True):
-        logs = chat.logits(states).log_softmax(-1).cpu()
+        logs = all_logprobs(chat, states)
         allowed = torch.tensor(sorted({rest[0] for rest in one.rests}))
         forced = torch.tensor(one.forced(), dtype=torch.long)
         nll = -logs[:-1].gather(1, forced[:, None]).mean().item()

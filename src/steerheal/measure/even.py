@@ -18,10 +18,12 @@ from torch import Tensor
 from steerheal.measure import free
 from steerheal.measure.stats import Floats, jackknife
 from steerheal.models.model import ChatModel
-from steerheal.models.score import chunk_of, continuation_states
+from steerheal.models.score import continuation_states, in_chunks
 from steerheal.records import Completion, Reading
 from steerheal.state.values import State
 
+Side = tuple[ChatModel, Float[Tensor, "N D"]]
+"""Who makes logits of the final states, and these."""
 UNWRITTEN = "no answer has a token to compare at"
 
 
@@ -52,12 +54,15 @@ def even_shares(
     found = []
     for dose in doses:
         sides = [_read(chat, steered.at_dose(sign * dose), said) for sign in (1.0, -1.0)]
+        states = (own, *sides)
+
+        def both(here: slice, states: Sequence[Side] = states) -> Float[Tensor, "N 2"]:
+            rows = torch.arange(here.start, here.stop)
+            logs = (reader.logits(there[rows]).log_softmax(-1) for reader, there in states)
+            return variances(*logs).cpu().double()
+
         sums = torch.zeros(len(said), 2, dtype=torch.float64)
-        for rows in torch.arange(len(owner)).split(chunk_of(chat)):
-            log_p, up, down = (
-                reader.logits(there[rows]).log_softmax(-1) for reader, there in (own, *sides)
-            )
-            sums.index_add_(0, owner[rows], variances(log_p, up, down).cpu().double())
+        sums.index_add_(0, owner, torch.cat(in_chunks(chat, len(owner), both)))
         found.append(jackknife(sums.numpy(), _share))
     return found
 
@@ -75,10 +80,7 @@ def variances(
     return torch.stack(parts, dim=-1)
 
 
-def _read(
-    chat: ChatModel, state: State, said: Sequence[Completion]
-) -> tuple[ChatModel, Float[Tensor, "N D"]]:
-    """Who makes logits of the final states, and these."""
+def _read(chat: ChatModel, state: State, said: Sequence[Completion]) -> Side:
     with state.entered(chat) as reader:
         return reader, torch.cat(continuation_states(reader, free.answer_pairs(reader, said)))
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from steerheal.measure import free
 from steerheal.measure.stats import Floats, Statistic, jackknife
 from steerheal.models.model import ChatModel
-from steerheal.models.score import chunk_of, continuation_states, expected
+from steerheal.models.score import continuation_states, expected, in_chunks
 from steerheal.personas import HALVES, Half, Persona
 from steerheal.records import Completion, Fisher, Reading
 from steerheal.state.values import State, base, entered
@@ -95,14 +95,22 @@ def fisher(
             shifted.append((reader, torch.cat(continuation_states(reader, pairs))))
         progress(1)
     owner = torch.repeat_interleave(torch.tensor([len(text.tokens) for text in ground.texts]))
-    sums = torch.zeros(len(states), len(ground.texts), len(COLUMNS), dtype=torch.float64)
-    for rows in torch.arange(len(ground.own)).split(chunk_of(chat)):
+    every = torch.arange(len(ground.own))
+
+    def look(here: slice) -> tuple[Tensor, list[Tensor]]:
+        rows = every[here]
         log_p = chat.logits(ground.own[rows]).log_softmax(-1)
         p = log_p.exp()
         rewards = [reward(chat, p, ground.poles[half], rows) for half in HALVES]
-        for k, (reader, there) in enumerate(shifted):
-            log_q = reader.logits(there[rows]).log_softmax(-1)
-            sums[k].index_add_(0, owner[rows], _sums(p, log_p, log_q, rewards).cpu().double())
+        return owner[rows], [
+            _sums(p, log_p, reader.logits(there[rows]).log_softmax(-1), rewards).cpu().double()
+            for reader, there in shifted
+        ]
+
+    sums = torch.zeros(len(states), len(ground.texts), len(COLUMNS), dtype=torch.float64)
+    for owners, parts in in_chunks(chat, len(every), look):
+        for one, part in zip(sums, parts, strict=True):
+            one.index_add_(0, owners, part)
     return [_read(one.numpy()) for one in sums]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from steerheal.measure import free
 from steerheal.models.model import ChatModel
-from steerheal.models.score import chunk_of, continuation_states, expected
+from steerheal.models.score import continuation_states, expected, in_chunks
 from steerheal.state.values import base, entered
 
 Poles = tuple[str, str]
@@ -39,18 +39,18 @@ def expected_logodds(
     texts = [answers.completions[i] for i in said]
     sizes = [len(text.tokens) for text in texts]
     own = torch.cat([answers.states[i] for i in said])
-    head, chunk = (answers.writer or chat).logits, chunk_of(chat)
+    head = (answers.writer or chat).logits
     for column, pair in enumerate(pairs):
         poles = [base().prompted(text) for text in pair]
         with entered(chat, poles) as reader:
             read = [row for pole in (0, 1) for row in free.answer_pairs(reader, texts, pole)]
             states = continuation_states(reader, read)
         up, down = torch.cat(states[: len(texts)]), torch.cat(states[len(texts) :])
-        parts = [
-            _expected(head(p.to(q)), chat.logits(q), chat.logits(r))
-            for p, q, r in zip(own.split(chunk), up.split(chunk), down.split(chunk), strict=True)
-        ]
-        per_answer = torch.cat(parts).cpu().split(sizes)
+
+        def gained(here: slice, up: Tensor = up, down: Tensor = down) -> Float[Tensor, " N"]:
+            return _expected(head(own[here].to(up)), chat.logits(up[here]), chat.logits(down[here]))
+
+        per_answer = torch.cat(in_chunks(chat, len(own), gained)).cpu().split(sizes)
         found[said, column] = torch.stack([one.mean() for one in per_answer])
     return found
 

@@ -110,7 +110,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def ran_out(rows: int) -> None:
-    """Memory has run out, and batches of so many rows are tried next: makes room, and tells it."""
+    """Memory has run out, and so many rows or positions are next: makes room, and tells it."""
     halving.tell(rows)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -8,7 +8,7 @@ _listening: list[list[int]] = []
 
 @contextmanager
 def halvings() -> Iterator[list[int]]:
-    """Rows of the batches that were tried next, whenever memory ran out inside."""
+    """Rows or positions that were tried next, whenever memory ran out inside."""
     found: list[int] = []
     _listening.append(found)
     try:
@@ -18,6 +18,6 @@ def halvings() -> Iterator[list[int]]:
 
 
 def tell(rows: int) -> None:
-    """Batches of so many rows are tried next."""
+    """So many rows, or positions, are tried next."""
     for found in _listening:
         found.append(rows)

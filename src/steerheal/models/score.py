@@ -5,7 +5,7 @@ the continuation's tokens are made of, one row per token: of the bare model its 
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +14,8 @@ from torch import Tensor
 from steerheal.models.batch import (
     by_length,
     launch_cost,
+    out_of_memory,
+    ran_out,
     right_padded,
     shrinking,
     token_budget,
@@ -24,6 +26,7 @@ from steerheal.models.model import ChatModel
 from steerheal.models.rows import Line, as_line
 from steerheal.ranks import lent, merged, share_of
 
+T = TypeVar("T")
 Pair = tuple[Sequence[int], Sequence[int]]
 """Token ids that were read, and those that follow."""
 Reading = tuple[Sequence[int] | Line, Sequence[int]]
@@ -56,6 +59,35 @@ def chunk_of(chat: ChatModel) -> int:
     """Positions whose logits are in memory at once."""
     room = LOGIT_BYTES.get(chat.device.type, LOGIT_BYTES["cpu"])
     return max(LEAST_CHUNK, room // (torch.float32.itemsize * chat.text_config.vocab_size))
+
+
+def in_chunks(chat: ChatModel, count: int, work: Callable[[slice], T]) -> list[T]:
+    """What `work` gives for one chunk of positions after another; smaller ones where memory ends.
+
+    Args:
+        chat: Whose vocabulary says how many positions are a chunk.
+        count: Positions.
+        work: Makes the logits of some positions and returns what is read of them. It changes
+            nothing else, since it may be called on fewer of them after it has failed.
+
+    Raises:
+        torch.OutOfMemoryError: a single position does not fit.
+    """
+    found, start, size = list[T](), 0, chunk_of(chat)
+    while start < count:
+        here = slice(start, min(start + size, count))
+        try:
+            found.append(work(here))
+            start = here.stop
+            continue
+        except RuntimeError as error:
+            size = here.stop - start
+            if size == 1 or not out_of_memory(error):
+                raise
+        # Not where the error is handled: it holds what the failed attempt had taken.
+        size = (size + 1) // 2
+        ran_out(size)
+    return found
 
 
 def hidden_after_shared(
@@ -129,12 +161,22 @@ def chosen_logprobs(
     chat: ChatModel, states: Float[Tensor, "N D"], targets: Int[Tensor, " N"]
 ) -> Float[Tensor, " N"]:
     """Float32 log-probability of each target token under its state."""
-    chunk = chunk_of(chat)
-    out = [
-        chat.logits(part).log_softmax(-1).gather(1, target[:, None])[:, 0]
-        for part, target in zip(states.split(chunk), targets.split(chunk), strict=True)
-    ]
+
+    def chosen(here: slice) -> Tensor:
+        return chat.logits(states[here]).log_softmax(-1).gather(1, targets[here, None])[:, 0]
+
+    out = in_chunks(chat, len(states), chosen)
     return torch.cat(out) if out else torch.empty(0)
+
+
+@torch.no_grad()
+def all_logprobs(chat: ChatModel, states: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
+    """Float32 log-probabilities of every token under every state, on the CPU."""
+
+    def every(here: slice) -> Tensor:
+        return chat.logits(states[here]).log_softmax(-1).cpu()
+
+    return torch.cat(in_chunks(chat, len(states), every))
 
 
 @torch.no_grad()
@@ -142,8 +184,11 @@ def label_logprobs(
     chat: ChatModel, states: Float[Tensor, "N D"], ids: Int[Tensor, " K"]
 ) -> Float[Tensor, "N K"]:
     """Float32 log-probabilities of the same tokens under every state."""
-    chunk = chunk_of(chat)
-    return torch.cat([chat.logits(part).log_softmax(-1)[:, ids] for part in states.split(chunk)])
+
+    def labels(here: slice) -> Tensor:
+        return chat.logits(states[here]).log_softmax(-1)[:, ids]
+
+    return torch.cat(in_chunks(chat, len(states), labels))
 
 
 @torch.no_grad()
@@ -171,9 +216,12 @@ def kl_between(
         q: States at the same positions.
         writer: What the other state's door gave.
     """
-    out, chunk, head = [], chunk_of(chat), (writer or chat).logits
-    for ours, theirs in zip(p.split(chunk), q.split(chunk), strict=True):
-        out.append(kl(head(ours).log_softmax(-1), chat.logits(theirs).log_softmax(-1)))
+    head = (writer or chat).logits
+
+    def between(here: slice) -> Tensor:
+        return kl(head(p[here]).log_softmax(-1), chat.logits(q[here]).log_softmax(-1))
+
+    out = in_chunks(chat, len(p), between)
     return torch.cat(out) if out else torch.empty(0)
 
 
@@ -203,15 +251,20 @@ def readings(
         others: Another's states at the same positions.
         writer: What that other state's door gave; `chat` has both when not given.
     """
-    chunk, head = chunk_of(chat), (writer or chat).logits
-    columns: list[list[Tensor]] = [[], [], []]
-    theirs = [None] * len(states) if others is None else others.split(chunk)
-    for part, target, other in zip(states.split(chunk), targets.split(chunk), theirs, strict=False):
-        log_q = chat.logits(part).log_softmax(-1)
-        columns[0].append(log_q.gather(1, target[:, None])[:, 0])
-        columns[1].append(-expected(log_q.exp(), log_q))
-        if other is not None:
-            columns[2].append(kl(head(other).log_softmax(-1), log_q))
-    logs, entropies, kls = (torch.cat(column) if column else None for column in columns)
-    empty = states.new_empty(0)
-    return Readings(empty if logs is None else logs, empty if entropies is None else entropies, kls)
+    head = (writer or chat).logits
+
+    def look(here: slice) -> Readings:
+        log_q = chat.logits(states[here]).log_softmax(-1)
+        return Readings(
+            log_q.gather(1, targets[here, None])[:, 0],
+            -expected(log_q.exp(), log_q),
+            None if others is None else kl(head(others[here]).log_softmax(-1), log_q),
+        )
+
+    found = in_chunks(chat, len(states), look)
+    if not found:
+        return Readings(states.new_empty(0), states.new_empty(0), None)
+    logs, entropies, kls = zip(*found, strict=True)
+    return Readings(
+        torch.cat(logs), torch.cat(entropies), None if others is None else torch.cat(kls)
+    )

@@ -168,7 +168,8 @@ class StageMark(Record):
     seconds: float
     reused: bool = False
     halved: int = 0
-    """Rows of the smallest batch that was tried after memory ran out; 0 where it never did."""
+    """Rows of the smallest batch, or positions of the smallest chunk of logits, that was tried
+    after memory ran out; 0 where it never did."""
     made_again: str = ""
     """Why it was made although one of the same inputs was on disk."""
 

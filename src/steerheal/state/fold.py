@@ -22,6 +22,7 @@ from steerheal.errors import UserError
 from steerheal.models.hooks import Dosed, Hook, hooked
 from steerheal.models.model import ChatModel
 from steerheal.models.quantise import refuse_merging
+from steerheal.models.score import in_chunks
 from steerheal.state.adapter import Adapter
 from steerheal.state.factors import Pair
 
@@ -155,7 +156,9 @@ def _noise(chat: ChatModel, ids: Sequence[int], before: Tensor) -> float:
 
 @torch.no_grad()
 def _logits(chat: ChatModel, ids: Sequence[int]) -> Float[Tensor, "T V"]:
-    return chat.logits(chat.hidden(torch.tensor([list(ids)], device=chat.device)))[0]
+    """On the CPU, where three of them are held side by side."""
+    hidden = chat.hidden(torch.tensor([list(ids)], device=chat.device))[0]
+    return torch.cat(in_chunks(chat, len(ids), lambda here: chat.logits(hidden[here]).cpu()))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerheal.models.batch import by_length, right_padded, token_budget
+from steerheal.models.batch import by_length, right_padded, shrinking, token_budget
 from steerheal.models.hooks import adding_to_rows, recording
 from steerheal.steer.methods import mean_difference
 from steerheal.steer.methods.method import Method
@@ -35,10 +35,14 @@ def directions(source: Source) -> dict[int, Float[Tensor, " D"]]:
     means = mean_difference.directions(replace(source, layers=both))
     rows = source.prompts()[:CONTEXTS]
     total = {layer: torch.zeros_like(means[layer]) for layer in source.layers}
-    for batch in by_length([len(row) for row in rows], token_budget(source.chat.device) // WIDTH):
-        found = _pulled(source, [rows[i] for i in batch], later, means)
-        total = {layer: total[layer] + one for layer, one in found.items()}
+
+    def work(batch: list[int]) -> None:
+        for layer, one in _pulled(source, [rows[i] for i in batch], later, means).items():
+            total[layer] = total[layer] + one
         source.progress(len(batch))
+
+    for batch in by_length([len(row) for row in rows], token_budget(source.chat.device) // WIDTH):
+        shrinking(batch, work)
     return {layer: _as_long(one / len(rows), means[layer]) for layer, one in total.items()}
 
 

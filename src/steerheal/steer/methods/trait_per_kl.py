@@ -24,10 +24,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerheal.measure.fisher import Sides, reward
-from steerheal.models.batch import by_length, right_padded, token_budget
+from steerheal.models.batch import by_length, right_padded, shrinking, token_budget
 from steerheal.models.chat import prompt_ids
 from steerheal.models.hooks import adding_to_rows
-from steerheal.models.score import Pair, chunk_of, continuation_states
+from steerheal.models.score import Pair, continuation_states, in_chunks
 from steerheal.records import Completion
 from steerheal.steer.methods import mean_difference
 from steerheal.steer.methods.method import Method
@@ -99,11 +99,15 @@ def slopes(source: Source) -> Slopes:
     draws = list(gains)
     noise = torch.Generator(device=source.chat.device).manual_seed(source.settings.seed)
     lengths = [len(prompt_ids(source.chat, text.prompt)) + len(text.tokens) for text in said]
-    for batch in by_length(lengths, token_budget(source.chat.device) // WIDTH):
+
+    def work(batch: list[int]) -> None:
         found = _slopes(source, [said[i] for i in batch], noise)
         for i, gain, drawn in zip(batch, *found, strict=True):
             gains[i], draws[i] = gain, drawn
         source.progress(len(batch))
+
+    for batch in by_length(lengths, token_budget(source.chat.device) // WIDTH):
+        shrinking(batch, work)
     return Slopes(torch.stack(gains).double(), torch.stack(draws).double())
 
 
@@ -145,9 +149,10 @@ def _by_states(
     source: Source, own: Float[Tensor, "T D"], poles: Sequence[Sides], noise: torch.Generator
 ) -> Float[Tensor, "C T D"]:
     """Slopes by the final states: of the expected reward, then of every draw's log-probability."""
-    chat, chunk = source.chat, chunk_of(source.chat)
-    parts = []
-    for rows in torch.arange(len(own), device=chat.device).split(chunk):
+    chat, every = source.chat, torch.arange(len(own), device=source.chat.device)
+
+    def pulls(here: slice) -> Float[Tensor, "C N D"]:
+        rows = every[here]
         states = own[rows].requires_grad_()
         logs = chat.logits(states).log_softmax(-1)
         p = logs.exp()
@@ -155,8 +160,9 @@ def _by_states(
         values = [(p * reward(chat, p.detach(), poles, rows)).sum()]
         values += [logs.gather(1, drawn[:, k : k + 1]).sum() for k in range(DRAWS)]
         slopes = [torch.autograd.grad(value, states, retain_graph=True)[0] for value in values]
-        parts.append(torch.stack(slopes))
-    return torch.cat(parts, dim=1)
+        return torch.stack(slopes)
+
+    return torch.cat(in_chunks(chat, len(own), pulls), dim=1)
 
 
 def extra(contexts: int) -> int:
