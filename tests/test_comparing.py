@@ -63,9 +63,11 @@ class Heard(Silent):
 
     def __init__(self, before: str = "") -> None:
         self.marks: list[StageMark] = []
+        self.notes: list[str] = []
         self._before = before
 
     def note(self, text: str) -> None:
+        self.notes.append(text)
         if self._before and text.endswith(self._before):
             raise KeyboardInterrupt
 
@@ -225,9 +227,15 @@ def test_the_record_of_several_workers_is_that_of_one_process(whole: Any, tmp_pa
     several, heard = compared(tmp_path, arms, workers=elsewhere, **asked)
     assert timeless(several) == timeless(one)
     assert told == ["seed 1", "seed 0"] and heard.made() == []
+    # What the workers made is one line per arm here.
+    lines = [text.partition(" stages found")[0] for text in heard.notes if "found" in text]
+    assert [line.rpartition(" · ")[0] for line in lines] == [
+        f"seed {seed} · {arm.name}" for seed in (0, 1) for arm in arms
+    ]
+    assert not [mark for mark in heard.marks if mark.round >= 0]
     # A seed that is whole is not given out again.
     with pytest.raises(KeyboardInterrupt):
-        compared(tmp_path, arms, workers=elsewhere, until="base", **asked)
+        compared(tmp_path, arms, workers=elsewhere, until="s saved)", **asked)
     assert len(told) == 2
 
 

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine"),
     # What bitsandbytes says of layers as narrow as a tiny model's.
     pytest.mark.filterwarnings(
-        r"ignore:inner dimension \(\d+\) is not aligned for fast kernel with blocksize=64:UserWarning"
+        r"ignore:inner dimension .\d+. is not aligned for fast kernel with blocksize=64:UserWarning"
     ),
 ]
 PROMPTS = ["a", "some longer prompt", "mid size"]

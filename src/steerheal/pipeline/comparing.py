@@ -4,7 +4,7 @@ Every arm of every seed has a folder in the comparison's. What is finished is fo
 killed comparison goes on where it was, and of several arms only one that is new is made.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,9 +28,13 @@ from steerheal.pipeline.stage_store import Store, sweep, sweep_unfinished
 from steerheal.pipeline.stages import Stages
 from steerheal.pipeline.standing import Standing
 from steerheal.pipeline.surroundings import environment, notes
+from steerheal.records import StageMark
 from steerheal.records.comparing import CompareRecord
 from steerheal.store import COMPARE, read_record, write_record
 from steerheal.tables import OWN_ENGINE
+
+Notify = Callable[[StageMark], None]
+"""Hears of finished stages."""
 
 
 @dataclass(frozen=True)
@@ -156,10 +160,11 @@ def compare(plan: Plan, console: Console, workers: Workers | None = None) -> Com
     try:
         with kept.lent() as load:
             plan, record = _started(plan, console, load)
+            made = set[int]()
             if workers is not None:
-                _shared_out(plan, record, workers, console)
+                made = _shared_out(plan, record, workers, console)
             chat, _ = opened(plan.config, load)
-            return _read_all(plan, chat, record, console)
+            return _read_all(plan, chat, record, console, made)
     finally:
         kept.forget()
 
@@ -194,10 +199,15 @@ def _started(plan: Plan, console: Console, load: Loads) -> tuple[Plan, CompareRe
     return replace(plan, config=first.config), record.model_copy(update={"instrument": instrument})
 
 
-def _shared_out(plan: Plan, record: CompareRecord, workers: Workers, console: Console) -> None:
-    """Has the workers make every seed that is not whole, while this process holds no model."""
-    alone = replace(plan, folder=plan.folder.absolute(), held=None)
+def _shared_out(plan: Plan, record: CompareRecord, workers: Workers, console: Console) -> set[int]:
+    """Has the workers make every seed that is not whole, while this process holds no model.
+
+    Returns:
+        The seeds that are whole then.
+    """
+    alone, made = replace(plan, folder=plan.folder.absolute(), held=None), set(plan.seeds)
     jobs = [SeedJob(alone, seed) for seed in plan.seeds if not _is_whole(plan, record, seed)]
+    seeds = {job.name: job.seed for job in jobs}
     if jobs:
         kept.forget()
     for number, ended in enumerate(workers(jobs), 1):
@@ -205,6 +215,9 @@ def _shared_out(plan: Plan, record: CompareRecord, workers: Workers, console: Co
         console.note(f"{number} of {len(jobs)} · {ended.name} · {how}")
         if ended.trace:
             console.note(ended.trace)
+        if ended.error:
+            made.discard(seeds[ended.name])
+    return made
 
 
 def _is_whole(plan: Plan, record: CompareRecord, seed: int) -> bool:
@@ -217,9 +230,12 @@ def _is_whole(plan: Plan, record: CompareRecord, seed: int) -> bool:
 
 
 def _read_all(
-    plan: Plan, chat: ChatModel, record: CompareRecord, console: Console
+    plan: Plan, chat: ChatModel, record: CompareRecord, console: Console, made: Collection[int]
 ) -> CompareRecord:
-    """Every arm at every seed: points are recorded arm by arm, comparisons seed by seed."""
+    """Every arm at every seed: points are recorded arm by arm, comparisons seed by seed.
+
+    Of seeds that workers have made, an arm whose stages are all found is one line.
+    """
     reads: dict[tuple[int, str], Read] = {}
 
     def standing() -> Standing:
@@ -227,10 +243,16 @@ def _read_all(
 
     for seed in plan.seeds:
         for arm in plan.arms:
-            console.note(f"seed {seed} · {arm.name}")
-            found = _read(plan, chat, console, seed, arm)
+            title = f"seed {seed} · {arm.name}"
+            if seed in made:
+                marks = list[StageMark]()
+                found = _read(plan, chat, console, seed, arm, notify=marks.append)
+                _tell(title, marks, console)
+            else:
+                console.note(title)
+                found = _read(plan, chat, console, seed, arm)
             if found.unmade:
-                console.note(f"seed {seed} · {arm.name} left out: {found.unmade}")
+                console.note(f"{title} left out: {found.unmade}")
             reads[seed, arm.name] = found
             record = record.model_copy(update={"arms": tuple(standing().records())})
             _write(plan, record)
@@ -241,9 +263,28 @@ def _read_all(
     return record
 
 
-def _read(plan: Plan, chat: ChatModel, console: Console, seed: int, arm: ArmSettings) -> Read:
+def _tell(title: str, marks: Sequence[StageMark], console: Console) -> None:
+    """What became of an arm's stages: one line where all of them were found."""
+    if all(mark.reused and not mark.made_again for mark in marks):
+        seconds = sum(mark.seconds for mark in marks)
+        console.note(f"{title} · all {len(marks)} stages found ({seconds:.1f} s saved)")
+        return
+    console.note(title)
+    for mark in marks:
+        console.stage_mark(mark)
+
+
+def _read(
+    plan: Plan,
+    chat: ChatModel,
+    console: Console,
+    seed: int,
+    arm: ArmSettings,
+    *,
+    notify: Notify | None = None,
+) -> Read:
     """An arm at a seed; at the first one its last point answers the show prompts as well."""
-    own = _stages(plan, chat, console, seed, arm.name)
+    own = _stages(plan, chat, console, seed, arm.name, notify=notify)
     return read(arm, plan.settings, own, show=seed == plan.seeds[0])
 
 
@@ -262,11 +303,23 @@ def _with(record: CompareRecord, standing: Standing) -> CompareRecord:
     )
 
 
-def _stages(plan: Plan, chat: ChatModel, console: Console, seed: int, arm: str) -> Stages:
-    """The run's stages at a seed, in an arm's folder."""
+def _stages(
+    plan: Plan,
+    chat: ChatModel,
+    console: Console,
+    seed: int,
+    arm: str,
+    *,
+    notify: Notify | None = None,
+) -> Stages:
+    """The run's stages at a seed, in an arm's folder; the console hears of them unless said."""
     name = f"{plan.folder.name}/seed-{seed}/{arm}"
     store = Store(
-        plan.folder.parent, name, notify=console.stage_mark, note=console.note, share=plan.share
+        plan.folder.parent,
+        name,
+        notify=notify or console.stage_mark,
+        note=console.note,
+        share=plan.share,
     )
     config = plan.config.model_copy(update={"seed": seed})
     return Stages(config, plan.persona, chat, store, console)
