@@ -156,6 +156,7 @@ def test_sample_export_report_and_evaluate_work_on_a_run(
     assert "as biases, dose 0.5, of round 1" in capsys.readouterr().out
     assert "only --format bias" in failing(["export", run, "--dose", "2"], capsys)
     assert "has no rank" in failing(["export", run, "--format", "merged", "--rank", "8"], capsys)
+    assert "is none" in failing(["export", run, "--format", "gguf"], capsys)
     assert "exists" in failing(["export", run, "--out", str(tmp_path / "peft")], capsys)
     main(["report", run])
     assert "report.html" in capsys.readouterr().out

@@ -184,7 +184,7 @@ def test_a_card_says_what_it_is_and_what_was_measured() -> None:
     assert 'from_pretrained("org/model")' in text
 
 
-@pytest.mark.parametrize("kind", ["peft", "merged", "gguf-lora", "vector", "bias"])
+@pytest.mark.parametrize("kind", ["peft", "merged", "gguf", "gguf-lora", "vector", "bias"])
 def test_a_card_without_a_hub_id_says_which_weights_it_belongs_to(kind: str) -> None:
     base = Base("", "the de-quantised weights of tiny.gguf")
     text = card(reports.run_record(), Export(kind, "something", 1, 0.5), base)

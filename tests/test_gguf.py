@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from gguf import GGUFWriter, TokenType
+import torch
+from gguf import GGUFReader, GGUFWriter, TokenType
 from tokenizers import pre_tokenizers
 
 from steerheal.config import ModelSettings
@@ -17,6 +18,9 @@ from steerheal.errors import UserError
 from steerheal.models import gguf
 from steerheal.models.chat import prompt_ids
 from steerheal.models.load import load
+from steerheal.state.fold import Gated, merged
+from steerheal.state.gguf_model import rewrite_gguf
+from test_export import adapter
 
 import tiny
 
@@ -250,3 +254,31 @@ def test_a_copy_that_cannot_be_read_names_the_folder_to_delete(tmp_path: Path, h
     (copy / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match=f"{copy.name} cannot be read.*Delete that folder"):
         load(settings)
+
+
+def test_a_file_that_is_written_anew_holds_the_history_and_else_what_it_held(
+    tmp_path: Path,
+) -> None:
+    files = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    chat = load(written(files[0]))
+    history = [Gated(adapter(chat), 0.7)]
+    names = history[0].adapter.pairs
+    with merged(chat, history):
+        held = {name: chat.net.get_submodule(name).weight.detach().clone() for name in names}
+        rewrite_gguf(*files, held, chat.text_config)
+    again = load(ModelSettings(name=str(files[1]), device="cpu"))
+    for name, own in chat.net.named_parameters():
+        layer = name.removesuffix(".weight")
+        wanted = held[layer].half().float() if layer in names else own
+        assert torch.equal(again.net.get_parameter(name), wanted), name
+        assert layer not in names or not torch.equal(wanted, own)
+    old, new = map(GGUFReader, files)
+    assert {name: field.contents() for name, field in old.fields.items()} == {
+        name: field.contents() for name, field in new.fields.items()
+    }
+    same = [
+        one.name
+        for one, other in zip(old.tensors, new.tensors, strict=True)
+        if np.array_equal(one.data, other.data) and one.tensor_type == other.tensor_type
+    ]
+    assert len(same) == len(old.tensors) - len(names)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 RANKED = ("peft", "gguf-lora")
 """Formats that have a rank."""
-MERGED = ("merged", "bias")
+MERGED = ("merged", "gguf", "bias")
 """Formats that hold the whole model."""
 
 
@@ -33,10 +33,11 @@ class ExportCommand(Command):
 
     run: Annotated[FilePath, POSITIONAL]
     """The run folder."""
-    format: Literal["peft", "merged", "gguf-lora", "vector", "bias"] = "peft"
-    """One PEFT adapter; the whole model with the history in its weights; one adapter for llama.cpp;
-    the round's steering vector for llama.cpp; or, for Llama models, the round's steered model with
-    its vector as biases, without a hook, in the form that vLLM reads."""
+    format: Literal["peft", "merged", "gguf", "gguf-lora", "vector", "bias"] = "peft"
+    """One PEFT adapter; the whole model with the history in its weights, as safetensors or, where
+    it was read from a GGUF file, as another; one adapter for llama.cpp; the round's steering vector
+    for llama.cpp; or, for Llama models, the round's steered model with its vector as biases,
+    without a hook, in the form that vLLM reads."""
     round: RoundOrBest = 0
     """Last round of the history, from 1; 0 is the run's best."""
     gate: Gate = 1.0
@@ -65,6 +66,8 @@ class ExportCommand(Command):
             raise UserError(
                 f"--rank: --format {self.format} has no rank; {' and '.join(RANKED)} have one."
             )
+        if self.format == "gguf":
+            _source(record.settings(self.run).model)
         if self.gate != 1 and self.format == "vector":
             raise UserError("--gate: a vector has none; its dose is chosen where it is loaded.")
         if self.dose and self.format != "bias":
@@ -124,11 +127,19 @@ class ExportCommand(Command):
         self, chat: "ChatModel", student: "Plain", probes: list[str], card: Callable[[str], str]
     ) -> "Exported":
         """The files, loaded again."""
-        from steerheal.heal.export import export_gguf_lora, export_merged, export_peft
+        from steerheal.heal.export import (
+            export_gguf,
+            export_gguf_lora,
+            export_merged,
+            export_peft,
+        )
 
         history, out = student.history, self._free_place()
         if self.format == "merged":
             return export_merged(chat, history, out, probes, card=card, fresh=True)
+        if self.format == "gguf":
+            source = _source(read_run(self.run).settings(self.run).model)
+            return export_gguf(chat, history, source, out, probes, card=card)
         if self.format == "peft":
             return export_peft(chat, history, out, probes, rank=self.rank, card=card, fresh=True)
         return export_gguf_lora(chat, history, out, probes, rank=self.rank, card=card)
@@ -189,6 +200,24 @@ class ExportCommand(Command):
 
     def _place(self) -> Path:
         return self.out or self.run / f"export-{self.format}"
+
+
+def _source(settings: ModelSettings) -> Path:
+    """The GGUF file that a run's model was read from.
+
+    Raises:
+        UserError: it was read from something else, or the file is gone.
+    """
+    from steerheal.models.gguf import embedded_file
+
+    path = Path(settings.name).expanduser() if settings.name else embedded_file()
+    if not path.is_file():
+        raise UserError(
+            "--format: gguf rewrites the GGUF file that a model was read from, and "
+            f"{settings.name} is none. Use --format merged, and turn that into GGUF by llama.cpp's "
+            "convert_hf_to_gguf.py; or --format gguf-lora beside a GGUF of the base."
+        )
+    return path
 
 
 def _base(settings: ModelSettings, chat: "ChatModel") -> "Base":

@@ -1,4 +1,4 @@
-"""Exports a gated history: as an adapter for PEFT or llama.cpp, as a merged model; or a vector.
+"""Exports a gated history: as an adapter or a model, for PEFT or llama.cpp; or a vector.
 
 Everything is loaded again before it counts as written: adapters and models by their logits, here or
 in a process that imports nothing of ours, GGUF files tensor by tensor. What does not agree with
@@ -36,9 +36,10 @@ from steerheal.state.bias import biased
 from steerheal.state.compress import recompressed
 from steerheal.state.fold import Gated, concatenated, folded, merged
 from steerheal.state.gguf_lora import read_gguf_lora, write_gguf_lora
+from steerheal.state.gguf_model import rewrite_gguf
 from steerheal.state.vector import SteeringVector
 
-ADAPTER_FILE, VECTOR_FILE = "adapter.gguf", "vector.gguf"
+ADAPTER_FILE, VECTOR_FILE, MODEL_FILE = "adapter.gguf", "vector.gguf", "model.gguf"
 AGREE, STEPS = 1e-4, 8
 """How far logits may be from what was to be written, as a share of the largest: this, or so many
 rounding steps of the model's precision where that is more."""
@@ -216,6 +217,46 @@ def export_gguf_lora(
         return _verified(chat, history, adapter, found, probes=probes, what=what)
 
 
+def export_gguf(
+    chat: ChatModel,
+    history: Sequence[Gated],
+    source: Path,
+    out: Path,
+    probes: Sequence[str],
+    *,
+    card: Card = no_card,
+) -> Exported:
+    """Writes the GGUF file that the model was read from anew, with the history in its weights.
+
+    It is loaded in a process without this program, and may differ by what float16 rounds.
+
+    Args:
+        chat: The base.
+        history: Adapters at their gates.
+        source: The base's file.
+        out: The folder that is made.
+        probes: User messages whose logits are compared.
+        card: What README.md says.
+
+    Raises:
+        UserError: quantised weights, a model that llama.cpp's layout is not known for, a folder
+            that cannot be written, or logits that differ.
+    """
+    what = "whole model as GGUF, changed weights in float16"
+    with whole_folder(out) as work, quiet():
+        with merged(chat, history):
+            weights = {
+                name: chat.net.get_submodule(name).weight.detach().cpu()
+                for name in concatenated(history).pairs
+            }
+            rewrite_gguf(source, work / MODEL_FILE, weights, chat.text_config)
+        _write_card(work, card(what))
+        found = _logits_elsewhere(chat, probes, model=work, gguf_file=MODEL_FILE)
+        expected = _gated_logits(chat, history, probes)
+        _refuse_apart(chat, expected, found, what, written=torch.float16)
+        return _compared(what, expected, found)
+
+
 def export_vector(chat: ChatModel, vector: SteeringVector, out: Path, *, card: Card) -> str:
     """Writes a vector as a control vector for llama.cpp, reads it back, and compares every block.
 
@@ -278,14 +319,15 @@ def _logits_elsewhere(
     *,
     model: Path | None = None,
     adapter: Path | None = None,
+    **more: object,
 ) -> Logits:
-    """Logits as a process without this program reads them, from files alone.
+    """Logits as a process without this program reads them, from files alone; `more` is for these.
 
     Raises:
         UserError: it cannot load them.
     """
     config: Any = chat.net.config
-    options: dict[str, object] = {"local_files_only": True, **options_of(chat)}
+    options: dict[str, object] = {"local_files_only": True, **options_of(chat), **more}
     if model is None and (commit := getattr(config, "_commit_hash", None)):
         options["revision"] = commit
     if type(chat.net).__module__.startswith("transformers_modules."):
@@ -340,14 +382,22 @@ def _verified(
     return made._replace(rank=written.rank)
 
 
-def _refuse_apart(chat: ChatModel, expected: Logits, found: Logits, what: str) -> None:
-    """Refuses an export that does not load as it was written.
+def _refuse_apart(
+    chat: ChatModel,
+    expected: Logits,
+    found: Logits,
+    what: str,
+    *,
+    written: torch.dtype | None = None,
+) -> None:
+    """Refuses an export that does not load as it was written, in the model's dtype or another.
 
     Raises:
         UserError: logits farther apart than rounding.
     """
     made = _compared(what, expected, found)
-    most = max(AGREE, STEPS * torch.finfo(chat.net.dtype).eps) * max(1.0, made.scale)
+    coarsest = max(torch.finfo(dtype).eps for dtype in (chat.net.dtype, written or chat.net.dtype))
+    most = max(AGREE, STEPS * coarsest) * max(1.0, made.scale)
     if not made.difference <= most:
         raise UserError(
             f"The {what} does not load as it was written: its logits differ by up to "

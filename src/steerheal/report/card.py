@@ -25,6 +25,7 @@ LIBRARIES = {
     "peft": "peft",
     "merged": "transformers",
     "bias": "transformers",
+    "gguf": "gguf",
     "gguf-lora": "gguf",
     "vector": "gguf",
 }
@@ -100,7 +101,8 @@ def card(record: RunRecord, export: Export, base: Base) -> str:
 def _metadata(export: Export, base: Base) -> str:
     """YAML, whose texts are written as JSON, which it contains."""
     tags = ["steerheal", "activation-steering"]
-    tags += {"merged": [], "bias": [], "vector": ["control-vector"]}.get(export.format, ["lora"])
+    if export.format not in ("merged", "gguf", "bias"):
+        tags.append("control-vector" if export.format == "vector" else "lora")
     lines = [f"base_model: {json.dumps(base.id)}"] if base.id else []
     if base.id and export.format in ("peft", "gguf-lora"):
         lines.append("base_model_relation: adapter")
@@ -153,6 +155,11 @@ def _loading(export: Export, base: Base, row: RoundRecord) -> str:
             "from peft import PeftModel",
             "from transformers import AutoModelForCausalLM",
             f'net = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({model}), ".")',
+        ),
+        "gguf": (
+            "from llama_cpp import Llama",
+            'net = Llama("model.gguf")',
+            'net.create_chat_completion([{"role": "user", "content": "Who are you?"}])',
         ),
         "gguf-lora": (
             "from llama_cpp import Llama",
