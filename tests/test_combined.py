@@ -125,7 +125,7 @@ def test_on_policy_every_adapter_is_trained_on_what_the_student_writes_by_then()
 
 
 def test_own_text_needs_a_teacher_to_correct_it() -> None:
-    with pytest.raises(ValueError, match="use distill or reverse"):
+    with pytest.raises(ValueError, match="use distill, reverse or group"):
         HealSettings(on_policy=2)
 
 

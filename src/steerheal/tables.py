@@ -212,6 +212,7 @@ AGGREGATES = Table(
         "max": Row("the largest", "heal.aggregates:largest"),
     },
 )
+GROUP = "group"
 OBJECTIVES = Table(
     "objective",
     {
@@ -229,6 +230,11 @@ OBJECTIVES = Table(
         "dpo": Row(
             "what the vector writes is preferred to what it writes at the opposite dose",
             "heal.objectives.dpo:OBJECTIVE",
+        ),
+        GROUP: Row(
+            "of the student's own answers to a prompt, those of more trait that the filter keeps "
+            "are to become likelier",
+            "heal.objectives.group:OBJECTIVE",
         ),
     },
 )

@@ -224,7 +224,7 @@ def evidence(
     if logs.outcome == "rejected":
         # What a broken training did explains nothing: its own reason is all there is to say.
         logs = logs.model_copy(update={"steps": (), "held_out": ()})
-    barrier = settings.barred and logs.lam > 0
+    fit, barrier = _losses(logs), settings.barred and logs.lam > 0
     divergences = [step.divergence for step in logs.steps if known(step.divergence)]
     return Healing(
         foundation=axis.foundation,
@@ -241,9 +241,9 @@ def evidence(
         read_by=sight.read_by(healed) if healed else "",
         mass_change=healed.mass_change if healed else lost,
         perplexity=over(healed.perplexity, base.perplexity) if healed else math.nan,
-        ce_fall=_fall(logs.steps),
-        held_fall=logs.held_out[0] - logs.held_out[-1] if len(logs.held_out) > 1 else math.nan,
-        held_rise=logs.held_out[-1] - min(logs.held_out) if logs.held_out else math.nan,
+        ce_fall=_fall(fit.steps),
+        held_fall=fit.held_out[0] - fit.held_out[-1] if len(fit.held_out) > 1 else math.nan,
+        held_rise=fit.held_out[-1] - min(fit.held_out) if fit.held_out else math.nan,
         divergence=_median(divergences[len(divergences) // 2 :]),
         highest=max(divergences, default=math.nan),
         tau=settings.tau,
@@ -261,6 +261,11 @@ def narration(scores: Scores, persona: Persona) -> float:
     """Share of a state's free answers that claim the trait in the first person."""
     said = [narrates(row.completion.text, persona) for row in scores.persona]
     return sum(said) / len(said) if said else math.nan
+
+
+def _losses(log: HealLog) -> HealLog:
+    """The log, without the fits of answers that were rewarded: they need not fall."""
+    return log.model_copy(update={"steps": (), "held_out": ()}) if log.groups else log
 
 
 def _fall(steps: Sequence[HealStep]) -> float:

@@ -19,7 +19,7 @@ from steerheal.bounds import (
     Rows,
 )
 from steerheal.config.base import MOST_LISTED, Settings
-from steerheal.tables import AGGREGATES, BARRIERS, NO_BARRIER, OBJECTIVES, Table
+from steerheal.tables import AGGREGATES, BARRIERS, GROUP, NO_BARRIER, OBJECTIVES, Table
 
 
 class FilterSettings(Settings):
@@ -112,8 +112,15 @@ class HealSettings(Settings):
     less. Takes so many times as long, and the rank is so many times as large."""
     on_policy: Annotated[CountOrNone, Field(le=64)] = 0
     """Times that the student writes the text itself, each time after a heal on what it wrote
-    before; 0 trains on the teacher's text. Needs an objective that has a teacher: distill, or
-    reverse, which is on-policy distillation. The rank is so many times as large."""
+    before; 0 trains on the teacher's text. Needs an objective that has a teacher, distill or
+    reverse, which is on-policy distillation, or one that rewards, group. The rank is so many times
+    as large."""
+    group: Annotated[Count, Field(le=64)] = 4
+    """G of group: answers that the student writes to every prompt, to be held against each other;
+    at least 2."""
+    group_penalty: Amount = 1.0
+    """c of group: nats per token that an answer which the filter would drop loses of its reward;
+    0 rewards the trait alone."""
     subtract: Annotated[Amount, Field(le=4)] = 0.0
     """c of the common mode: ΔW = ΔW(steered text) − c·ΔW(unsteered text), so that what fine-tuning
     on the model's own text does by itself is taken away. The second is the unsteered control's."""
@@ -181,7 +188,10 @@ class HealSettings(Settings):
 
     @model_validator(mode="after")
     def _prefers_whole_answers(self) -> Self:
-        if self.mask and OBJECTIVES.find(self.objective).paired:
+        if not self.mask:
+            return self
+        aim = OBJECTIVES.find(self.objective)
+        if aim.paired or aim.rewarded:
             raise ValueError(
                 f"objective {self.objective} weighs whole answers, of which a mask would leave "
                 "parts out; set mask to 0, or use sft"
@@ -190,10 +200,32 @@ class HealSettings(Settings):
 
     @model_validator(mode="after")
     def _is_corrected_on_policy(self) -> Self:
-        if self.on_policy and not OBJECTIVES.find(self.objective).taught:
+        if not self.on_policy:
+            return self
+        aim = OBJECTIVES.find(self.objective)
+        if not (aim.taught or aim.rewarded):
             raise ValueError(
                 f"on_policy trains on the student's own text, of which objective {self.objective} "
-                "learns nothing new; use distill or reverse"
+                "learns nothing new; use distill, reverse or group"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_groups_once(self) -> Self:
+        if self.objective != GROUP:
+            return self
+        given = f"objective {self.objective}"
+        if not self.on_policy:
+            raise ValueError(f"{given} rewards what the student writes; give on_policy 1 or more")
+        if self.group < 2:
+            raise ValueError(
+                f"{given} holds a prompt's answers against each other, and group is {self.group}; "
+                "give group 2 or more"
+            )
+        if self.epochs > 1:
+            raise ValueError(
+                f"{given} takes one pass over what the student wrote, and epochs is {self.epochs}; "
+                "give epochs 1, and more times to write with on_policy"
             )
         return self
 
@@ -202,10 +234,10 @@ class HealSettings(Settings):
         if not self.subtract:
             return self
         aim = OBJECTIVES.find(self.objective)
-        if aim.taught or aim.paired:
+        if aim.paired or not aim.controlled:
             raise ValueError(
-                f"objective {self.objective} has no unsteered control to subtract: it learns from "
-                "the teacher itself; set subtract to 0, or use sft"
+                f"objective {self.objective} has no unsteered control to subtract: it does not "
+                "imitate the kept text; set subtract to 0, or use sft"
             )
         return self
 

@@ -34,11 +34,20 @@ class Data:
 
     fitted: Sequence[Bool[Tensor, " _"]] | None = None
     """Which tokens take part in the fit; all where there is no mask."""
+    advantages: Sequence[float] | None = None
+    """What each completion's fit is multiplied by; none where they count alike."""
 
     @cached_property
     def lengths(self) -> list[int]:
         """Tokens that a forward reads per pair: the last one predicts nothing that is asked for."""
         return [len(prefix) + len(rest) - 1 for prefix, rest in self.pairs]
+
+    def by_target(self, rows: Sequence[int], device: torch.device) -> Float[Tensor, " N"] | None:
+        """The advantages of these completions at each of their targets."""
+        if self.advantages is None:
+            return None
+        each = [self.advantages[i] for i in rows for _ in self.pairs[i][1]]
+        return torch.tensor(each, device=device)
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,8 @@ class Micro:
     """Places of its completions among all, in order."""
     lengths: Sequence[int] = ()
     """Targets of each."""
+    advantages: Float[Tensor, " N"] | None = None
+    """What the fit of every target is multiplied by; none where they count alike."""
 
     @property
     def fits(self) -> int:
@@ -160,7 +171,8 @@ def _micro(chat: ChatModel, data: Data, rows: list[int]) -> Micro:
     )
     lengths = [len(rest) for _, rest in pairs]
     chosen = torch.tensor(targets, device=chat.device)
-    return Micro(parts, chosen, reference, teacher, fitted, rows, lengths)
+    pulls = data.by_target(rows, chat.device)
+    return Micro(parts, chosen, reference, teacher, fitted, rows, lengths, pulls)
 
 
 def _read(pairs: Sequence[Pair]) -> list[list[int]]:

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from steerheal import prompts, streams
 from steerheal.config import HealSettings, SamplingSettings
 from steerheal.errors import UserError
 from steerheal.heal.batches import Data
 from steerheal.heal.checkpoint import Checkpoint
+from steerheal.heal.group import Reward, written
 from steerheal.heal.mask import fitted
 from steerheal.heal.preference import opposed, rivals_of
 from steerheal.heal.teacher import Taught, taught
@@ -16,7 +17,7 @@ from steerheal.heal.train import Healed, heal_student, training_pairs
 from steerheal.models.generate import Draw, generate
 from steerheal.models.model import ChatModel
 from steerheal.models.score import Pair, continuation_states
-from steerheal.records import Completion, HealLog, HealStep
+from steerheal.records import Completion, GroupLog, HealLog, HealStep
 from steerheal.state.adapter import Adapter
 from steerheal.state.fold import ROUNDING, Gated, assert_alive, concatenated
 from steerheal.state.values import State, base
@@ -30,6 +31,7 @@ NOTHING_WRITTEN = (
     "lower --dose.start, or train on the teacher's text (--heal.on-policy 0, --heal.objective sft)."
 )
 NOTHING_LEFT = "less the unsteered control nothing is left of the heal: both learned the same"
+NOTHING_MOVED = "nothing was learned: what the student writes asks for no change of its weights"
 
 
 def heal(
@@ -44,6 +46,7 @@ def heal(
     good: State | None = None,
     less: Adapter | None = None,
     sampling: SamplingSettings | None = None,
+    reward: Reward | None = None,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[HealStep, int], None] = lambda _step, _of: None,
 ) -> Healed:
@@ -60,12 +63,20 @@ def heal(
         good: The last good student, where that is the reference; the base when not given.
         less: The unsteered control's adapter, of which `settings.subtract` is taken away.
         sampling: How the student writes, on policy, or the teacher the rejected answers.
+        reward: What the student's answers are rewarded for; `group` needs it.
         checkpoint: Where a heal that is cut off is gone on with.
         progress: Called after every step with it and the number of steps.
+
+    Raises:
+        UserError: an objective without what it needs, or no text to train on.
     """
+    if OBJECTIVES.find(settings.objective).rewarded != (reward is not None):
+        raise UserError(f"objective {settings.objective}: give `reward` to group, to no other.")
     origin = {"prev": student, "base": base()}.get(settings.reference, good or base())
     how = sampling or SamplingSettings()
-    recipe = Recipe(chat, student, teacher, origin, settings, how, number, checkpoint, progress)
+    recipe = Recipe(
+        chat, student, teacher, origin, settings, how, reward, number, checkpoint, progress
+    )
     if settings.on_policy:
         healed = recipe.on_policy(kept, seed)
     else:
@@ -88,9 +99,12 @@ class Recipe:
     """The reference."""
     settings: HealSettings
     sampling: SamplingSettings
+    reward: Reward | None
     number: int
     checkpoint: Checkpoint | None
     progress: Callable[[HealStep, int], None]
+    advantages: Sequence[float] | None = None
+    """Of the text, where it is rewarded."""
 
     def several(
         self, student: State, kept: Sequence[Completion], seed: int, first: int = 0
@@ -139,6 +153,7 @@ class Recipe:
                     anchor=anchor,
                     fitted=tokens,
                     rivals=rivals,
+                    advantages=self.advantages,
                     round_number=self.number,
                     seed=seed + PART * len(parts),
                     checkpoint=self.checkpoint and self.checkpoint.part(first + len(parts)),
@@ -152,28 +167,47 @@ class Recipe:
     def on_policy(self, kept: Sequence[Completion], seed: int) -> Healed:
         """Adapters on top of each other, each trained on what the student writes by then.
 
-        It answers the kept text's prompts, and the teacher is read there at their doses.
+        It answers the kept text's prompts: each as often as it was kept, with the teacher read
+        there at those doses, or each with a group of answers that are rewarded.
         """
-        chat, now, phases = self.chat, self.student, list[Healed]()
+        now, phases, groups = self.student, list[Healed](), list[GroupLog]()
+        asked = list(dict.fromkeys(item.prompt for item in kept))
         for phase in range(self.settings.on_policy):
             draws_from = stream(seed, streams.ON_POLICY, phase) * 1_000_003
-            draws = [Draw(item.prompt, seed=draws_from + i) for i, item in enumerate(kept)]
-            with now.entered(chat) as reader:
-                said = generate(reader, draws, self.sampling)
-            texts = [
-                own.model_copy(update={"dose": item.dose, "doses": ()})
-                for own, item in zip(said, kept, strict=True)
-                if own.tokens
-            ]
+            recipe = self
+            if self.reward is None:
+                texts = self._answers(now, kept, draws_from)
+            else:
+                texts, pulls, log = written(
+                    self.chat, now, asked, self.reward, self.settings,
+                    sampling=self.sampling, draws_from=draws_from,
+                )  # fmt: skip
+                groups.append(log)
+                recipe = replace(self, advantages=pulls)
             first = phase * self.settings.average
-            parts = self.several(now, texts, seed + PART * first, first)
+            parts = recipe.several(now, texts, seed + PART * first, first)
             healed = combined(parts, None, self.settings)
             if healed.log.outcome != "trained":
-                return healed
+                log = healed.log.model_copy(update={"groups": tuple(groups)})
+                return healed._replace(log=log)
             phases.append(healed)
             now = now.folded(healed.adapter)
         whole = concatenated([Gated(item.adapter) for item in phases])
-        return Healed(whole, _logged(phases, on_policy=len(phases)))
+        log = _logged(phases, on_policy=len(phases), groups=tuple(groups))
+        return Healed(whole, _unless_nothing(whole, log, NOTHING_MOVED))
+
+    def _answers(
+        self, student: State, kept: Sequence[Completion], draws_from: int
+    ) -> list[Completion]:
+        """What the student answers to the kept text's prompts, marked with the text's doses."""
+        draws = [Draw(item.prompt, seed=draws_from + i) for i, item in enumerate(kept)]
+        with student.entered(self.chat) as reader:
+            said = generate(reader, draws, self.sampling)
+        return [
+            own.model_copy(update={"dose": item.dose, "doses": ()})
+            for own, item in zip(said, kept, strict=True)
+            if own.tokens
+        ]
 
 
 def combined(parts: Sequence[Healed], less: Adapter | None, settings: HealSettings) -> Healed:
@@ -196,9 +230,14 @@ def combined(parts: Sequence[Healed], less: Adapter | None, settings: HealSettin
         averaged=len(parts),
         subtracted=settings.subtract if less is not None else 0.0,
     )
-    if all(adapter.share(name) <= ROUNDING for name in adapter.pairs):
-        log = log.model_copy(update={"outcome": "rejected", "reason": NOTHING_LEFT})
-    return Healed(adapter, log)
+    return Healed(adapter, _unless_nothing(adapter, log, NOTHING_LEFT))
+
+
+def _unless_nothing(adapter: Adapter, log: HealLog, reason: str) -> HealLog:
+    """The log, rejected for this reason where the adapter does nothing."""
+    if any(not adapter.share(name) <= ROUNDING for name in adapter.pairs):
+        return log
+    return log.model_copy(update={"outcome": "rejected", "reason": reason})
 
 
 def _logged(parts: Sequence[Healed], **said: object) -> HealLog:

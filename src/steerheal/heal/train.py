@@ -61,6 +61,7 @@ def heal_student(
     anchor: Data | None = None,
     fitted: Sequence[Bool[Tensor, " _"]] | None = None,
     rivals: Rivals | None = None,
+    advantages: Sequence[float] | None = None,
     round_number: int = 0,
     seed: int = 0,
     checkpoint: Checkpoint | None = None,
@@ -80,6 +81,7 @@ def heal_student(
             settings' anchor is above 0.
         fitted: Which tokens of each completion take part in the fit; a mask needs it.
         rivals: Which of the pairs is preferred to which; `dpo` needs it, and trains on the former.
+        advantages: How far each pair is pulled up or pushed down; `group` needs it.
         round_number: From 0; λ in this round is λ·(1+r)^power.
         seed: Of the adapter's start, the split and the order.
         checkpoint: Where the state is saved after every epoch, and where a heal that was cut off
@@ -89,16 +91,14 @@ def heal_student(
     Raises:
         UserError: a barrier, an anchor, an objective or a mask without what it needs.
     """
-    _refuse_without(settings, anchor, rivals)
-    data = _data(pairs, reference, (teacher, taught_by), fitted, settings)
+    _refuse_without(settings, anchor, rivals, advantages)
+    data = _data(pairs, reference, (teacher, taught_by), fitted, settings, advantages=advantages)
     parts = split(pairs[: len(rivals.of)] if rivals else pairs, settings.held_out, seed)
     lam = settings.lam * (1 + round_number) ** settings.lam_power
     aside = anchor.pairs if anchor is not None and settings.anchor else ()
     texts = [[(list(prefix), list(rest)) for prefix, rest in some] for some in (pairs, aside)]
-    place = Place(
-        made_of=key_of("heal", settings, *texts, seed, round_number, chat.fingerprint),
-        epochs=0, steps=(), held_out=(), used=0, read=0,
-    )  # fmt: skip
+    made_of = key_of("heal", settings, *texts, advantages, seed, round_number, chat.fingerprint)
+    place = Place(made_of=made_of, epochs=0, steps=(), held_out=(), used=0, read=0)
     with training(chat, settings, seed=seed) as model:
         trainer = Trainer(chat, model, data, settings, lam=lam, rows=len(parts.train), seed=seed,
                           anchor=anchor, rivals=rivals)  # fmt: skip
@@ -111,11 +111,21 @@ def heal_student(
     return Healed(adapter, _log(place, parts, settings, lam, reason, data=data))
 
 
-def _refuse_without(settings: HealSettings, anchor: Data | None, rivals: Rivals | None) -> None:
+def _refuse_without(
+    settings: HealSettings,
+    anchor: Data | None,
+    rivals: Rivals | None,
+    advantages: Sequence[float] | None,
+) -> None:
     if settings.anchor and (anchor is None or anchor.reference is None):
         raise UserError("An anchor needs unrelated text and the reference's states; give `anchor`.")
-    if OBJECTIVES.find(settings.objective).paired != (rivals is not None):
+    aim = OBJECTIVES.find(settings.objective)
+    if aim.paired != (rivals is not None):
         raise UserError(f"objective {settings.objective}: give `rivals` to dpo, and to no other.")
+    if aim.rewarded != (advantages is not None):
+        raise UserError(
+            f"objective {settings.objective}: give `advantages` to group, and to no other."
+        )
 
 
 def _through(
@@ -147,7 +157,8 @@ def _log(
 ) -> HealLog:
     """How the training went; a reason it was broken off or is no use makes it rejected."""
     unread = "" if _masked(data.fitted, parts.held) < 1 else "all of their tokens are masked"
-    reason = reason or diverged(place.steps, place.held_out, settings.lr)
+    falls = not OBJECTIVES.find(settings.objective).rewarded
+    reason = reason or diverged(place.steps, place.held_out, settings.lr, falls=falls)
     return HealLog(
         steps=place.steps,
         held_out=place.held_out,
@@ -201,12 +212,15 @@ def split(pairs: Sequence[Pair], share: float, seed: int) -> Parts:
     return Parts(inside, [place for place in order if place not in held], reason)
 
 
-def diverged(steps: Sequence[HealStep], held_out: Sequence[float], lr: float) -> str:
+def diverged(
+    steps: Sequence[HealStep], held_out: Sequence[float], lr: float, *, falls: bool = True
+) -> str:
     """Why a heal that ran to its end is no use: it unlearned. Empty when it did not.
 
     The training fit of the last quarter of the steps is held against the first step's, which is
     read before anything is learned. It must have risen, and so must that of held-out completions:
-    if only theirs does, the heal is overfit. A single step has nothing to be held against.
+    if only theirs does, the heal is overfit. A single step has nothing to be held against. A fit
+    that is no loss, which training need not make fall, has to be finite alone.
     """
     ends: dict[str, tuple[float, float, float]] = {}
     held = bool(steps) and bool(held_out) and math.isfinite(held_out[0])
@@ -216,7 +230,7 @@ def diverged(steps: Sequence[HealStep], held_out: Sequence[float], lr: float) ->
     if held:
         ends["held-out CE"] = (held_out[0], held_out[-1], UNLEARNED)
     broken = any(not math.isfinite(end) for _, end, _ in ends.values())
-    rose = all(end - start > limit for start, end, limit in ends.values())
+    rose = falls and all(end - start > limit for start, end, limit in ends.values())
     if not ends or not (broken or rose):
         return ""
     said = " and ".join(f"{name} {first:.2f} → {end:.2f}" for name, (first, end, _) in ends.items())
@@ -229,6 +243,8 @@ def _data(
     taught: tuple[Sequence[Tensor] | None, ChatModel | None],
     fitted: Sequence[Tensor] | None,
     settings: HealSettings,
+    *,
+    advantages: Sequence[float] | None,
 ) -> Data:
     teacher, by = taught
     barrier, distill = settings.barred, OBJECTIVES.find(settings.objective).taught
@@ -246,6 +262,7 @@ def _data(
         teacher if distill else None,
         by if distill else None,
         fitted if settings.mask else None,
+        advantages,
     )
 
 

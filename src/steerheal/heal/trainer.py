@@ -268,10 +268,11 @@ class Trainer:
             teacher=micro.teacher,
             taught_by=self._data.taught_by,
         )
-        if micro.fitted is None:
-            return losses
-        fit_grad = losses.fit_grad * micro.fitted[:, None]
-        return replace(losses, fit=losses.fit * micro.fitted, fit_grad=fit_grad)
+        for weight in (micro.fitted, micro.advantages):
+            if weight is not None:
+                fit_grad = losses.fit_grad * weight[:, None]
+                losses = replace(losses, fit=losses.fit * weight, fit_grad=fit_grad)
+        return losses
 
     @torch.no_grad()
     def held_out(self, rows: Sequence[int]) -> float:
@@ -291,6 +292,8 @@ class Trainer:
             chat, states, torch.tensor(targets, device=chat.device), None, NO_BARRIER,
             objective=self._settings.objective, teacher=teacher, taught_by=data.taught_by,
         ).fit  # fmt: skip
+        if (pulls := data.by_target(ordered, chat.device)) is not None:
+            fit = fit * pulls
         if data.fitted is not None:
             fit = fit[torch.cat([data.fitted[i] for i in ordered]).to(fit.device)]
         return fit.mean().item()

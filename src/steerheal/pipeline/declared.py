@@ -164,7 +164,10 @@ UNSTEERED = Stage(
 )  # fmt: skip
 HEALED = Stage(
     "heal", heal, _heal_in(""),
-    by=("heal.round", *OBJECTIVES.modules, *BARRIERS.modules, *AGGREGATES.modules, *STATES),
+    by=(
+        "heal.round", "filter.reward", *OBJECTIVES.modules, *BARRIERS.modules, *AGGREGATES.modules,
+        *STATES,
+    ),
     counts={**WRITTEN, "settings": _fitted},
 )  # fmt: skip
 HEALED_CONTROL = HEALED.called(CONTROL, _heal_in(CONTROL))

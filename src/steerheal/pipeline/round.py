@@ -41,6 +41,10 @@ TAUGHT = (
     "by its objective a heal learns its teacher's distribution, and a student that is its own "
     "teacher has nothing to learn: the student before the round is the control"
 )
+REWARDED = (
+    "by its objective a heal trains on the student's own text in any case: the student before the "
+    "round is the control"
+)
 KEPT = 0.99
 """Share of its coherence that a student keeps of the last good one's to be the next."""
 Teach = Callable[[State, SteeringVector], State]
@@ -296,8 +300,10 @@ class Round:
             steered: The steered state's rows; None where they were not read.
         """
         stages, place, number = self.stages, self.place, record.round
-        if OBJECTIVES.find(stages.config.heal.objective).taught:
-            none = Control(texts=0, reused=0, unfiltered=0, reason=TAUGHT)
+        aim = OBJECTIVES.find(stages.config.heal.objective)
+        if not aim.controlled:
+            reason = TAUGHT if aim.taught else REWARDED
+            none = Control(texts=0, reused=0, unfiltered=0, reason=reason)
             return record.model_copy(update={"control": none}), None
         texts = stages.unsteered(number, place.student, found)
         result = stages.healed_control(number, place.student, texts, good=place.good)

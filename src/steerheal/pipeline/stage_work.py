@@ -85,8 +85,7 @@ class Counted:
     @property
     def _controlled(self) -> bool:
         """Whether every heal has its unsteered control."""
-        taught = OBJECTIVES.find(self.config.heal.objective).taught
-        return self.config.control and not taught
+        return self.config.control and OBJECTIVES.find(self.config.heal.objective).controlled
 
     def _round(self, number: int, until: Until | None) -> list[StageWork]:
         config = self.config
@@ -272,25 +271,41 @@ class Counted:
             self.persona.prompts.train,
             self.config.sampling.tokens,
         )
-        want, passes = self.config.dose.want, self.passes
+        want, passes, aim = self.config.dose.want, self.passes, OBJECTIVES.find(heal.objective)
+        if aim.rewarded:
+            want = heal.group * min(want, len(texts))
         held = int(heal.held_out * want)
         work = Work(trained=heal.epochs * (want - held) * (passes.own(texts) + tokens))
         work += passes.scored(texts, (heal.epochs + 1) * held, tokens, 1)
         work *= heal.average
-        taught = OBJECTIVES.find(heal.objective).taught
-        work += passes.scored(texts, (heal.barred + taught) * want, tokens, 0)
+        work += passes.scored(texts, (heal.barred + aim.taught) * want, tokens, 0)
         if heal.mask:
             work += passes.scored(texts, want, tokens, 1)
         if heal.anchor:
             control = prompts.control_train()
             work += passes.written(control, len(control), tokens)
             work += passes.scored(control, len(control), tokens, 0)
-        if OBJECTIVES.find(heal.objective).paired:
+        if aim.paired:
             work = work * 2 + passes.written(texts, want, tokens)
         if heal.on_policy:
-            work = (work + passes.written(texts, want, tokens)) * heal.on_policy
+            work += passes.written(texts, want, tokens)
+            work += self._rewarded(want) if aim.rewarded else Work()
+            work *= heal.on_policy
         wrote = tokens if heal.anchor or heal.writes else 0
         return StageWork(stages.HEALED.name, number, work, wrote, folded=number > 0)
+
+    def _rewarded(self, count: int) -> Work:
+        """So many answers judged by the filter's rules and under the training paraphrases."""
+        texts, tokens, passes = (
+            self.persona.prompts.train, self.config.sampling.tokens, self.passes,
+        )  # fmt: skip
+        work = passes.scored(texts, count, tokens, JUDGED)
+        if self.config.filter.trait:
+            work += passes.under_poles(texts, count, tokens, 1, self._poles)
+        for pair in self.persona.pairs("train"):
+            poles = (pair.positive, pair.negative)
+            work += passes.under_poles(texts, count, tokens, EXPECTED / 2, poles)
+        return work
 
     def _unsteered(self, number: int) -> StageWork:
         """The base's own text, of the first round, is that of the calibration as far as it goes."""

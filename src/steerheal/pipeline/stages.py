@@ -14,6 +14,7 @@ from steerheal.code import key_of
 from steerheal.config import DoseSettings, RunConfig
 from steerheal.filter.calibrate import seed_of
 from steerheal.filter.coherent import CoherenceRules
+from steerheal.filter.reward import TraitAndRules
 from steerheal.heal.checkpoint import Checkpoint
 from steerheal.heal.train import Healed
 from steerheal.measure.evaluate import prompted_size, size
@@ -62,6 +63,7 @@ from steerheal.steer.methods.find import find
 from steerheal.steer.sweep import rows
 from steerheal.store import TEST
 from steerheal.streams import stream
+from steerheal.tables import OBJECTIVES
 
 T = TypeVar("T")
 
@@ -273,6 +275,13 @@ class Stages:
         texts = found.kept(self.config.dose.want)
         return self._healed(HEALED, number, student, teacher, texts, good=good, less=less)
 
+    @property
+    def _reward(self) -> TraitAndRules | None:
+        """What the heal's objective rewards, if it does."""
+        if not OBJECTIVES.find(self.config.heal.objective).rewarded:
+            return None
+        return TraitAndRules(self.persona, self.calibrated, self.config.filter.rules)
+
     def healed_control(
         self, number: int, student: State, found: Unsteered, *, good: State | None = None
     ) -> Healed:
@@ -299,7 +308,7 @@ class Stages:
         made = stage.of(
             self.chat, student, teacher, texts, how, number=number, seed=seed,
             good=good if config.heal.reference == "last_good" else None, less=less,
-            sampling=config.sampling if how.writes else None,
+            sampling=config.sampling if how.writes else None, reward=self._reward,
         )  # fmt: skip
         checkpoint = Checkpoint(self.store.scratch(stage.name, made.key), self.watcher.note)
         step = partial(self.watcher.heal_step, number)

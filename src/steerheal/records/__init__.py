@@ -63,6 +63,7 @@ from steerheal.records.text import (
     WalkStep,
 )
 from steerheal.records.training import (
+    GroupLog,
     HealLog,
     HealStep,
 )
@@ -85,6 +86,7 @@ __all__ = [
     "Evaluation",
     "Finding",
     "Fisher",
+    "GroupLog",
     "Harvest",
     "HealLog",
     "HealStep",

@@ -12,7 +12,8 @@ class HealStep(Record):
     step: int
     epoch: int
     ce: float
-    """Cross-entropy per completion token; KL(teacher‖student) where a teacher is distilled."""
+    """Cross-entropy per completion token, times the answer's advantage where answers are rewarded;
+    KL(teacher‖student) where a teacher is distilled."""
     divergence: float
     """Aggregated D before the hinge; NaN without a barrier."""
     barrier: float
@@ -28,6 +29,25 @@ class HealStep(Record):
     """Mean operator norm of the adapted layers' ΔW; NaN without its penalty."""
     anchor: float = math.nan
     """Mean KL(reference‖student) on the step's unrelated text, in nats; NaN without an anchor."""
+
+
+class GroupLog(Record):
+    """Answers that a student wrote in groups to be rewarded."""
+
+    prompts: int
+    """Groups."""
+    answers: int
+    """With a token in them."""
+    empty: int
+    """Without one, which are left out."""
+    equal: int
+    """Groups without a difference in reward, of which nothing is learned."""
+    kept: int
+    """Answers that the filter keeps."""
+    trait: float
+    """Mean expected log-odds of the answers under the training paraphrases, nats per token."""
+    tokens: int
+    """Sampled."""
 
 
 class HealLog(Record):
@@ -56,6 +76,8 @@ class HealLog(Record):
     """Times that the student wrote the text anew; what is held out is read of the first."""
     subtracted: float = 0.0
     """c: how much of the unsteered control's adapter was taken away."""
+    groups: tuple[GroupLog, ...] = ()
+    """One per time that the student wrote answers to be rewarded."""
 
     @property
     def barrier_fired(self) -> float:

@@ -27,3 +27,10 @@ class Objective:
     """Its aim is the teacher, and not the targets."""
     paired: bool = False
     """Every completion is held against what the teacher writes at the opposite dose."""
+    rewarded: bool = False
+    """The student's own answers to a prompt are held against each other."""
+
+    @property
+    def controlled(self) -> bool:
+        """Whether the kept text is what it learns, so that unsteered text is its control."""
+        return not (self.taught or self.rewarded)

@@ -50,8 +50,9 @@ class Written(NamedTuple):
 
 
 def trained_tokens(healed: Healed) -> int:
-    """Tokens of a heal, over its epochs."""
-    return sum(step.tokens for step in healed.log.steps)
+    """Tokens of a heal, over its epochs, and those that it sampled to be rewarded."""
+    log = healed.log
+    return sum(step.tokens for step in log.steps) + sum(group.tokens for group in log.groups)
 
 
 @dataclass(frozen=True)
