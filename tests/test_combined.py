@@ -91,6 +91,33 @@ def test_an_average_that_was_cut_off_goes_on_in_its_second_adapter(tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
+def test_of_the_opposite_dose_s_text_half_the_difference_is_left_and_nothing_without_a_dose() -> (
+    None
+):
+    push = SteeringVector({1: 3 * torch.randn(32, generator=torch.Generator().manual_seed(1))})
+    how = settings(epochs=1, lr=0.01, barrier="none", subtract=1.0, subtract_text="opposite")
+    plain = how.of_control
+    up, down = base().steered(push, 2.0), base().steered(push, -2.0)
+
+    def written(teacher: State) -> list[Completion]:
+        with teacher.entered(CHAT) as reader:
+            said = generate(reader, [Draw(f"say {i}", seed=i) for i in range(4)], SHORT)
+        return [item.model_copy(update={"dose": teacher.dose}) for item in said]
+
+    def trained(teacher: State, text: list[Completion], how: HealSettings) -> Healed:
+        return heal(CHAT, base(), teacher, text, how, number=0, seed=0, sampling=SHORT)
+
+    found = trained(up, written(up), how)
+    one, other = (trained(who, written(who), plain).adapter for who in (up, down))
+    assert found.log.subtracted == 1 and how.writes and not plain.writes
+    for name in one.pairs:
+        assert one.delta(name).abs().max() > 1e-5
+        same(found.adapter.delta(name), (one.delta(name) - other.delta(name)) / 2)
+    gone = trained(base(), written(base()), how)
+    assert (gone.log.outcome, gone.log.reason) == ("rejected", NOTHING_LEFT)
+
+
 def test_what_is_distilled_has_no_control_to_subtract() -> None:
     with pytest.raises(ValueError, match="no unsteered control to subtract"):
         HealSettings(objective="distill", subtract=1)
@@ -127,14 +154,6 @@ def test_on_policy_every_adapter_is_trained_on_what_the_student_writes_by_then()
 def test_own_text_needs_a_teacher_to_correct_it() -> None:
     with pytest.raises(ValueError, match="use distill, reverse or group"):
         HealSettings(on_policy=2)
-
-
-@pytest.mark.slow
-def test_a_run_on_policy_makes_what_was_planned(tmp_path: Path) -> None:
-    how = {"on_policy": 2, "objective": "reverse", "barrier": "none"}
-    record = start(tmp_path, rounds=1, heal=how, read_prompted=False, check={"doses": ()})
-    log = record.rounds[0].heal
-    assert log is not None and log.on_policy == 2
 
 
 @pytest.mark.slow

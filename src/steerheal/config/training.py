@@ -124,6 +124,10 @@ class HealSettings(Settings):
     subtract: Annotated[Amount, Field(le=4)] = 0.0
     """c of the common mode: ΔW = ΔW(steered text) − c·ΔW(unsteered text), so that what fine-tuning
     on the model's own text does by itself is taken away. The second is the unsteered control's."""
+    subtract_text: Literal["unsteered", "opposite"] = "unsteered"
+    """Text of the adapter that subtract takes away. opposite is what the teacher writes at the
+    opposite dose: ΔW = [ΔW(+v text) − c·ΔW(−v text)] / (1 + c), so that what both signs break alike
+    is taken away as well and the trait keeps its size."""
     beta: PositiveAmount = 0.1
     """β of dpo: how far an answer's log-ratio may go before its preference is taken as learned."""
     preference_ce: Amount = 1.0
@@ -173,7 +177,18 @@ class HealSettings(Settings):
     @property
     def writes(self) -> bool:
         """Whether a heal writes text of its own."""
-        return bool(self.on_policy) or OBJECTIVES.find(self.objective).paired
+        own = self.on_policy or self.subtracts_opposite
+        return bool(own) or OBJECTIVES.find(self.objective).paired
+
+    @property
+    def subtracts_opposite(self) -> bool:
+        """Whether the adapter of text at the opposite dose is taken away."""
+        return bool(self.subtract) and self.subtract_text == "opposite"
+
+    @property
+    def of_control(self) -> Self:
+        """The control's: nothing is taken away, so that it is the same heal whatever the factor."""
+        return self.model_copy(update={"subtract": 0.0, "subtract_text": "unsteered"})
 
     @property
     def barred(self) -> bool:

@@ -71,7 +71,7 @@ def opposed(
     teacher: State,
     kept: Sequence[Completion],
     sampling: SamplingSettings,
-    seed: int,
+    seed: int | None,
 ) -> list[Completion]:
     """What the teacher writes to the same prompts at the opposite doses, in the same order.
 
@@ -80,13 +80,17 @@ def opposed(
         teacher: Who wrote the text, at any dose.
         kept: The text.
         sampling: How the teacher writes.
-        seed: The heal's; the draws have a stream of it.
+        seed: The heal's; the draws have a stream of it. Without it each has its text's own seed,
+            so that only the dose is another.
     """
-    draws_from = stream(seed, OPPOSED) * 1_000_003
+    seeds = [item.seed for item in kept]
+    if seed is not None:
+        draws_from = stream(seed, OPPOSED) * 1_000_003
+        seeds = [draws_from + i for i in range(len(kept))]
     doses = sorted({item.dose for item in kept})
     draws = [
-        Draw(item.prompt, state=doses.index(item.dose), seed=draws_from + i)
-        for i, item in enumerate(kept)
+        Draw(item.prompt, state=doses.index(item.dose), seed=own)
+        for item, own in zip(kept, seeds, strict=True)
     ]
     # Without a dose, as in the unsteered control, the opposite of a teacher is itself once more.
     states = [teacher.at_dose(-dose) if teacher.dose else teacher for dose in doses]

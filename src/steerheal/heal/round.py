@@ -30,7 +30,7 @@ NOTHING_WRITTEN = (
     "The heal's own text has no answer with a token in it, so that there is nothing to train on: "
     "lower --dose.start, or train on the teacher's text (--heal.on-policy 0, --heal.objective sft)."
 )
-NOTHING_LEFT = "less the unsteered control nothing is left of the heal: both learned the same"
+NOTHING_LEFT = "less what is subtracted nothing is left of the heal: both texts taught the same"
 NOTHING_MOVED = "nothing was learned: what the student writes asks for no change of its weights"
 
 
@@ -62,7 +62,7 @@ def heal(
         seed: Of the adapter's start, the split and the order.
         good: The last good student, where that is the reference; the base when not given.
         less: The unsteered control's adapter, of which `settings.subtract` is taken away.
-        sampling: How the student writes, on policy, or the teacher the rejected answers.
+        sampling: How the student writes, on policy, or the teacher at the opposite dose.
         reward: What the student's answers are rewarded for; `group` needs it.
         checkpoint: Where a heal that is cut off is gone on with.
         progress: Called after every step with it and the number of steps.
@@ -79,6 +79,8 @@ def heal(
     )
     if settings.on_policy:
         healed = recipe.on_policy(kept, seed)
+    elif settings.subtracts_opposite:
+        healed = recipe.less_opposite(kept, seed)
     else:
         healed = combined(recipe.several(student, kept, seed), less, settings)
     if healed.log.outcome != "trained":
@@ -164,6 +166,26 @@ class Recipe:
                     break
         return parts
 
+    def less_opposite(self, kept: Sequence[Completion], seed: int) -> Healed:
+        """The kept text's adapter less that of the opposite dose's text.
+
+        Both have the same prompts, seeds, start and order; what one of them lacks the other leaves
+        out.
+        """
+        others = opposed(self.chat, self.teacher, kept, self.sampling, None)
+        there = [i for i, other in enumerate(others) if other.tokens]
+        parts = self.several(self.student, [kept[i] for i in there], seed)
+        if parts[-1].log.outcome != "trained":
+            return parts[-1]
+        first = self.settings.average
+        less = combined(
+            self.several(self.student, [others[i] for i in there], seed, first), None, self.settings
+        )
+        if less.log.outcome != "trained":
+            return less
+        adapter, log = combined(parts, less.adapter, self.settings)
+        return Healed(adapter, log.model_copy(update={"steps": log.steps + less.log.steps}))
+
     def on_policy(self, kept: Sequence[Completion], seed: int) -> Healed:
         """Adapters on top of each other, each trained on what the student writes by then.
 
@@ -214,16 +236,18 @@ def combined(parts: Sequence[Healed], less: Adapter | None, settings: HealSettin
     """One adapter of several: ΔW = (1/k)·ΣΔWᵢ − c·ΔW₀, their factors side by side.
 
     What the parts do by chance, and what any fine-tuning on a model's own text does, grows less.
+    Of the opposite dose's ΔW₀ the whole is divided by 1 + c: with c = 1 it is ½[ΔW(+v) − ΔW(−v)].
 
     Args:
         parts: Trained from different seeds; a rejected one, which is the last, is the outcome.
-        less: ΔW₀: trained in the same way on text that is not steered; None takes nothing away.
-        settings: c is `subtract`.
+        less: ΔW₀: trained in the same way on other text; None takes nothing away.
+        settings: c is `subtract`, and whose text ΔW₀ is of.
     """
     if parts[-1].log.outcome != "trained" or (len(parts) == 1 and less is None):
         return parts[-1]
-    whole = [Gated(part.adapter, 1 / len(parts)) for part in parts]
-    whole += [Gated(less, -settings.subtract)] if less is not None else []
+    size = 1 / (1 + settings.subtract) if less and settings.subtracts_opposite else 1.0
+    whole = [Gated(part.adapter, size / len(parts)) for part in parts]
+    whole += [Gated(less, -size * settings.subtract)] if less is not None else []
     adapter = concatenated(whole)
     log = _logged(
         parts,

@@ -114,11 +114,13 @@ def opened(config: RunConfig, loads: Loads | None = None) -> tuple[ChatModel, Ru
         protocol.load(Path(config.measure.protocol))
     for table, name in config.named():
         table.find(name)
-    if OBJECTIVES.find(config.heal.objective).paired and not find(config.teacher).dosed:
+    paired = OBJECTIVES.find(config.heal.objective).paired
+    if (paired or config.heal.subtracts_opposite) and not find(config.teacher).dosed:
+        who = f"Objective {config.heal.objective}" if paired else "heal.subtract_text opposite"
         raise UserError(
-            f"Objective {config.heal.objective} holds what a vector writes against what it writes "
-            f"at the opposite dose, and teacher {config.teacher} has no vector. Use --teacher "
-            "vector, or another objective."
+            f"{who} holds what a vector writes against what it writes at the opposite dose, and "
+            f"teacher {config.teacher} has no vector. Use --teacher vector, or "
+            f"{'another objective' if paired else '--heal.subtract-text unsteered'}."
         )
     prompts.first_contexts(config.vector.contexts)
     config.model.template_text()

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from steerheal import prompts
-from steerheal.config import MeasureSettings, RunConfig
+from steerheal.config import HealSettings, MeasureSettings, RunConfig
 from steerheal.measure import auto, coherence, damage, tasks, vignettes
 from steerheal.measure.evaluate import trait_vignettes
 from steerheal.measure.sweep import asked as asked_of_doses
@@ -103,11 +103,12 @@ class Counted:
             found.append(self._evaluated(number, "steered"))
         if until is not None:
             return found
-        healed, before, control = self._healed(number), [], []
-        again = [self._unsteered(number), replace(healed, name=stages.HEALED_CONTROL.name)]
+        healed, before, control = self._healed(number, config.heal), [], []
+        other = self._healed(number, config.heal.of_control)
+        again = [self._unsteered(number), replace(other, name=stages.HEALED_CONTROL.name)]
         if self._controlled:
             control = [self._evaluated(number, CONTROL)]
-        if config.heal.subtract:
+        if config.heal.subtract and not config.heal.subtracts_opposite:
             before = again
         elif self._controlled:
             control = again + control
@@ -265,12 +266,8 @@ class Counted:
                 work += self.passes.under_poles(texts, read, tokens, 1, poles)
         return StageWork(stages.HARVEST.name, number, work, tokens, folded=number > 0)
 
-    def _healed(self, number: int) -> StageWork:
-        heal, texts, tokens = (
-            self.config.heal,
-            self.persona.prompts.train,
-            self.config.sampling.tokens,
-        )
+    def _healed(self, number: int, heal: HealSettings) -> StageWork:
+        texts, tokens = self.persona.prompts.train, self.config.sampling.tokens
         want, passes, aim = self.config.dose.want, self.passes, OBJECTIVES.find(heal.objective)
         if aim.rewarded:
             want = heal.group * min(want, len(texts))
@@ -285,7 +282,7 @@ class Counted:
             control = prompts.control_train()
             work += passes.written(control, len(control), tokens)
             work += passes.scored(control, len(control), tokens, 0)
-        if aim.paired:
+        if aim.paired or heal.subtracts_opposite:
             work = work * 2 + passes.written(texts, want, tokens)
         if heal.on_policy:
             work += passes.written(texts, want, tokens)

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from steerheal import prompts, streams
 from steerheal.code import key_of
-from steerheal.config import DoseSettings, RunConfig
+from steerheal.config import DoseSettings, HealSettings, RunConfig
 from steerheal.filter.calibrate import seed_of
 from steerheal.filter.coherent import CoherenceRules
 from steerheal.filter.reward import TraitAndRules
@@ -266,14 +266,16 @@ class Stages:
     ) -> Healed:
         """The round's adapter and how it was trained; `good` is the last good student."""
         less = None
-        if self.config.heal.subtract:
+        if self.config.heal.subtract and not self.config.heal.subtracts_opposite:
             own = self.unsteered(number, student, found)
             control = self.healed_control(number, student, own, good=good)
             if control.log.outcome == "rejected":
                 return control
             less = control.adapter
         texts = found.kept(self.config.dose.want)
-        return self._healed(HEALED, number, student, teacher, texts, good=good, less=less)
+        return self._healed(
+            HEALED, number, student, teacher, texts, how=self.config.heal, good=good, less=less
+        )
 
     @property
     def _reward(self) -> TraitAndRules | None:
@@ -286,7 +288,10 @@ class Stages:
         self, number: int, student: State, found: Unsteered, *, good: State | None = None
     ) -> Healed:
         """The same on what the student wrote itself."""
-        return self._healed(HEALED_CONTROL, number, student, student, found.texts, good=good)
+        return self._healed(
+            HEALED_CONTROL, number, student, student, found.texts,
+            how=self.config.heal.of_control, good=good,
+        )  # fmt: skip
 
     def _healed(
         self,
@@ -296,6 +301,7 @@ class Stages:
         teacher: State,
         texts: Sequence[Completion],
         *,
+        how: HealSettings,
         good: State | None,
         less: Adapter | None = None,
     ) -> Healed:
@@ -303,8 +309,6 @@ class Stages:
         config = self.config
         # LoRA that started from the last round's A would stay in its input directions.
         seed = config.seed + 1_009 * number
-        # Without a common mode to take away, it is the same heal whatever the factor.
-        how = config.heal if less else config.heal.model_copy(update={"subtract": 0.0})
         made = stage.of(
             self.chat, student, teacher, texts, how, number=number, seed=seed,
             good=good if config.heal.reference == "last_good" else None, less=less,

@@ -75,7 +75,7 @@ class HealLog(Record):
     on_policy: int = 0
     """Times that the student wrote the text anew; what is held out is read of the first."""
     subtracted: float = 0.0
-    """c: how much of the unsteered control's adapter was taken away."""
+    """c: how much of the adapter of unsteered text, or of the opposite dose's, was taken away."""
     groups: tuple[GroupLog, ...] = ()
     """One per time that the student wrote answers to be rewarded."""
 

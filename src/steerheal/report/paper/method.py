@@ -187,8 +187,9 @@ def _others(have: Setting) -> Prose:
     if isinstance(mean := have("heal.average"), int) and mean > 1:
         found.append(f"{mean} adapters of different seeds are averaged")
     if have.above("heal.subtract"):
+        other = have("heal.subtract_text") or "unsteered"
         found.append(
-            f"{have.number('heal.subtract')} times the adapter of unsteered text is subtracted"
+            f"{have.number('heal.subtract')} times the adapter of {other} text is subtracted"
         )
     if have.above("heal.mask"):
         found.append(f"tokens below {have.number('heal.mask')} of the base's likeliest are masked")
