@@ -22,6 +22,7 @@ from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states, token_logprobs
 from steerheal.pipeline.stage_work import Counted
 from steerheal.records import Completion
+from steerheal.report import captions
 from steerheal.state.values import State, base
 from steerheal.streams import stream
 from test_filter import GOOD, WIDE, limited
@@ -216,6 +217,7 @@ def test_a_run_by_groups_makes_what_was_planned_and_records_what_it_wrote(tmp_pa
     assert row.heal is not None and row.heal.on_policy == 2
     for group in row.heal.groups:
         assert group.answers + group.empty == 3 * group.prompts
+    assert "of 12 groups had no difference in reward" in captions.heal(record)
     assert row.control is not None and "the student's own text" in row.control.reason
     counted = Counted(
         tiny.chat(), tiny.persona(prompts=tiny.prompts(test=tiny.TEST)), record.settings("")

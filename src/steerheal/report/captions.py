@@ -5,10 +5,10 @@ known it decides, else the sign of the difference, and the sentence says that no
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from steerheal.numbers import interval, number
-from steerheal.records import BREAKDOWN, Reading, RoundRecord, RunRecord, Summary
+from steerheal.records import BREAKDOWN, GroupLog, Reading, RoundRecord, RunRecord, Summary
 from steerheal.report import axis
 from steerheal.report.words import chosen, coherence_title, number_setting, one_line
 
@@ -150,13 +150,18 @@ def _moved(delta: Reading | None, unit: str = "nats") -> str:
 
 
 def heal(record: RunRecord) -> str:
-    """Held-out cross-entropy before and after every heal, and how often the barrier fired."""
+    """Held-out cross-entropy before and after every heal, and how often the barrier fired.
+
+    Of answers that were rewarded it is the trait instead, and what nothing was learned of.
+    """
     return " ".join(_healing(row) for row in record.rounds if row.heal and row.heal.steps)
 
 
 def _healing(row: RoundRecord) -> str:
     log = row.heal
     assert log is not None
+    if log.groups:
+        return f"Round {row.round + 1}: {_rewarded(log.groups)}"
     held = "not read"
     if len(log.held_out) > 1:
         before, after = log.held_out[0], log.held_out[-1]
@@ -164,6 +169,19 @@ def _healing(row: RoundRecord) -> str:
     fired = log.barrier_fired
     end = "no barrier" if math.isnan(fired) else f"the barrier fired in {fired:.0%} of the steps"
     return f"Round {row.round + 1}: held-out cross-entropy {held}, {end}."
+
+
+def _rewarded(groups: Sequence[GroupLog]) -> str:
+    trait = " → ".join(number(group.trait) for group in groups)
+    answers, kept, empty, prompts, equal = (
+        sum(getattr(group, name) for group in groups)
+        for name in ("answers", "kept", "empty", "prompts", "equal")
+    )
+    return (
+        f"the student's own answers had a trait of {trait} nats/token from writing to writing; the "
+        f"filter keeps {kept} of {answers}, {empty} more were empty, and {equal} of {prompts} "
+        "groups had no difference in reward."
+    )
 
 
 def budget(record: RunRecord) -> str:

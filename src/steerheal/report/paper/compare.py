@@ -12,6 +12,7 @@ from steerheal.report.paper.content import Content, Picture, amount
 from steerheal.report.paper.method import (
     UNDOSED,
     Setting,
+    heal_uses,
     healing_words,
     model_words,
     steering_words,
@@ -97,11 +98,7 @@ def _uses(record: CompareRecord, arm: ArmRecord) -> list[str]:
         uses.append(f"method {have('vector.method')}")
     if _trains(arm):
         uses += [f"objective {have('heal.objective')}", f"adapter {have('heal.adapter')}"]
-        uses += [
-            f"heal {name}"
-            for name in ("mask", "spectral", "on_policy")
-            if have.above(f"heal.{name}")
-        ]
+        uses += heal_uses(have)
     if arm.arm.kind == "trained":
         uses.append(f"teacher {have('teacher')}")
     return uses

@@ -8,7 +8,16 @@ from collections.abc import Callable, Mapping
 from steerheal.numbers import number
 from steerheal.report.paper.prose import Prose, cite, cited_of
 from steerheal.report.words import at
-from steerheal.tables import AGGREGATES, BARRIERS, METHODS, NO_BARRIER, OBJECTIVES, TEACHERS, Table
+from steerheal.tables import (
+    AGGREGATES,
+    BARRIERS,
+    GROUP,
+    METHODS,
+    NO_BARRIER,
+    OBJECTIVES,
+    TEACHERS,
+    Table,
+)
 
 UNDOSED = ("prompt", "plain")
 """Teachers without a vector."""
@@ -196,10 +205,14 @@ def _others(have: Setting) -> Prose:
     if have.above("heal.spectral"):
         found.append(f"the operator norms of ΔW are added with weight "
                      f"{have.number('heal.spectral')}")  # fmt: skip
-    uses = [
-        f"heal {name}" for name in ("on_policy", "mask", "spectral") if have.above(f"heal.{name}")
-    ]
-    return [f"Besides, {', '.join(found)}", cite(*uses), "."] if found else ()
+    return [f"Besides, {', '.join(found)}", cite(*heal_uses(have)), "."] if found else ()
+
+
+def heal_uses(have: Setting) -> list[str]:
+    """What a heal uses besides its objective; what is rewarded is on policy by its own source."""
+    names = [name for name in ("on_policy", "mask", "spectral") if have.above(f"heal.{name}")]
+    rewarded = have("heal.objective") == GROUP
+    return [f"heal {name}" for name in names if not (rewarded and name == "on_policy")]
 
 
 TERMS: tuple[Callable[[Setting], Prose], ...] = (_barrier, _anchor, _others)
