@@ -31,7 +31,7 @@ setup: .venv/dev
 
 # What is optional: its tests skip where it is absent, and its types are checked where it is there.
 .venv/extras: .venv/dev
-	$(PIP) -c constraints.txt -e '.[ui,tune,track,notebook,ray]'
+	$(PIP) -c constraints.txt -e '.[ui,tune,track,notebook,ray,gguf]'
 	$(COMPILE)
 	touch $@
 
