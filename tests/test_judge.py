@@ -1,6 +1,7 @@
 """A judge of another model: what it reads, when it counts, and what is refused."""
 
 import math
+import weakref
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,20 @@ import torch
 
 from steerheal.cli import main
 from steerheal.commands import target
+from steerheal.config import ModelSettings, RunConfig, merge
 from steerheal.console import Console
-from steerheal.measure.admission import Admission, Labelled, labelled, within
+from steerheal.measure.admission import Labelled, labelled, within
 from steerheal.measure.judge import ANSWERS, WORDINGS, Exchange, judge
 from steerheal.measure.readings import table
 from steerheal.measure.readings.judged import JudgeRow, with_judged
 from steerheal.models.chat import prompt_ids
+from steerheal.models.model import ChatModel
 from steerheal.pipeline import judging
-from steerheal.records import Completion, Evaluation, PersonaRow, Scores
-from steerheal.store import read_record
+from steerheal.pipeline.plan import Plan
+from steerheal.pipeline.run import run
+from steerheal.records import Admission, Completion, Evaluation, PersonaRow, Scores
+from steerheal.store import read_record, read_run, read_scores
+from test_loop import TINY
 
 import tiny
 
@@ -137,7 +143,7 @@ def test_evaluate_shows_what_a_judge_says_and_examines_it_once(
     assert len(found.others.own[name]) == len(found.others.persona) == 2
     assert len(list(few.rglob("*.json"))) == 1
     monkeypatch.setattr(judging, "admission", lambda *_: pytest.fail("examined again"))
-    judging.examined(other, tiny.chat(), Console())
+    judging.examined(other, "cpu", Console())
 
 
 @pytest.mark.slow
@@ -149,4 +155,77 @@ def test_a_judge_that_is_missing_or_the_model_itself_is_refused_before_long_work
     for name, said in (("nowhere.gguf", "no GGUF file"), (model, "would judge its own answers")):
         with pytest.raises(SystemExit) as stop:
             main(["evaluate", "--model", model, "--judge", name])
+        assert stop.value.code == 2 and said in " ".join(capsys.readouterr().err.split())
+
+
+# ── a run's answers ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few")
+def test_a_run_has_its_answers_judged_when_its_own_model_is_gone(
+    models: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = {"rounds": 1, "control": True, "judge": str(models[1]), "model": {"device": "cpu"}}
+    config = RunConfig.model_validate(merge(TINY, asked))
+    persona = tiny.persona(prompts=tiny.prompts(test=tiny.TEST))
+    plan = Plan(tmp_path / "runs" / "run", config, persona, "steerheal run", None)
+    own, load = list[weakref.ref[object]](), judging.load
+
+    def alone(settings: ModelSettings) -> ChatModel:
+        assert all(ref() is None for ref in own), "two models are in memory"
+        return load(settings)
+
+    def loads(_: ModelSettings) -> ChatModel:
+        chat = tiny.chat()
+        own.append(weakref.ref(chat.net))
+        return chat
+
+    monkeypatch.setattr(judging, "load", alone)
+    monkeypatch.setattr(Admission, "admitted", True)
+    run(plan, None, Console(), loads=loads)
+    record, said = read_run(plan.folder), " ".join(capsys.readouterr().out.split())
+    assert record.judge is not None and record.judge.auc == 0.5
+    (row,), (name,) = record.rounds, [n for n in record.base.values if n.endswith("_sense")]
+    assert row.steered and row.healed and row.control and row.control.read and row.sweep
+    judged = [record.base, row.steered, row.healed, row.control.read, record.test]
+    levels = [point.summary for point in row.sweep.points]
+    for state in (*judged, *levels, *row.comparisons):
+        assert 0 <= state.values[name].value <= 1 or state in row.comparisons
+        assert name in state.changes
+    assert record.sight and name in (*record.sight.sees, *record.sight.blind)
+    assert record.sight.head != name
+    # What it reads is what it makes of the answers that lie in the run's folder.
+    scores = read_scores(plan.folder, 0, "healed")
+    asks = [Exchange(one.completion.prompt, one.completion.text) for one in scores.persona]
+    rows = judge(load(ModelSettings(name=str(models[1]), device="cpu")), asks)
+    share = sum(one.mean >= 0.5 for one in rows) / len(rows)
+    assert row.healed.values[name].value == pytest.approx(share)
+    # Its texts stand in the sweep's own file alone, and the page says what the judge is worth.
+    assert not any(point.said for point in row.sweep.points)
+    page = (plan.folder / "report.html").read_text()
+    assert "Answers that make sense to the judge" in said and "AUC 0.50" in page
+    marks = [mark for mark in record.stages if mark.name == "judged"]
+    assert len(marks) == 1 and not marks[0].reused
+    run(plan, None, Console(), loads=loads)
+    again = read_run(plan.folder)
+    assert [one.model_dump_json() for one in (*again.rounds, again.judge, again.sight)] == [
+        one.model_dump_json() for one in (*record.rounds, record.judge, record.sight)
+    ]
+    assert all(mark.reused for mark in again.stages)
+
+
+def test_a_judge_is_refused_where_it_is_the_model_or_nothing_asks_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for line, said in (
+        (["run", "--model", "same", "--judge", "same"], "would judge its own answers"),
+        (["compare", "--judge", "other"], "has no use for other"),
+        (["tune", "--judge", "other"], "has no use for other"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(line)
         assert stop.value.code == 2 and said in " ".join(capsys.readouterr().err.split())

@@ -11,7 +11,12 @@ from steerheal import prompts
 from steerheal.bounds import FilePath, FolderNameOrNone, Label, Place
 from steerheal.commands.command import POSITIONAL, Command
 from steerheal.commands.helping import asked, page
-from steerheal.commands.refuse import refuse_unreadable, refuse_unsharable, writable_folder
+from steerheal.commands.refuse import (
+    refuse_judge,
+    refuse_unreadable,
+    refuse_unsharable,
+    writable_folder,
+)
 from steerheal.commands.workers import Count, refuse_without_ray, workers_of
 from steerheal.config import MOST_LISTED, RunConfig
 from steerheal.config.comparing import ArmSettings, CompareSettings, chosen_arms, of_arm, presets
@@ -88,6 +93,7 @@ class CompareCommand(Command):
     def check(self) -> None:
         """Refuses arms that are not there, a folder that cannot be written, missing texts."""
         self.settings.model.template_text()
+        refuse_judge(self.settings, "compare")
         for arm in self._arms():
             of_arm(self.settings, arm)
         writable_folder(self.runs, "--runs")

@@ -109,7 +109,10 @@ class EvaluateCommand(ReadCommand):
             else:
                 model = self._model()
                 what = target.of_model(model, self.target, self.gate, persona, ask, console=console)
-            judge = examined(self.judge, what.chat, console) if self.judge else None
+            judge = None
+            if self.judge:
+                read = what.chat.fingerprint
+                judge = examined(self.judge, str(what.chat.device), console, read=read)
             found = target.read(what, self.guard, console, judge)
         _show(found, console)
         if self.json_out is not None:

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from steerheal.config import MeasureSettings
+from steerheal.config import MeasureSettings, RunConfig
 from steerheal.errors import UserError
 from steerheal.measure import moralmaps, protocol, vignettes
 from steerheal.records import Record
@@ -46,6 +46,19 @@ def folded_run(folder: Path) -> None:
     """
     if all(row.outcome != "folded" for row in read_run(folder).rounds):
         raise UserError(f"{folder} has no folded round to read.")
+
+
+def refuse_judge(config: RunConfig, word: str) -> None:
+    """Refuses a judge where none is asked.
+
+    Raises:
+        UserError: one is given.
+    """
+    if config.judge:
+        raise UserError(
+            f"--judge: `steerheal {word}` has no use for {config.judge}. A judge reads the answers "
+            "of `steerheal run` and `steerheal evaluate`: leave it out here."
+        )
 
 
 def writable_file(file: Path, option: str) -> None:

@@ -45,7 +45,7 @@ class RunConfig(Settings):
     """The loop stops when this many rounds in a row have not raised the trait above the best round
     before them; 0 goes on."""
     read_steered: bool = True
-    """Read the steered student in every round. Without it a round is faster, and retain, recovered
+    """Read the steered student each round. Without it a round is faster, and retain, recovered
     and what check 3 makes of them are unknown."""
     control: bool = True
     """Train the same heal on unsteered answers to the same prompts after every round that folds,
@@ -54,6 +54,11 @@ class RunConfig(Settings):
     read_prompted: bool = True
     """Read the base under the persona's system prompt once, so that the trait is also said as a
     share of what that prompt does."""
+    judge: Place = ""
+    """Another model that judges the answers at the end. It says whether the free answers of every
+    state and dose make sense: a chat model as a hub id, a local folder or a GGUF file. It counts as
+    a reading of coherence if it tells labelled replies well enough, which is measured first; it is
+    loaded when the run's own model is done, and nothing is decided by it."""
     model: ModelSettings = ModelSettings()
     vector: VectorSettings = VectorSettings()
     sampling: SamplingSettings = SamplingSettings()

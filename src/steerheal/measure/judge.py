@@ -10,11 +10,12 @@ the pointwise mutual information of reply and prompt (Li et al. 2016, arXiv 1510
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
 
 import torch
 
-from steerheal.measure.readings.judged import JudgeRow
+from steerheal.measure.readings.judged import Judgements, JudgeRow
 from steerheal.models.asking import asked, offered
 from steerheal.models.chat import text_ids
 from steerheal.models.model import ChatModel
@@ -36,6 +37,27 @@ class Exchange(NamedTuple):
 
     prompt: str
     reply: str
+
+
+class Judges(Protocol):
+    """A judge that is not in memory."""
+
+    @property
+    def key(self) -> str:
+        """Which model it is."""
+        ...
+
+    def opened(self) -> AbstractContextManager[ChatModel]:
+        """It is in memory meanwhile."""
+        ...
+
+
+def judged(
+    by: Judges, exchanges: Sequence[Exchange], progress: Callable[[int], None] = lambda _: None
+) -> Judgements:
+    """What a judge makes of exchanges, loaded for them alone; as `judge` otherwise."""
+    with by.opened() as chat:
+        return Judgements(rows=tuple(judge(chat, exchanges, progress)))
 
 
 @torch.no_grad()

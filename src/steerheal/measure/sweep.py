@@ -18,7 +18,7 @@ from steerheal.measure.readings.table import Rules
 from steerheal.measure.vignettes import Vignette
 from steerheal.models.model import ChatModel
 from steerheal.personas import Axis, Persona
-from steerheal.records import CanaryRow, DosePoint, Scores, Sweep
+from steerheal.records import CanaryRow, Completion, DosePoint, Scores, Sweep
 from steerheal.state.values import State, entered
 
 
@@ -171,16 +171,27 @@ def sweep(
     axis = ask.persona.axis
     zero, *steered = read(chat, state, (0.0, *ordered), ask, progress, known=known)
     points = [
-        point(scores, zero, axis, dose=dose) for dose, scores in zip(ordered, steered, strict=True)
+        _kept(point(scores, zero, axis, dose=dose), scores)
+        for dose, scores in zip(ordered, steered, strict=True)
     ]
     if control is not None:
         dose, matched = control
         (random,) = read(chat, matched, (1.0,), ask, progress)
-        points.append(point(random, zero, axis, dose=dose, control=True))
+        points.append(_kept(point(random, zero, axis, dose=dose, control=True), random))
     return Sweep(
         points=tuple(points),
         base_perplexity=summary.fluency(zero, axis),
+        said=_texts(zero),
     )
+
+
+def _kept(found: DosePoint, scores: Scores) -> DosePoint:
+    """A dose with its free answers."""
+    return found.model_copy(update={"said": _texts(scores)})
+
+
+def _texts(scores: Scores) -> tuple[Completion, ...]:
+    return tuple(row.completion for row in scores.persona)
 
 
 def _first_of_each(chosen: Sequence[Vignette], most: int) -> list[Vignette]:

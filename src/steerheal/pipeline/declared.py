@@ -16,6 +16,8 @@ from steerheal.heal.train import Healed
 from steerheal.measure import instruments
 from steerheal.measure.auto import Tried, tried
 from steerheal.measure.evaluate import answer_test, evaluate, prompted
+from steerheal.measure.judge import judged
+from steerheal.measure.readings.judged import Judgements
 from steerheal.measure.show import show
 from steerheal.personas import Persona
 from steerheal.pipeline.harvest import harvested
@@ -175,7 +177,8 @@ INTERNALISE = Stage(
     "internalise", internalised, record("internalised.json", Internalisation),
     by=("steer.internalise", *STATES),
 )  # fmt: skip
+JUDGED = Stage("judged", judged, record("judged.json", Judgements), by=("measure.judge",))
 STAGES: tuple[Stage[..., Any], ...] = (
     QUALIFY, EVALUATE, PROMPTED, TESTED, SHOW, VECTOR, CURVE, SWEEP, CALIBRATE, HARVEST, HEALED,
-    INTERNALISE, UNSTEERED,
+    INTERNALISE, UNSTEERED, JUDGED,
 )  # fmt: skip

@@ -82,6 +82,8 @@ def told(
     ]  # fmt: skip
     table(rows, f"plan of {persona.name} on {chat.name}", console)
     said = [found.note, f"Assumed: {ASSUMED}.", pace.words()]
+    if config.judge:
+        said.append(f"What the judge {config.judge} takes is not counted.")
     if done:
         said.append(f"Left out: {len(done)} stages that are made already.")
     for sentence in filter(None, said):

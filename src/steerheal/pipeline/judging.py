@@ -6,8 +6,8 @@ replies say of it is kept by its fingerprint.
 
 import gc
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,12 @@ from steerheal.code import made_by
 from steerheal.config import ModelSettings
 from steerheal.console import Console
 from steerheal.errors import UserError
-from steerheal.measure.admission import Admission, admission, labelled
-from steerheal.measure.judge import WORDINGS, Exchange, judge
+from steerheal.measure.admission import admission, labelled
+from steerheal.measure.judge import WORDINGS, Exchange, judged
 from steerheal.measure.readings.judged import with_judged
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
-from steerheal.records import Scores
+from steerheal.records import Admission, Scores
 from steerheal.store import read_record, write_record
 
 
@@ -33,53 +33,76 @@ class Judging:
     settings: ModelSettings
     found: Admission
 
+    @property
+    def key(self) -> str:
+        """Which model it is."""
+        return self.found.fingerprint
+
+    @contextmanager
+    def opened(self) -> Iterator[ChatModel]:
+        """It is in memory meanwhile.
+
+        Raises:
+            UserError: it cannot be loaded, or is another one by now.
+        """
+        chat = load(self.settings)
+        if chat.fingerprint != self.key:
+            raise UserError(f"{chat.name} has changed since it was examined. Run this again.")
+        yield chat
+
     def of(self, states: Sequence[Scores], console: Console) -> list[Scores]:
         """The states' scores with what the judge makes of their free answers.
 
         Raises:
             UserError: the judge cannot be loaded, or is another one by now.
         """
-        chat = load(self.settings)
-        if chat.fingerprint != self.found.fingerprint:
-            raise UserError(f"{chat.name} has changed since it was examined. Run this again.")
         said = [
             Exchange(row.completion.prompt, row.completion.text)
             for scores in states
             for row in scores.persona
         ]
         with console.stage("judging the answers", len(WORDINGS) * len(said)) as progress:
-            rows = iter(judge(chat, said, progress))
-        del chat
-        _release()
+            rows = iter(judged(self, said, progress).rows)
+        release()
         return [
             with_judged(scores, [next(rows) for _ in scores.persona], admitted=self.found.admitted)
             for scores in states
         ]
 
 
-def examined(name: str, judged: ChatModel, console: Console) -> Judging:
+def examined(name: str, device: str, console: Console, *, read: str = "") -> Judging:
     """The judge of this name, with how well it tells labelled replies.
 
     Args:
         name: A hub id, a folder or a GGUF file.
-        judged: The model that is to be judged.
+        device: Where it runs.
         console: Told what was found.
+        read: Fingerprint of the model that is to be judged, where that is known.
 
     Raises:
         UserError: the judge cannot be loaded, or is the model itself.
     """
-    settings = ModelSettings(name=name, device=str(judged.device))
+    settings = ModelSettings(name=name, device=device)
     chat = load(settings)
-    if chat.fingerprint == judged.fingerprint:
+    refuse_itself(name, chat.fingerprint, read)
+    found = _admission(chat, console)
+    del chat
+    release()
+    console.note(found.words())
+    return Judging(settings, found)
+
+
+def refuse_itself(name: str, judge: str, read: str) -> None:
+    """Refuses a judge whose fingerprint is that of the model which is read.
+
+    Raises:
+        UserError: it is.
+    """
+    if judge == read:
         raise UserError(
             f"--judge: {name} is the model that is read itself, and would judge its own answers. "
             "Give another chat model."
         )
-    found = _admission(chat, console)
-    del chat
-    _release()
-    console.note(found.words())
-    return Judging(settings, found)
 
 
 def _admission(chat: ChatModel, console: Console) -> Admission:
@@ -100,7 +123,8 @@ def _admission(chat: ChatModel, console: Console) -> Admission:
     return found
 
 
-def _release() -> None:
+def release() -> None:
+    """Gives back the memory of models that nobody holds any more."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -138,7 +138,7 @@ def one_round(
         frame.listener.note(f"round {number + 1} · {NO_DOSE}")
     if sweep is not None:
         place = place._replace(sight=seen_by(sweep, frame))
-        sweep = sight.led_sweep(sweep, place.head)
+        sweep = sight.led_sweep(sweep.without_texts(), place.head)
     this = Round(stages, frame, place, sweep)
     record = this.begun(number, vector, curve)
     if sweep is not None and frame.ends("check1"):

@@ -18,6 +18,9 @@ from steerheal.pipeline import loop
 from steerheal.pipeline.closing import closing, onward
 from steerheal.pipeline.ends import Until
 from steerheal.pipeline.forecast import told
+from steerheal.pipeline.judgement import judged
+from steerheal.pipeline.judging import Judging, examined, refuse_itself, release
+from steerheal.pipeline.kept import kept
 from steerheal.pipeline.need import memory_line
 from steerheal.pipeline.plan import Plan, dated, fewer
 from steerheal.pipeline.round import Listener
@@ -58,7 +61,10 @@ def run(
         UserError: a setting that the model refuses, or a record that this code cannot equal.
     """
     folder, config = plan.folder, plan.config
+    judge = None if until else _examined(config, console)
     chat, config = opened(config, loads)
+    if judge is not None:
+        refuse_itself(config.judge, judge.key, chat.fingerprint)
     surroundings = environment(chat, config)
     changed = plan.held_against(surroundings)
     if ranks.leads() and (left := sweep_unfinished(folder.parent) + sweep(folder)):
@@ -75,6 +81,12 @@ def run(
     stages = Stages(config, plan.persona, chat, store, console)
     try:
         record = loop.run(stages, record, listener or console, until=until)
+        if judge is not None and store.held is None:
+            del chat, stages
+            kept.forget()
+            release()
+            record = judged(record, store, judge, plan.persona.axis, console)
+            store.write_run(record.model_copy(update={"stages": tuple(store.marks)}))
     except BaseException as error:
         _leave_readable(store, error, console)
         raise
@@ -82,6 +94,15 @@ def run(
         raise UserError(fewer(folder, record, store.held))
     if ranks.leads():
         closing(record, folder, write_report(folder), console)
+
+
+def _examined(config: RunConfig, console: Console) -> Judging | None:
+    """The judge that the settings name, while the run's own model is not in memory yet."""
+    if not config.judge:
+        return None
+    refuse_itself(config.judge, config.judge, config.model.name)
+    kept.forget()
+    return examined(config.judge, config.model.device, console)
 
 
 def started(

@@ -21,6 +21,9 @@ from steerheal.records.fisher import (
     RankRecord,
     RankRow,
 )
+from steerheal.records.judge import (
+    Admission,
+)
 from steerheal.records.readings import (
     UNREAD,
     Comparison,
@@ -74,6 +77,7 @@ __all__ = [
     "READS",
     "UNREAD",
     "VERSION",
+    "Admission",
     "Calibrated",
     "Calibration",
     "CanaryRow",

@@ -15,6 +15,7 @@ from steerheal.personas import Persona
 from steerheal.records.base import VERSION, Reading, Record
 from steerheal.records.old import nested
 from steerheal.records.rows import Scores, VignetteRow
+from steerheal.records.text import Completion
 
 Part = Literal["", "trait", "beside", "coherence", "fluency", "distance", "cost"]
 """What a reading is to a run: the trait that it steers, the trait as free answers have it where a
@@ -213,6 +214,8 @@ class DosePoint(Record):
     """Vignettes behind the foundations."""
     even: Reading = UNCOMPARED
     """Share of the log-ratio's variance that the opposite dose has alike."""
+    said: tuple[Completion, ...] = ()
+    """The free answers behind it, where they are kept: in the sweep's own file, not in a run's."""
 
     @model_validator(mode="before")
     @classmethod
@@ -237,6 +240,13 @@ class Sweep(Record):
     points: tuple[DosePoint, ...]
     base_perplexity: float
     """Of the base's own free answers."""
+    said: tuple[Completion, ...] = ()
+    """These, where they are kept."""
+
+    def without_texts(self) -> Self:
+        """The same readings alone."""
+        bare = (point.model_copy(update={"said": ()}) for point in self.points)
+        return self.model_copy(update={"points": tuple(bare), "said": ()})
 
 
 class OnTest(Readings):

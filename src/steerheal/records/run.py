@@ -10,6 +10,7 @@ from steerheal.errors import UserError
 from steerheal.personas import Persona
 from steerheal.records.base import VERSION, Reading, Record
 from steerheal.records.curve import Curve
+from steerheal.records.judge import Admission
 from steerheal.records.readings import (
     UNREAD,
     Comparison,
@@ -199,6 +200,8 @@ class RunRecord(Record):
     trait; None where it was not read."""
     sight: Sight | None = None
     """Which readings of coherence see; None where no doses were read."""
+    judge: Admission | None = None
+    """Who judged the free answers once the loop had ended; None where nobody did."""
     rounds: tuple[RoundRecord, ...] = ()
     best: int | None = None
     """The round to use; None when no round was folded."""

@@ -12,17 +12,23 @@ def guard_table(record: RunRecord) -> Table | None:
     columns = _states(record)
     if not columns:
         return None
-    blind = record.sight.blind if record.sight else ()
     heads = [Cell("reading"), Cell("unit"), *(Cell(name) for name, _ in columns)]
     rows = [
         [
-            Cell(entry.title, under="blind here" if entry.name in blind else ""),
+            Cell(entry.title, under=_worth(record, entry)),
             Cell(entry.unit),
             *(reading(state.values.get(entry.name)) for _, state in columns),
         ]
         for entry in _held([state for _, state in columns], "values")
     ]
     return Table("Readings of every state", heads, rows)
+
+
+def _worth(record: RunRecord, entry: Entry) -> str:
+    """Why a reading says little here, or how well the judge tells that made it."""
+    blind = record.sight is not None and entry.name in record.sight.blind
+    auc = f"AUC {record.judge.auc:.2f}" if record.judge and entry.judged else ""
+    return ", ".join(filter(None, (auc, "blind here" if blind else "")))
 
 
 def difference_tables(record: RunRecord) -> list[tuple[int, Table]]:

@@ -9,6 +9,7 @@ from steerheal.measure.readings.table import Entry, listed
 from steerheal.numbers import interval, number
 from steerheal.records import UNREAD, Record, RoundRecord, RunRecord, Summary
 from steerheal.report import axis, control
+from steerheal.report.judge import judged
 from steerheal.report.plain import plainly
 from steerheal.report.words import (
     change,
@@ -50,7 +51,9 @@ def headline_parts(record: RunRecord) -> tuple[str, str]:
         _result(record, row),
         of_prompt(record, row),
     )
-    return first, _joined(stand_ins(record, row), guarded(record, row), *halted)
+    return first, _joined(
+        stand_ins(record, row), guarded(record, row), judged(record, row), *halted
+    )
 
 
 def _joined(*sentences: str) -> str:

@@ -152,6 +152,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         ("rounds", f"{len(record.rounds)} of at most {setting(record, 'rounds') or '?'}"),
         *([("best round", record.best_reason)] if record.best_reason else []),
         ("test prompts", _tested(record)),
+        *([("judge", record.judge.words())] if record.judge else []),
         ("seed", str(setting(record, "seed"))),
     ]
 

@@ -1,4 +1,4 @@
-"""Whether free answers make sense, by a judge of another model: rows that `evaluate` adds.
+"""Whether free answers make sense, by a judge of another model: rows that `--judge` adds.
 
 What a judge that is not admitted says is a guard, which no headline, floor or check looks at.
 """
@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from steerheal.measure.readings.table import Entry, share_of
-from steerheal.records import PersonaRow, Record, Scores, UnitRow
+from steerheal.records import Completion, Record, Scores, UnitRow
 
 SENSE, UNSURE, FIT = "answers_sense", "answers_sense_unsure", "answers_fit"
 
@@ -29,19 +29,32 @@ class JudgeRow(Record):
         return math.fsum(self.yes) / len(self.yes)
 
 
+class Judgements(Record):
+    """Several of them, in the order in which they were asked for."""
+
+    rows: tuple[JudgeRow, ...]
+
+
 def with_judged(scores: Scores, rows: Sequence[JudgeRow], *, admitted: bool) -> Scores:
     """The scores with what a judge made of their free answers, in the order of these."""
-    said = list(zip(scores.persona, rows, strict=True))
-    own = {
-        SENSE if admitted else UNSURE: tuple(_row(one, row, row.mean) for one, row in said),
-        FIT: tuple(_row(one, row, row.fit) for one, row in said),
+    said = [row.completion for row in scores.persona]
+    return scores.model_copy(update={"own": scores.own | unit_rows(said, rows, admitted=admitted)})
+
+
+def unit_rows(
+    said: Sequence[Completion], rows: Sequence[JudgeRow], *, admitted: bool
+) -> dict[str, tuple[UnitRow, ...]]:
+    """What a judge made of answers, as the rows of its readings."""
+    both = list(zip(said, rows, strict=True))
+    return {
+        SENSE if admitted else UNSURE: tuple(_row(one, row, row.mean) for one, row in both),
+        FIT: tuple(_row(one, row, row.fit) for one, row in both),
     }
-    return scores.model_copy(update={"own": scores.own | own})
 
 
-def _row(answer: PersonaRow, row: JudgeRow, value: float) -> UnitRow:
+def _row(answer: Completion, row: JudgeRow, value: float) -> UnitRow:
     parts = {f"wording {i + 1}": yes for i, yes in enumerate(row.yes)}
-    return UnitRow(id=answer.completion.prompt, value=value, parts=parts)
+    return UnitRow(id=answer.prompt, value=value, parts=parts)
 
 
 def _sense(row: UnitRow) -> float:
@@ -54,6 +67,7 @@ ENTRIES = (
         title="answers that make sense to the judge",
         kind="coherence",
         unit="share",
+        judged=True,
         damage=-1,
         brief=True,
         meaning="free answers of which an admitted judge says that they make sense",
@@ -65,6 +79,7 @@ ENTRIES = (
         title="answers that make sense to a judge that is not admitted",
         kind="guard",
         unit="share",
+        judged=True,
         damage=-1,
         meaning="shown and not used: this judge does not tell labelled replies well enough",
         of=_sense,
@@ -75,6 +90,7 @@ ENTRIES = (
         title="what the prompt adds to its answer, by the judge",
         kind="guard",
         unit="nats/token",
+        judged=True,
         damage=-1,
         meaning="how much likelier the judge finds an answer with its prompt than without",
         of=lambda row: row.value,

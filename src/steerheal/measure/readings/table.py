@@ -151,6 +151,8 @@ class Entry:
     """Makes rows of its own; every state gets them in its evaluation."""
     swept: bool = False
     """Whether the doses of a sweep and of a scan get them too."""
+    judged: bool = False
+    """Whether a judge of another model makes its rows, and an evaluation alone does not."""
     size: int | Callable[[MeasureSettings], int] = 0
     """How many of them the progress of an evaluation counts."""
 
