@@ -100,7 +100,7 @@ def test_the_report_reads_records_and_never_a_model() -> None:
     [
         ("register_forward_hook", {"models.hooks"}),
         ("print", set()),
-        ("mkdtemp", {"store", "heal.export"}),
+        ("mkdtemp", {"store", "heal.agreement"}),
     ],
 )
 def test_one_door_each(call: str, homes: set[str]) -> None:

@@ -6,6 +6,7 @@ import string
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -230,8 +231,11 @@ def test_which_arm_wins_changes_names_and_numbers_alone() -> None:
 def test_every_difference_is_drawn_where_it_lies_and_ours_at_nothing() -> None:
     drawing = contrasts(comparison(0.3))
     panel = drawing.axes[0]
-    marks = {float(line.get_ydata()[0]): float(line.get_xdata()[0]) for line in panel.lines
-             if line.get_marker() not in ("None", "")}  # fmt: skip
+    marks = {}
+    for line in panel.lines:
+        if line.get_marker() not in ("None", ""):
+            x, y = (np.ravel(values)[0] for values in line.get_data())
+            marks[float(y)] = float(x)
     names = [label.get_text() for label in panel.get_yticklabels()]
     assert dict(zip(names, marks.values(), strict=True)) == {"prompt": 0.3, "anchor": 0.0}
     assert panel.get_xlim() == pytest.approx((-0.9, 0.9))

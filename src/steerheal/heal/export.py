@@ -5,62 +5,46 @@ in a process that imports nothing of ours, GGUF files tensor by tensor. What doe
 what was to be written is taken away.
 """
 
-import json
-import subprocess
-import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from peft import PeftModel
-from safetensors.torch import load_file
-from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from steerheal.disk import whole_folder
 from steerheal.errors import UserError
-from steerheal.heal import elsewhere
 from steerheal.heal.adapter import untouched
-from steerheal.models.chat import prompt_ids
+from steerheal.heal.agreement import (
+    Exported,
+    Logits,
+    compared,
+    gated_logits,
+    logits_elsewhere,
+    logits_of,
+    refuse_apart,
+    verified,
+)
 from steerheal.models.engines.biases import SWITCH
 from steerheal.models.engines.vllm import RANKS, room_for
 from steerheal.models.load import quiet
 from steerheal.models.model import ChatModel
-from steerheal.models.quantise import options_of
 from steerheal.state.adapter import Adapter
 from steerheal.state.bias import biased
 from steerheal.state.compress import recompressed
-from steerheal.state.fold import Gated, concatenated, folded, merged
+from steerheal.state.fold import Gated, concatenated, merged
 from steerheal.state.gguf_lora import read_gguf_lora, write_gguf_lora
 from steerheal.state.gguf_model import rewrite_gguf
 from steerheal.state.vector import SteeringVector
 
 ADAPTER_FILE, VECTOR_FILE, MODEL_FILE = "adapter.gguf", "vector.gguf", "model.gguf"
-AGREE, STEPS = 1e-4, 8
-"""How far logits may be from what was to be written, as a share of the largest: this, or so many
-rounding steps of the model's precision where that is more."""
 SAME = 1e-5
 """The same for the weights in a GGUF file, which are float32."""
 
 Card = Callable[[str], str]
 """The model card of what is written, from its name in words; empty for none."""
-Logits = list[Float[Tensor, "_ V"]]
-
-
-class Exported(NamedTuple):
-    """What was written, and how far its logits are from the gated model's."""
-
-    what: str
-    difference: float
-    """Largest absolute logit difference over all positions of the probes."""
-    scale: float
-    """Largest absolute logit of the gated model."""
-    rank: int = 0
-    """Of an adapter."""
 
 
 def no_card(_: str) -> str:
@@ -97,11 +81,11 @@ def export_peft(
         adapter.trained_by(chat).save(work)
         _write_card(work, card(what))
         found = (
-            _logits_elsewhere(chat, probes, adapter=work)
+            logits_elsewhere(chat, probes, adapter=work)
             if fresh
             else _with_peft(chat, adapter, work, probes)
         )
-        return _verified(chat, history, adapter, found, probes=probes, what=what)
+        return verified(chat, history, adapter, found, probes=probes, what=what)
 
 
 def export_merged(
@@ -124,15 +108,15 @@ def export_merged(
     with whole_folder(out) as work, quiet():
         with merged(chat, history):
             chat.net.save_pretrained(work)
-            expected = _logits(chat.net, chat, probes)
+            expected = logits_of(chat.net, chat, probes)
         chat.tokenizer.save_pretrained(work)
         _write_card(work, card(what))
         if fresh:
-            found = _logits_elsewhere(chat, probes, model=work)
+            found = logits_elsewhere(chat, probes, model=work)
         else:
-            found = _logits(_loaded(chat, work), chat, probes)
-        _refuse_apart(chat, expected, found, what)
-        return _compared(what, _gated_logits(chat, history, probes), found)
+            found = logits_of(_loaded(chat, work), chat, probes)
+        refuse_apart(chat, expected, found, what)
+        return compared(what, gated_logits(chat, history, probes), found)
 
 
 def export_bias(
@@ -162,7 +146,7 @@ def export_bias(
         )
     with whole_folder(out) as work, quiet(), merged(chat, history):
         with vector.applied(chat, dose):
-            expected = _logits(chat.net, chat, probes)
+            expected = logits_of(chat.net, chat, probes)
         with biased(chat, vector, dose):
             state = chat.net.state_dict()
         missing = {
@@ -178,9 +162,9 @@ def export_bias(
             setattr(config, SWITCH, own)
         chat.tokenizer.save_pretrained(work)
         _write_card(work, card(what))
-        found = _logits(_loaded(chat, work), chat, probes)
-        _refuse_apart(chat, expected, found, what)
-        return _compared(what, expected, found)
+        found = logits_of(_loaded(chat, work), chat, probes)
+        refuse_apart(chat, expected, found, what)
+        return compared(what, expected, found)
 
 
 def _loaded(chat: ChatModel, folder: Path) -> PreTrainedModel:
@@ -213,8 +197,8 @@ def export_gguf_lora(
             gap = (again.delta(name) - wanted).abs().max()
             if not gap <= SAME * wanted.abs().max():
                 raise UserError(f"The {what} read back differs on {name} by {gap:.2e}.")
-        found = _gated_logits(chat, [Gated(again)], probes)
-        return _verified(chat, history, adapter, found, probes=probes, what=what)
+        found = gated_logits(chat, [Gated(again)], probes)
+        return verified(chat, history, adapter, found, probes=probes, what=what)
 
 
 def export_gguf(
@@ -246,15 +230,15 @@ def export_gguf(
     with whole_folder(out) as work, quiet():
         with merged(chat, history):
             weights = {
-                name: chat.net.get_submodule(name).weight.detach().cpu()
+                name: chat.net.get_parameter(f"{name}.weight").detach().cpu()
                 for name in concatenated(history).pairs
             }
             rewrite_gguf(source, work / MODEL_FILE, weights, chat.text_config)
         _write_card(work, card(what))
-        found = _logits_elsewhere(chat, probes, model=work, gguf_file=MODEL_FILE)
-        expected = _gated_logits(chat, history, probes)
-        _refuse_apart(chat, expected, found, what, written=torch.float16)
-        return _compared(what, expected, found)
+        found = logits_elsewhere(chat, probes, model=work, gguf_file=MODEL_FILE)
+        expected = gated_logits(chat, history, probes)
+        refuse_apart(chat, expected, found, what, written=torch.float16)
+        return compared(what, expected, found)
 
 
 def export_vector(chat: ChatModel, vector: SteeringVector, out: Path, *, card: Card) -> str:
@@ -310,101 +294,4 @@ def _with_peft(chat: ChatModel, adapter: Adapter, folder: Path, probes: Sequence
     with untouched(chat, list(adapter.pairs)), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT's own use of older names
         PeftModel.from_pretrained(chat.net, str(folder)).eval()
-        return _logits(chat.net, chat, probes)
-
-
-def _logits_elsewhere(
-    chat: ChatModel,
-    probes: Sequence[str],
-    *,
-    model: Path | None = None,
-    adapter: Path | None = None,
-    **more: object,
-) -> Logits:
-    """Logits as a process without this program reads them, from files alone; `more` is for these.
-
-    Raises:
-        UserError: it cannot load them.
-    """
-    config: Any = chat.net.config
-    options: dict[str, object] = {"local_files_only": True, **options_of(chat), **more}
-    if model is None and (commit := getattr(config, "_commit_hash", None)):
-        options["revision"] = commit
-    if type(chat.net).__module__.startswith("transformers_modules."):
-        options["trust_remote_code"] = True
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "logits.safetensors"
-        asked = {
-            "model": str((model or Path(config.name_or_path)).absolute())
-            if model or Path(config.name_or_path).exists()
-            else config.name_or_path,
-            "options": options,
-            "dtype": str(chat.net.dtype).removeprefix("torch."),
-            "device": str(chat.device),
-            "adapter": str(adapter.absolute()) if adapter else "",
-            "rows": [prompt_ids(chat, probe) for probe in probes],
-            "out": str(out),
-        }
-        line = [sys.executable, "-I", elsewhere.__file__]
-        done = subprocess.run(
-            line, input=json.dumps(asked), text=True, capture_output=True, check=False
-        )
-        if done.returncode:
-            said = done.stderr.strip().splitlines() or ["it said nothing"]
-            raise UserError(f"What was exported does not load in a process of its own: {said[-1]}")
-        rows = load_file(out)
-    return [rows[str(i)] for i in range(len(probes))]
-
-
-def _gated_logits(chat: ChatModel, history: Sequence[Gated], probes: Sequence[str]) -> Logits:
-    with folded(chat, history):
-        return _logits(chat.net, chat, probes)
-
-
-@torch.no_grad()
-def _logits(net: PreTrainedModel, chat: ChatModel, probes: Sequence[str]) -> Logits:
-    rows = [torch.tensor([prompt_ids(chat, probe)], device=chat.device) for probe in probes]
-    return [net(input_ids=ids).logits[0].float().cpu() for ids in rows]
-
-
-def _verified(
-    chat: ChatModel,
-    history: Sequence[Gated],
-    written: Adapter,
-    found: Logits,
-    *,
-    probes: Sequence[str],
-    what: str,
-) -> Exported:
-    """What was loaded, held against what was to be written, and compared with the history."""
-    _refuse_apart(chat, _gated_logits(chat, [Gated(written)], probes), found, what)
-    made = _compared(what, _gated_logits(chat, history, probes), found)
-    return made._replace(rank=written.rank)
-
-
-def _refuse_apart(
-    chat: ChatModel,
-    expected: Logits,
-    found: Logits,
-    what: str,
-    *,
-    written: torch.dtype | None = None,
-) -> None:
-    """Refuses an export that does not load as it was written, in the model's dtype or another.
-
-    Raises:
-        UserError: logits farther apart than rounding.
-    """
-    made = _compared(what, expected, found)
-    coarsest = max(torch.finfo(dtype).eps for dtype in (chat.net.dtype, written or chat.net.dtype))
-    most = max(AGREE, STEPS * coarsest) * max(1.0, made.scale)
-    if not made.difference <= most:
-        raise UserError(
-            f"The {what} does not load as it was written: its logits differ by up to "
-            f"{made.difference:.2e}, and {most:.1e} is allowed. It was taken away again."
-        )
-
-
-def _compared(what: str, expected: Logits, found: Logits) -> Exported:
-    gap = max((a - b).abs().max().item() for a, b in zip(expected, found, strict=True))
-    return Exported(what, gap, max(a.abs().max().item() for a in expected))
+        return logits_of(chat.net, chat, probes)
