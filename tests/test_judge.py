@@ -170,7 +170,7 @@ def test_a_run_has_its_answers_judged_when_its_own_model_is_gone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     asked = {"rounds": 1, "control": True, "judge": str(models[1]), "model": {"device": "cpu"}}
-    config = RunConfig.model_validate(merge(TINY, asked))
+    config = RunConfig.model_validate(merge(TINY, asked | {"check": {"doses": (2.0,)}}))
     persona = tiny.persona(prompts=tiny.prompts(test=tiny.TEST))
     plan = Plan(tmp_path / "runs" / "run", config, persona, "steerheal run", None)
     own, load = list[weakref.ref[object]](), judging.load
@@ -210,6 +210,7 @@ def test_a_run_has_its_answers_judged_when_its_own_model_is_gone(
     assert "Answers that make sense to the judge" in said and "AUC 0.50" in page
     marks = [mark for mark in record.stages if mark.name == "judged"]
     assert len(marks) == 1 and not marks[0].reused
+    monkeypatch.setattr("steerheal.pipeline.run.write_report", lambda folder: folder)
     run(plan, None, Console(), loads=loads)
     again = read_run(plan.folder)
     assert [one.model_dump_json() for one in (*again.rounds, again.judge, again.sight)] == [

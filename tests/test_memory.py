@@ -10,7 +10,6 @@ from torch import Tensor
 from steerheal.filter.scores import scored_by
 from steerheal.heal.mask import fitted
 from steerheal.measure import coherence, forced_choice, likelihood
-from steerheal.measure.damage import plain_perplexity
 from steerheal.measure.even import even_shares
 from steerheal.measure.fisher import fisher
 from steerheal.measure.judge import Exchange, judge
@@ -21,7 +20,6 @@ from steerheal.models.model import ChatModel
 from steerheal.models.score import in_chunks
 from steerheal.state.fold import assert_alive
 from steerheal.state.values import base
-from steerheal.steer.calibrate import probe
 from steerheal.steer.methods import pulled_back, trait_per_kl
 from test_fisher import PERSONA, grounded, pushed, source
 from test_forced_choice import ASKED, short
@@ -58,7 +56,6 @@ DOORS: dict[str, Callable[[ChatModel], Any]] = {
     "poles": lambda chat: expected_logodds(chat, written(chat), [(UP, DOWN)]).tolist(),
     "filter": scores,
     "spill": lambda chat: apart(chat, STEERED, written(chat).completions),
-    "dose": lambda chat: [one.kl for one in probe(chat, STEERED, written(chat).completions, [1.0])],
     "even": lambda chat: [
         one.value for one in even_shares(chat, base(), STEERED, [1.0], written(chat).completions)
     ],
@@ -75,7 +72,6 @@ DOORS: dict[str, Callable[[ChatModel], Any]] = {
     "forced choice": lambda chat: vignette_rows(
         forced_choice.read(chat, ASKED, short(), think=1).rows
     ),
-    "plain prose": lambda chat: [plain_perplexity(chat)],
     "judge": lambda chat: [one.fit for one in judge(chat, [Exchange("How?", "Like so.")])],
     "heal": trained,
 }
