@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from steerheal import ranks
+from steerheal.commands.run import RunCommand
+from steerheal.console import Console
+from steerheal.pipeline import run as pipeline
 from steerheal.store import read_run
 from test_cli import failing
 from test_loop import start, timeless
@@ -57,6 +60,15 @@ def test_every_index_is_one_process_s(monkeypatch: pytest.MonkeyPatch) -> None:
         shares.append(ranks.share_of(range(8)))
     assert sorted(index for share in shares for index in share) == list(range(8))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_plan_is_made_by_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it tries out is read by all of them together."""
+    made: list[int] = []
+    monkeypatch.setattr(ranks, "_joined", {"rank": 1, "world": 2})
+    monkeypatch.setattr(pipeline, "plan", lambda *_, **__: made.append(ranks.rank()))
+    RunCommand.of(["love", "--plan"])._foretold(Console())
+    assert made == [1]
 
 
 def test_a_command_that_shares_nothing_out_refuses_a_launcher(

@@ -129,9 +129,8 @@ class RunCommand(Command):
     def _foretold(self, console: Console) -> None:
         from steerheal.pipeline.run import plan
 
-        if ranks.leads():
-            config, persona, done = self._settled(console)
-            plan(config, persona, console, until=self.until, done=done)
+        config, persona, done = self._settled(console)
+        plan(config, persona, console, until=self.until, done=done)
 
     def _begun(self, console: Console) -> AbstractContextManager[Plan]:
         if self.resume is not None:
