@@ -42,7 +42,7 @@ def test_a_saved_model_has_the_parameters_of_the_loaded_one(tmp_path: Path) -> N
     chat = load(ModelSettings(name=str(folder)))
     assert size.parameters_in(folder) == size_of(chat).parameters
     # Keys and values of two heads, eight wide, in four layers.
-    assert size_of(chat)[1:] == (4, 32, 2 * 4 * 2 * 8 * 4, 0) and token_bytes(chat) == 512
+    assert size_of(chat)[1:] == (4, 32, 2 * 4 * 2 * 8 * 4, 0, 0, 0) and token_bytes(chat) == 512
 
 
 def test_memory_is_weights_and_what_a_run_keeps_beside_them() -> None:
@@ -66,6 +66,18 @@ def test_a_stage_holds_what_it_does_and_what_is_folded() -> None:
     assert room.of(read) == room.rest(folded=False) + 48 * 40 * 1_000
     assert room.of(replace(read, folded=True)) == pytest.approx(room.of(read) + 135e6 * 4 * 0.6)
     assert room.of(StageWork("heal", 0, Work(trained=1))) == room.rest(folded=False) + room.trained
+
+
+def test_a_shared_model_counts_what_one_device_holds() -> None:
+    # A quarter of 120 M in 30 blocks stays here, and two blocks are whole while they are read.
+    shared = SMALL._replace(elsewhere=90_000_000, gathered=6_000_000)
+    rest = need.Room(shared, "float32", resolve()).rest(folded=True)
+    assert rest == need.PROCESS + (135e6 - 90e6 + 6e6) * 4
+    said = need.memory_line(shared, "bfloat16", resolve(), 64e9)
+    assert said.startswith("135 M parameters in bfloat16, 90 M of them on other devices: 0.1 GB")
+    size.refuse_too_large("large", 140e9, "bfloat16", 80e9, shares=8)
+    with pytest.raises(UserError, match="in bfloat16, shared out among 8 devices"):
+        size.refuse_too_large("large", 140e9, "bfloat16", 16e9, shares=8)
 
 
 def test_the_line_about_memory_names_what_is_short() -> None:

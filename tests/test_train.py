@@ -429,7 +429,7 @@ class Processes:
             patch.setattr(distributed, name, getattr(self, name))
 
     def __getitem__(self, what: str) -> int:
-        return 2 if what == "world" else self._own.rank
+        return self._own.rank if what == "rank" else {"world": 2, "alike": False}[what]
 
     def _met(self, value: Any) -> list[Any]:
         self._hands[self._own.rank] = value

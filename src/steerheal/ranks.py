@@ -5,6 +5,10 @@ goes through the whole run and holds the whole model; rows that are written, rea
 shared out, and what comes of them is gathered, so that all go on from the same. The first process,
 the leader, alone decides what lies on disk, writes and prints. In a run of one process nothing here
 does anything.
+
+Where the processes hold one model together, every forward is one of all of them: each does the same
+work on the same rows, and what the leader comes to is what all go on from, since a last bit that
+differs between devices would lead them apart.
 """
 
 import os
@@ -16,13 +20,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-_joined = {"rank": 0, "world": 1}
-"""This process's number, and how many there are; one until they are joined."""
+_joined = {"rank": 0, "world": 1, "alike": False}
+"""This process's number, how many there are, and whether all do the same; one until joined."""
+
+
+def processes() -> int:
+    """How many processes the run has."""
+    return _joined["world"]
 
 
 def world() -> int:
-    """How many processes the run has."""
-    return _joined["world"]
+    """Among how many processes rows are shared out: one where all work on the same."""
+    return 1 if alike() else processes()
+
+
+def alike() -> bool:
+    """Whether several processes make every forward together, on the same rows."""
+    return _joined["alike"]
 
 
 def rank() -> int:
@@ -56,34 +70,55 @@ def together() -> Iterator[None]:
     try:
         yield
     finally:
-        _joined.update(rank=0, world=1)
+        _joined.update(rank=0, world=1, alike=False)
         state.destroy_process_group()
+
+
+def work_alike() -> None:
+    """From here on, while they are joined, all processes do the same."""
+    _joined["alike"] = processes() > 1
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """One process after another, for what there is no room to do at once."""
+    for _ in range(rank()):
+        wait()
+    try:
+        yield
+    finally:
+        for _ in range(rank(), processes()):
+            wait()
 
 
 def share_of(indices: Sequence[int]) -> list[int]:
     """This process's share of the indices: every so-manieth, so that shares are alike."""
-    return list(indices[rank() :: world()])
+    return list(indices if world() == 1 else indices[rank() :: world()])
 
 
 def merged(own: Mapping[int, T]) -> dict[int, T]:
-    """What every process has, by index; each index is one process's."""
+    """What every process has, by index; each index is one process's, or all of them have it."""
     if world() == 1:
-        return dict(own)
+        return told(dict(own))
+    return {index: value for part in _of_all(dict(own)) for index, value in part.items()}
+
+
+def _of_all(value: T) -> list[T]:
     from torch import distributed
 
-    found: list[dict[int, T]] = [{} for _ in range(world())]
-    distributed.all_gather_object(found, dict(own))
-    return {index: value for part in found for index, value in part.items()}
+    found = [value] * processes()
+    distributed.all_gather_object(found, value)
+    return found
 
 
 def lent(tensor: "Tensor") -> "Tensor":
     """A tensor as others can take it: what is on this process's device is not on theirs."""
-    return tensor if world() == 1 else tensor.cpu()
+    return tensor if processes() == 1 else tensor.cpu()
 
 
 def told(value: T) -> T:
     """The leader's value, on every process."""
-    if world() == 1:
+    if processes() == 1:
         return value
     from torch import distributed
 
@@ -92,16 +127,28 @@ def told(value: T) -> T:
     return box[0]
 
 
+def least(value: float) -> float:
+    """The least of all processes' values, where all have to do the same with it."""
+    return min(_of_all(value)) if alike() else value
+
+
 def wait() -> None:
     """Until every process has come here."""
-    if world() > 1:
-        told(None)
-        merged({})
+    if processes() > 1:
+        _of_all(None)
 
 
 def summed(tensor: "Tensor") -> None:
-    """The tensor becomes the sum over the processes, in place."""
+    """The tensor becomes the sum over the processes' shares, in place."""
     if world() > 1:
         from torch import distributed
 
         distributed.all_reduce(tensor)
+
+
+def follow(tensor: "Tensor") -> None:
+    """The tensor becomes the leader's, in place, where all processes do the same."""
+    if alike():
+        from torch import distributed
+
+        distributed.broadcast(tensor, src=0)

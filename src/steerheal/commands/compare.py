@@ -15,6 +15,7 @@ from steerheal.commands.refuse import (
     refuse_judge,
     refuse_unreadable,
     refuse_unsharable,
+    refuse_unshared,
     writable_folder,
 )
 from steerheal.commands.workers import Count, refuse_without_ray, workers_of
@@ -92,6 +93,7 @@ class CompareCommand(Command):
 
     def check(self) -> None:
         """Refuses arms that are not there, a folder that cannot be written, missing texts."""
+        refuse_unshared(self.settings.model)
         self.settings.model.template_text()
         refuse_judge(self.settings, "compare")
         for arm in self._arms():

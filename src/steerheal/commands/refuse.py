@@ -5,9 +5,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from steerheal.config import MeasureSettings, RunConfig
+from steerheal.config import MeasureSettings, ModelSettings, RunConfig
 from steerheal.errors import UserError
 from steerheal.measure import moralmaps, protocol, vignettes
+from steerheal.ranks import launched
 from steerheal.records import Record
 from steerheal.store import read_record, read_run
 
@@ -36,6 +37,20 @@ def refuse_unsharable(url: str) -> None:
         from steerheal.pipeline.share import Share
 
         Share(url, note=lambda _: None).try_out()
+
+
+def refuse_unshared(model: ModelSettings) -> None:
+    """Refuses to share a model among the processes of a run that has one.
+
+    Raises:
+        UserError: it is asked for without a launcher.
+    """
+    if model.shard and launched() == 1:
+        raise UserError(
+            "--model.shard holds a model over several processes, and there is one. Start "
+            "`steerheal run` with torchrun or accelerate launch, which other commands and "
+            "--workers do not take, or leave it out."
+        )
 
 
 def folded_run(folder: Path) -> None:

@@ -10,7 +10,12 @@ from steerheal import prompts, ranks
 from steerheal.bounds import FilePath, FolderNameOrNone, Place
 from steerheal.commands.command import POSITIONAL, Command
 from steerheal.commands.helping import asked, page
-from steerheal.commands.refuse import refuse_unreadable, refuse_unsharable, writable_folder
+from steerheal.commands.refuse import (
+    refuse_unreadable,
+    refuse_unsharable,
+    refuse_unshared,
+    writable_folder,
+)
 from steerheal.config import RunConfig, resolve
 from steerheal.console import Console
 from steerheal.errors import UserError
@@ -92,6 +97,7 @@ class RunCommand(Command):
         writable_folder(self.runs, "--runs")
         if self.name:
             writable_folder(self.runs / self.name, "--name")
+        refuse_unshared(self.settings.model)
         self.settings.model.template_text()
         prompts.first_contexts(self.settings.vector.contexts)
         refuse_unreadable(self.settings.measure)

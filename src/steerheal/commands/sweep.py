@@ -9,7 +9,12 @@ from typing import Annotated, Self, TypeVar
 from steerheal import prompts
 from steerheal.bounds import FilePath, FolderNameOrNone, Place
 from steerheal.commands.command import POSITIONAL, Command
-from steerheal.commands.refuse import refuse_unreadable, refuse_unsharable, writable_folder
+from steerheal.commands.refuse import (
+    refuse_unreadable,
+    refuse_unsharable,
+    refuse_unshared,
+    writable_folder,
+)
 from steerheal.commands.workers import Count, refuse_without_ray, workers_of
 from steerheal.config import RunConfig, Settings
 from steerheal.config.sweeping import Point, points
@@ -63,6 +68,7 @@ class SweepCommand(Command):
         for name, reverse in {(item.config.persona, item.config.reverse) for item in found}:
             find(name, reverse=reverse)
         for model in _unlike([item.config.model for item in found]):
+            refuse_unshared(model)
             model.template_text()
         for measure in _unlike([item.config.measure for item in found]):
             refuse_unreadable(measure)

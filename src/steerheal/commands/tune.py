@@ -9,7 +9,12 @@ from steerheal import prompts
 from steerheal.bounds import FilePath, FolderNameOrNone, Place
 from steerheal.commands.command import POSITIONAL, Command
 from steerheal.commands.helping import asked, page
-from steerheal.commands.refuse import refuse_judge, refuse_unreadable, writable_folder
+from steerheal.commands.refuse import (
+    refuse_judge,
+    refuse_unreadable,
+    refuse_unshared,
+    writable_folder,
+)
 from steerheal.commands.scan import fractions
 from steerheal.config import RunConfig, resolve
 from steerheal.config.tuning import TuneSettings
@@ -70,6 +75,7 @@ class TuneCommand(Command):
     def check(self) -> None:
         """Refuses a missing extra, bands, texts or a folder that cannot be used."""
         fractions(self.tuning.bands)
+        refuse_unshared(self.settings.model)
         self.settings.model.template_text()
         refuse_judge(self.settings, "tune")
         prompts.first_contexts(self.settings.vector.contexts)

@@ -3,9 +3,9 @@
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from steerheal.bounds import Label, Place, read_text
 from steerheal.config.base import Settings
@@ -79,6 +79,10 @@ class ModelSettings(Settings):
     quantize: Literal["none", "nf4"] = "none"
     """nf4: linear layers in four bits by bitsandbytes, on CUDA (extra `quantize`); base and student
     are read in the same four bits. none: weights as they are."""
+    shard: bool = False
+    """Hold one model over all processes of a run, a part of the decoder blocks on each device
+    (FSDP2). All of them do the same work: that is for memory and gains no time. Needs torchrun or
+    accelerate launch."""
     device: Label = "auto"
     """Where it runs: auto, cpu, cuda, cuda:1, mps."""
     revision: Place | None = None
@@ -94,6 +98,15 @@ class ModelSettings(Settings):
     date: Date = ""
     """Date, or date and time, that a chat template prints, such as 2026-03-14; empty is now, once
     for the whole run. It changes nothing where a template prints no date."""
+
+    @model_validator(mode="after")
+    def _sharded_whole(self) -> Self:
+        if self.shard and self.quantize != "none":
+            raise ValueError(
+                "model.shard shares out whole weights, which model.quantize "
+                f"{self.quantize} packs; leave one of them out"
+            )
+        return self
 
     def template_text(self) -> str:
         """What the template file holds; empty where none is given.

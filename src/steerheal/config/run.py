@@ -71,10 +71,16 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _starts_from_what_it_can_read(self) -> Self:
-        if self.heal.adapter == "pissa" and self.model.quantize != "none":
+        model = self.model
+        if self.heal.adapter == "pissa" and (model.shard or model.quantize != "none"):
+            how = (
+                "model.shard shares out"
+                if model.shard
+                else f"model.quantize {model.quantize} packs"
+            )
             raise ValueError(
                 "heal.adapter pissa starts from singular values of the weights, which "
-                f"model.quantize {self.model.quantize} packs; use lora or rslora"
+                f"{how}; use lora or rslora"
             )
         return self
 

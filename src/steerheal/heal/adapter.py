@@ -103,7 +103,7 @@ def training(chat: ChatModel, settings: HealSettings, *, seed: int) -> Iterator[
     """The model with a fresh trainable adapter; its weights, modules and flags are put back.
 
     Raises:
-        UserError: no layer is targeted, or one is quantised or smaller than PiSSA's rank.
+        UserError: no layer is targeted, or one is quantised, sharded or smaller than PiSSA's rank.
     """
     names = target_names(chat, settings)
     if settings.adapter == "pissa":
@@ -210,9 +210,10 @@ def _factors(model: PeftModel) -> dict[str, Pair]:
 
 
 def _refuse_without_start(chat: ChatModel, names: Sequence[str], rank: int) -> None:
-    if chat.quantised:
+    if not chat.writable:
+        how = "quantised" if chat.quantised else "sharded"
         raise UserError(
-            f"PiSSA starts from singular values of the weights, which {chat.name} holds quantised. "
+            f"PiSSA starts from singular values of the weights, which {chat.name} holds {how}. "
             "Use heal.adapter lora or rslora."
         )
     for name in names:

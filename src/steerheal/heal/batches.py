@@ -158,8 +158,7 @@ def micro_batches(
 
 def _micro(chat: ChatModel, data: Data, rows: list[int]) -> Micro:
     pairs = [data.pairs[i] for i in rows]
-    launch = launch_cost(chat.device)
-    opening = _opening(pairs, launch)
+    launch, opening = launch_cost(chat.device), _opening(chat, pairs)
     parts, start = [], 0
     for size in grouped([data.lengths[i] - opening for i in rows], launch=launch):
         parts.append(_part(chat, pairs[start : start + size]))
@@ -179,16 +178,20 @@ def _read(pairs: Sequence[Pair]) -> list[list[int]]:
     return [[*prefix, *rest][:-1] for prefix, rest in pairs]
 
 
-def _opening(pairs: Sequence[Pair], launch: int) -> int:
+def _opening(chat: ChatModel, pairs: Sequence[Pair]) -> int:
     """Tokens that can be read once for all: the state at a prompt's last token is asked for."""
-    return shared_prefix(_read(pairs), min(len(prefix) for prefix, _ in pairs) - 1, launch)
+    if chat.sharded:
+        # An opening's gradient comes in by its keys and values, for which FSDP gathers no block.
+        return 0
+    limit = min(len(prefix) for prefix, _ in pairs) - 1
+    return shared_prefix(_read(pairs), limit, launch_cost(chat.device))
 
 
 def _part(chat: ChatModel, pairs: Sequence[Pair]) -> Part:
     rows = [i for i, (_, rest) in enumerate(pairs) for _ in rest]
     columns = [len(prefix) - 1 + k for prefix, rest in pairs for k in range(len(rest))]
     row, column = (torch.tensor(values, device=chat.device) for values in (rows, columns))
-    return Part(_read(pairs), _opening(pairs, launch_cost(chat.device)), row, column)
+    return Part(_read(pairs), _opening(chat, pairs), row, column)
 
 
 def states_by_length(

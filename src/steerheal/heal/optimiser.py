@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from steerheal.config import HealSettings
-from steerheal.ranks import merged, rank, summed, world
+from steerheal.ranks import follow, merged, rank, summed, world
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 WEIGHT, ADAM = "weight:", "adam:"
@@ -60,6 +60,9 @@ class Optimiser:
 
     def apply(self) -> float:
         """One update; the gradient's norm before clipping."""
+        for weight in self._named.values():
+            if weight.grad is not None:
+                follow(weight.grad)
         norm = nn.utils.clip_grad_norm_(self._named.values(), self._settings.clip).item()
         if math.isfinite(norm):
             for group in self._adam.param_groups:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steerheal.errors import first_line
 from steerheal.models import halving
-from steerheal.ranks import merged, rank, world
+from steerheal.ranks import alike, merged, rank, world
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 LAUNCH = {"cpu": 0, "cuda": 2048}
@@ -150,8 +150,14 @@ def all_or_none() -> Iterator[None]:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether the error is a device or the host running out of memory."""
+    """Whether a device or the host ran out of memory, so that less at once may do.
+
+    Processes that make a forward together cannot leave it alone: there it is an error like others.
+    """
     text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        part in text for part in ("not enough memory", "can't allocate memory", "out of memory")
+    return not alike() and (
+        isinstance(error, torch.OutOfMemoryError)
+        or any(
+            part in text for part in ("not enough memory", "can't allocate memory", "out of memory")
+        )
     )

@@ -8,6 +8,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from steerheal.models.batch import free_bytes
 from steerheal.models.model import ChatModel
+from steerheal.ranks import least
 
 ROOM = 64
 """Positions by which the cache's buffers grow."""
@@ -137,7 +138,7 @@ def fitting(chat: ChatModel, rows: int, tokens: int, *, copies: int = 1) -> int:
     """
     logits = chat.text_config.vocab_size * LOGIT_COPIES * torch.float32.itemsize
     row = copies * token_bytes(chat) * (tokens + ROOM) + logits
-    return max(1, min(rows, int(MEMORY_SHARE * free_bytes(chat.device) / row)))
+    return max(1, min(rows, int(MEMORY_SHARE * least(free_bytes(chat.device)) / row)))
 
 
 def token_bytes(chat: ChatModel) -> int:

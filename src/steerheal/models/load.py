@@ -7,19 +7,20 @@ chat template, and nothing of steering.
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import psutil
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hub_logging
 
 from steerheal.config import ModelSettings
 from steerheal.errors import UserError, first_line
-from steerheal.models import quantise, sound, weights
+from steerheal.models import quantise, shard, sound, weights
 from steerheal.models.ends import ends_of_turn
 from steerheal.models.fingerprint import fingerprint as _fingerprint
 from steerheal.models.gguf import EMBEDDED_NAME, embedded_file, open_gguf
@@ -28,6 +29,7 @@ from steerheal.models.model import ChatModel, find_blocks
 from steerheal.models.size import parameters_in, refuse_too_large, weights_bytes
 from steerheal.models.template import Template, frozen
 from steerheal.models.trial import refuse_cache
+from steerheal.ranks import in_turn, processes
 
 NONE = ModelSettings().quantize
 """Weights as they are."""
@@ -41,22 +43,27 @@ def load(settings: ModelSettings) -> ChatModel:
     """
     device = pick_device(settings.device)
     dtype = _pick_dtype(settings.dtype, device)
-    packing = {}
+    mesh, packing = None, {}
+    if shared := settings.shard and processes() > 1:
+        mesh = shard.mesh_over(device)
     if settings.quantize != NONE:
         quantise.refuse_unable(device)
         packing = quantise.options(dtype, device)
-    _refuse_too_large(settings, device, dtype)
-    with quiet():
-        net, tokenizer, name = _open(settings, dtype, packing)
-    chat = wrap(
-        net,
-        tokenizer,
-        name=name,
-        device=None if packing else device,
-        date=settings.date,
-        template_vars=settings.template_vars,
-    )
-    return replace(chat, origin=_origin(settings))
+    # In turn, since the machine's memory may not hold the whole model once for every process.
+    with in_turn() if shared else nullcontext():
+        _refuse_too_large(settings, device, dtype)
+        with quiet():
+            net, tokenizer, name = _open(settings, dtype, packing)
+        chat = _wrapped(
+            net,
+            tokenizer,
+            name=name,
+            device=None if packing else device,
+            mesh=mesh,
+            date=settings.date,
+            template_vars=settings.template_vars,
+        )
+    return replace(_tried(chat), origin=_origin(settings))
 
 
 def _origin(settings: ModelSettings) -> str:
@@ -92,6 +99,25 @@ def wrap(
         UserError: no chat template, a variable that it does not read, no decoder blocks, or logits
             that the head cannot reproduce.
     """
+    return _tried(
+        _wrapped(net, tokenizer, name=name, device=device, date=date, template_vars=template_vars)
+    )
+
+
+def _wrapped(
+    net: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str,
+    device: torch.device | None,
+    mesh: DeviceMesh | None = None,
+    date: str,
+    template_vars: Mapping[str, Any] | None,
+) -> ChatModel:
+    """What is there for a stage, before anything is read with it; see `wrap`.
+
+    Over the devices of a mesh, if there is one, of which `device` is this process's.
+    """
     own = tokenizer.chat_template
     if not own or (isinstance(own, dict) and "default" not in own):
         raise UserError(
@@ -109,9 +135,14 @@ def wrap(
     net.eval().requires_grad_(False)
     # Where the weights were read to, before they move.
     digest = _fingerprint(net, tokenizer, template.digest())
-    if device is not None:
+    if mesh is not None:
+        shard.spread(net, mesh, cast(torch.device, device))
+    elif device is not None:
         net.to(device)  # pyright: ignore[reportArgumentType]
-    chat = ChatModel(net, tokenizer, name, digest, _system_role(template), template, ends, "")
+    return ChatModel(net, tokenizer, name, digest, _system_role(template), template, ends, "")
+
+
+def _tried(chat: ChatModel) -> ChatModel:
     sound.refuse_head(chat)
     refuse_cache(chat)
     return chat
@@ -152,14 +183,16 @@ def _refuse_too_large(settings: ModelSettings, device: torch.device, dtype: torc
     name = str(dtype).removeprefix("torch.")
     # A GGUF file is read as float32, which is never less than the file.
     least = float(path.stat().st_size) if path.is_file() else 0.0
-    places = {torch.device("cpu"), device}
+    places = {torch.device("cpu"): 1, device: 1}
     if path.is_dir() and (count := parameters_in(path)):
         packed = count if settings.quantize != NONE else 0
         least = weights_bytes(count, name, packed)
         if packed:  # matrix by matrix, through main memory
-            places = {device}
-    for place in places:
-        refuse_too_large(settings.name, least, name, free_bytes(place))
+            places = {device: 1}
+    if settings.shard and device.type != "cpu":
+        places[device] = processes()
+    for place, shares in places.items():
+        refuse_too_large(settings.name, least, name, free_bytes(place), shares)
 
 
 def free_bytes(device: torch.device) -> float:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import Cache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from steerheal.config import Band
@@ -68,6 +69,16 @@ class ChatModel:
     def quantised(self) -> bool:
         """Whether its linear layers hold packed weights, which nothing can be written into."""
         return getattr(self.net.config, "quantization_config", None) is not None
+
+    @property
+    def sharded(self) -> bool:
+        """Whether several processes hold its blocks, a part of every weight each."""
+        return isinstance(self.blocks[0], FSDPModule)
+
+    @property
+    def writable(self) -> bool:
+        """Whether something can be written into its linear layers' weights."""
+        return not (self.quantised or self.sharded)
 
     @property
     def entered(self) -> int:

@@ -62,13 +62,19 @@ def options_of(chat: ChatModel) -> dict[str, Any]:
 def refuse_merging(chat: ChatModel, what: str) -> None:
     """Nothing is written into packed weights: rounded to four bits anew, most of it would be lost.
 
+    Nor into weights of which this process has a part only.
+
     Args:
         chat: The model.
         what: What would be written, as a sentence begins.
 
     Raises:
-        UserError: the weights are quantised.
+        UserError: the weights are quantised or sharded.
     """
+    if chat.sharded:
+        raise UserError(
+            f"{what} cannot be written into weights that several processes share. Take one process."
+        )
     if chat.quantised:
         raise UserError(
             f"{what} cannot be written into quantised weights. Use --format peft or gguf-lora, and "

@@ -24,6 +24,20 @@ class Size(NamedTuple):
     """Bytes of keys and values that a token leaves in a cache."""
     packed: int = 0
     """How many of the parameters are in four bits."""
+    elsewhere: int = 0
+    """How many of the parameters other processes hold, where several share a model."""
+    gathered: int = 0
+    """How many of those a forward needs here at once."""
+
+    @property
+    def held(self) -> int:
+        """Parameters that lie on one device, at most."""
+        return self.parameters - self.elsewhere + self.gathered
+
+    @property
+    def writable(self) -> bool:
+        """Whether a history can be folded into the weights."""
+        return not (self.packed or self.elsewhere)
 
 
 def weights_bytes(parameters: int, dtype: str, packed: int = 0) -> float:
@@ -59,7 +73,7 @@ def _in_header(file: Path) -> int:
     )
 
 
-def refuse_too_large(name: str, least: float, dtype: str, free: float) -> None:
+def refuse_too_large(name: str, least: float, dtype: str, free: float, shares: int = 1) -> None:
     """Refuses weights that do not fit, before any of them is read.
 
     Args:
@@ -67,14 +81,16 @@ def refuse_too_large(name: str, least: float, dtype: str, free: float) -> None:
         least: Bytes that its weights need at least.
         dtype: Their precision.
         free: Bytes that there are.
+        shares: Among how many devices the weights are shared out.
 
     Raises:
         UserError: there is less memory than the weights alone need.
     """
-    if least <= free:
+    if least / shares <= free:
         return
+    part = f", shared out among {shares} devices" if shares > 1 else ""
     half = " Half as much does with --model.dtype bfloat16." if BYTES[dtype] == 4 else ""
     raise UserError(
-        f"{name} has {gigabytes(least)} of weights in {dtype}; {gigabytes(free)} of memory are "
-        f"free.{half} Take a smaller model, or make room."
+        f"{name} has {gigabytes(least)} of weights in {dtype}{part}; {gigabytes(free)} of memory "
+        f"are free.{half} Take a smaller model, or make room."
     )

@@ -37,9 +37,9 @@ class Room:
 
     def rest(self, *, folded: bool) -> float:
         """What lies there all the time: process, weights, and what a history is folded into."""
-        weights = weights_bytes(self.size.parameters, self.dtype, self.size.packed)
+        weights = weights_bytes(self.size.held, self.dtype, self.size.packed)
         heal = self.config.heal
-        twice = folded and self.dtype == "float32" and not self.size.packed
+        twice = folded and self.dtype == "float32" and self.size.writable
         return PROCESS + weights + (weights * (heal.band[1] - heal.band[0]) if twice else 0.0)
 
     def written(self, tokens: int) -> float:
@@ -85,9 +85,10 @@ def costs(counted: Counted, pace: Pace, *, until: Until | None = None) -> list[S
 
 def memory_line(size: Size, dtype: str, config: RunConfig, free: float) -> str:
     """One line: how large the model is, about what a run of it needs, and what there is."""
-    weights = weights_bytes(size.parameters, dtype, size.packed)
+    weights = weights_bytes(size.held, dtype, size.packed)
     peak = Room(size, dtype, config).peak
     packed = f", {size.packed / 1e6:,.0f} M of them in four bits" if size.packed else ""
+    packed += f", {size.elsewhere / 1e6:,.0f} M of them on other devices" if size.elsewhere else ""
     short = "" if peak <= free else ". That may not do: lower heal.rows, or take another dtype"
     return (
         f"{size.parameters / 1e6:,.0f} M parameters in {dtype}{packed}: {gigabytes(weights)} of "

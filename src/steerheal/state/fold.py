@@ -55,13 +55,13 @@ class Alive(NamedTuple):
 
 @contextmanager
 def folded(chat: ChatModel, history: Sequence[Gated]) -> Iterator[None]:
-    """The model with the history: in its weights in float32, beside them in less or if packed.
+    """The model with the history: in its weights if they are writable and float32, else beside.
 
     Raises:
         UserError: an adapter does not fit the model.
     """
     live = [item for item in history if item.gate != 0]
-    whole = chat.net.dtype == torch.float32 and not chat.quantised
+    whole = chat.net.dtype == torch.float32 and chat.writable
     with merged(chat, live) if whole else attached(chat, live):
         yield
 
@@ -71,7 +71,7 @@ def merged(chat: ChatModel, history: Sequence[Gated]) -> Iterator[None]:
     """The model with the history in its weights, rounded to their precision.
 
     Raises:
-        UserError: an adapter does not fit the model, or its weights are quantised.
+        UserError: an adapter does not fit the model, or its weights are not writable.
     """
     refuse_merging(chat, "A history")
     live = [item for item in history if item.gate != 0]

@@ -16,7 +16,7 @@ from steerheal.models.choose import Uniforms, choose
 from steerheal.models.engines.engine import Engine, Order
 from steerheal.models.model import ChatModel
 from steerheal.models.push import Pushed, Row
-from steerheal.ranks import lent, merged, share_of
+from steerheal.ranks import follow, lent, merged, share_of
 
 COMPACT_SHARE = 0.25
 """Finished rows leave the batch once they are this share of it."""
@@ -65,6 +65,7 @@ def _decode(
     while True:
         batch.end_broken(keep=order.keep_broken)
         chosen = choose(batch.logits, uniforms.among(live), order.settings)
+        follow(chosen)
         batch.append(chosen, torch.isin(chosen, stops), order.settings.tokens)
         order.watch(batch.rows)
         over = torch.tensor([row.over for row in batch.rows], device=chat.device)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from steerheal.errors import UserError
 from steerheal.models.hooks import running
 from steerheal.models.model import ChatModel
+from steerheal.models.shard import gathered
 from steerheal.models.wide import wide
 from steerheal.steer.methods import mean_difference
 from steerheal.steer.methods.method import Method
@@ -48,10 +49,12 @@ def writable(chat: ChatModel, layer: int, energy: float) -> Float[Tensor, "D K"]
 
     A share of 1 keeps every direction that the block can write at all.
     """
-    matrices = [
-        wide(_matrix(module, chat.net.dtype)) * wide(gain)[:, None]
-        for module, gain in zip(*writing(chat, layer), strict=True)
-    ]
+    parts, gains = writing(chat, layer)
+    with gathered(chat.blocks[layer]):
+        matrices = [
+            wide(_matrix(module, chat.net.dtype)) * wide(gain)[:, None]
+            for module, gain in zip(parts, gains, strict=True)
+        ]
     gram = sum((matrix @ matrix.T for matrix in matrices[1:]), matrices[0] @ matrices[0].T)
     values, vectors = torch.linalg.eigh(gram)
     # Rounding leaves eigenvalues of 0 as noise of either sign.
@@ -98,7 +101,8 @@ def writing(chat: ChatModel, layer: int) -> tuple[list[nn.Linear], list[Float[Te
     if not children.keys() >= set(OUTPUT_NORMS):
         return found, [ones, ones]
     # Ones have a root mean square of 1, so that a norm of them is its gain.
-    return found, [children[name](ones[None])[0] for name in OUTPUT_NORMS]
+    with gathered(block):
+        return found, [children[name](ones[None])[0] for name in OUTPUT_NORMS]
 
 
 METHOD = Method(directions)
