@@ -232,15 +232,15 @@ WITH_RAY = pytest.mark.skipif(
 )
 
 
-@pytest.mark.slow
 @WITH_RAY
 def test_a_cluster_that_is_not_there_is_told_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = ["sweep", str(written(tmp_path, GRID)), "--runs", str(tmp_path / "runs")]
-    for address in ("127.0.0.1:9", "127.0.0.1:99999"):
+    sweep = ["sweep", str(written(tmp_path, GRID))]
+    # Neither loads a model first.
+    for line, address in ((sweep, "127.0.0.1:9"), (["compare", "love"], "127.0.0.1:99999")):
         with pytest.raises(SystemExit) as ended:
-            main([*line, "--ray", address])
+            main([*line, "--runs", str(tmp_path / "runs"), "--ray", address])
         assert ended.value.code == 2
         assert f"no Ray cluster at {address}" in capsys.readouterr().err
 

@@ -39,3 +39,11 @@ def first_line(error: BaseException) -> str:
     """The first line of what an error says, as a sentence."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".") + "."
+
+
+def no_cluster(address: str, error: BaseException) -> UserError:
+    """An error that says how to start what a Ray cluster's address was given for."""
+    return UserError(
+        f"--ray: no Ray cluster at {address} ({first_line(error)}) Start one with "
+        "`ray start --head`, and give its address as HOST:PORT, or auto on the same machine."
+    )

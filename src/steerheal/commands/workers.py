@@ -1,11 +1,13 @@
 """Who does a command's jobs: this process alone, several on this machine, or a Ray cluster."""
 
 import os
+import socket
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from steerheal.errors import no_cluster
 from steerheal.extras import refuse_absent
 
 if TYPE_CHECKING:
@@ -13,16 +15,27 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, Field(ge=1, le=1_000)]
 """Of jobs at a time."""
+CALL = 5.0
+"""Seconds that a cluster has to answer."""
 
 
 def refuse_without_ray(address: str) -> None:
-    """Refuses a cluster where Ray is not installed.
+    """Refuses a cluster where Ray is not installed, or where nobody is at its HOST:PORT.
+
+    Ray itself would wait for a minute, and a comparison loads its model first.
 
     Raises:
-        UserError: with what to install.
+        UserError: with what to install or to start.
     """
-    if address:
-        refuse_absent("ray", "--ray")
+    if not address:
+        return
+    refuse_absent("ray", "--ray")
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        try:
+            socket.create_connection((host, int(port)), timeout=CALL).close()
+        except (OSError, OverflowError) as error:
+            raise no_cluster(address, error) from error
 
 
 def workers_of(count: int, address: str) -> "Workers | None":

@@ -6,7 +6,6 @@ two workers need at once is made by one of them (`pipeline/claims.py`).
 
 import logging
 import os
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,13 +15,11 @@ import torch
 from ray.exceptions import RayError
 
 from steerheal.console import Console
-from steerheal.errors import UserError, first_line
+from steerheal.errors import first_line, no_cluster
 from steerheal.pipeline.jobs import PATIENCE, RETRIES, Job, Outcome, attempt, lost, threads_of
 
 LOCAL = "local"
 """The address of a cluster that is started here, and ends with the command."""
-CALL = 5.0
-"""Seconds that a cluster has to answer."""
 OBJECTS = 100_000_000
 """Bytes of shared memory for what is sent to workers: jobs are small, results lie on the disk."""
 
@@ -81,26 +78,11 @@ def _ended(ready: "ray.ObjectRef[Outcome]", job: Job) -> Outcome:
 def _connect(workers: int, address: str) -> None:
     try:
         if address != LOCAL:
-            _reach(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
             ray.init(
                 address=LOCAL, num_cpus=workers, include_dashboard=False, log_to_driver=False,
                 logging_level=logging.ERROR, object_store_memory=OBJECTS,
             )  # fmt: skip
-    except (OSError, OverflowError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"--ray: no Ray cluster at {address} ({first_line(error)}) Start one with "
-            "`ray start --head`, and give its address as HOST:PORT, or auto on the same machine."
-        ) from error
-
-
-def _reach(address: str) -> None:
-    """Knocks at HOST:PORT, where Ray itself would wait for a minute.
-
-    Raises:
-        OSError: nobody is there.
-    """
-    host, _, port = address.rpartition(":")
-    if host and port.isdecimal() and "/" not in host:
-        socket.create_connection((host, int(port)), timeout=CALL).close()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise no_cluster(address, error) from error
