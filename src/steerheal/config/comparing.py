@@ -109,8 +109,9 @@ class CompareSettings(Settings):
     strengths: Annotated[Doses, Field(min_length=1)] = (0.25, 0.5, 1.0, 2.0)
     """β of contrastive decoding."""
     persistence: bool = True
-    """Read the base, `against` and `ours` also under a counter-prompt, an unrelated system prompt,
-    in the third turn of a conversation, and at temperatures 0 and 1, at the end of their curves."""
+    """Read the base, `against` and `ours` also on mundane prompts, under a counter-prompt, under an
+    unrelated system prompt, in the third turn of a conversation, at four times the length, and at
+    temperatures 0 and 1, at the end of their curves."""
 
     @model_validator(mode="after")
     def _two_arms(self) -> Self:

@@ -16,6 +16,7 @@ from steerheal.models.generate import Draw, write
 from steerheal.models.model import ChatModel
 from steerheal.models.template import Message
 from steerheal.personas import Persona
+from steerheal.prompts import control_held_out
 from steerheal.records import Record, UnitRow
 from steerheal.state.values import State
 
@@ -28,6 +29,10 @@ BEFORE: tuple[Message, ...] = (
 )
 
 
+LONG = 4
+"""How much longer the answers of the condition of that name may be."""
+
+
 class Condition(NamedTuple):
     """How a state is asked."""
 
@@ -38,6 +43,10 @@ class Condition(NamedTuple):
     """What was said before."""
     temperature: float | None = None
     """Of its answers; that of the run where it is None."""
+    length: int = 1
+    """Its answers may be so many times as long as the run's."""
+    mundane: bool = False
+    """Whether it is asked unrelated everyday prompts in place of the persona's."""
 
 
 class Persistence(Record):
@@ -50,9 +59,11 @@ def conditions(persona: Persona) -> tuple[Condition, ...]:
     """What the state is asked under."""
     return (
         Condition("as it is"),
+        Condition("mundane prompts", mundane=True),
         Condition("counter-prompt", system=persona.negative),
         Condition("unrelated system prompt", system=UNRELATED),
         Condition("third turn", before=BEFORE),
+        Condition(f"{LONG} times the length", length=LONG),
         Condition("temperature 0", temperature=0.0),
         Condition("temperature 1", temperature=1.0),
     )
@@ -69,7 +80,7 @@ def persistence(
     seed: int,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Persistence:
-    """The trait of a state under every condition, on the same prompts and draws.
+    """The trait of a state under every condition, on the same draws and, but for one, prompts.
 
     Args:
         chat: The model, in no state.
@@ -85,17 +96,20 @@ def persistence(
     found = {}
     for one in conditions(persona):
         heat = sampling.temperature if one.temperature is None else one.temperature
-        how = sampling.model_copy(update={"temperature": heat})
+        how = sampling.model_copy(
+            update={"temperature": heat, "tokens": sampling.tokens * one.length}
+        )
+        asked = control_held_out()[: len(prompts)] if one.mundane else prompts
         draws = [
             Draw(prompt, seed=seed * 1_000_003 + i, before=one.before)
-            for i, prompt in enumerate(prompts)
+            for i, prompt in enumerate(asked)
         ]
         with under(state, one.system).entered(chat) as reader:
             said = write(reader, draws, how, keep_states=True, keep_broken=True, progress=progress)
             answers = free.Answers(said.completions, said.states, reader)
         odds = expected_logodds(chat, answers, poles).mean(1).tolist()
         found[one.name] = tuple(
-            UnitRow(id=prompt, value=value) for prompt, value in zip(prompts, odds, strict=True)
+            UnitRow(id=prompt, value=value) for prompt, value in zip(asked, odds, strict=True)
         )
     return Persistence(rows=found)
 
