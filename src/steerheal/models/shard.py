@@ -19,9 +19,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from steerheal import ranks
 from steerheal.errors import UserError
 from steerheal.models.model import ChatModel, find_blocks
+from steerheal.ranks import processes, work_alike
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 """What processes speak through, by where their weights lie."""
@@ -42,7 +42,7 @@ def mesh_over(device: torch.device) -> DeviceMesh:
             f"{get_backend()}, each with a device of its own. Use --model.device auto: a GPU for "
             "each process, or the CPU where there is none."
         )
-    return init_device_mesh(device.type, (ranks.processes(),))
+    return init_device_mesh(device.type, (processes(),))
 
 
 def spread(net: PreTrainedModel, mesh: DeviceMesh, device: torch.device) -> None:
@@ -56,7 +56,7 @@ def spread(net: PreTrainedModel, mesh: DeviceMesh, device: torch.device) -> None
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     fully_shard(net.get_decoder(), mesh=mesh, reshard_after_forward=True, ignored_params=whole)
     net.to(device)  # pyright: ignore[reportArgumentType]
-    ranks.work_alike()
+    work_alike()
 
 
 @contextmanager
