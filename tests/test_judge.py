@@ -12,11 +12,12 @@ from steerheal.commands import target
 from steerheal.config import ModelSettings, RunConfig, merge
 from steerheal.console import Console
 from steerheal.measure.admission import Labelled, labelled, within
-from steerheal.measure.judge import ANSWERS, WORDINGS, Exchange, judge
+from steerheal.measure.judge import ANSWERS, WORDINGS, Exchange, judge, looks, poles_of
 from steerheal.measure.readings import table
 from steerheal.measure.readings.judged import JudgeRow, with_judged
-from steerheal.models.chat import prompt_ids
+from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.model import ChatModel
+from steerheal.personas import Pair
 from steerheal.pipeline import judging
 from steerheal.pipeline.plan import Plan
 from steerheal.pipeline.run import run
@@ -48,6 +49,24 @@ def test_the_fit_is_what_the_prompt_adds_and_batches_change_nothing() -> None:
         assert one.yes == pytest.approx(other.yes, abs=1e-5)
     (same,) = judge(chat, [Exchange("", "we wait")])
     assert same.fit == pytest.approx(0, abs=1e-6)
+
+
+def test_the_trait_is_the_log_odds_of_the_reply_under_the_poles() -> None:
+    chat, asked = tiny.chat(), [Exchange("what now", "we wait"), Exchange("what now", "")]
+    poles = (Pair(positive="Be warm.", negative="Be cold!"), Pair(positive="Care.", negative="Go."))
+    done: list[int] = []
+    row, empty = judge(chat, asked, poles, done.append)
+    reply = text_ids(chat, "we wait")
+
+    def worth(system: str) -> float:
+        ids = prompt_ids(chat, "what now", system=system)
+        logs = chat.net(torch.tensor([ids + reply])).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+        return logs[range(len(reply)), reply].mean().item()
+
+    odds = [worth(pole.positive) - worth(pole.negative) for pole in poles]
+    assert row.trait == pytest.approx(sum(odds) / 2, abs=1e-5) and row.trait
+    assert math.isnan(empty.trait) and sum(done) == looks(poles)
+    assert math.isnan(judge(chat, asked[:1])[0].trait) and not judge(chat, asked[1:], poles)[0].mean
 
 
 def test_an_empty_reply_is_no_sense_at_all() -> None:
@@ -111,10 +130,7 @@ def test_a_judge_that_tells_too_little_is_shown_and_does_not_count() -> None:
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A model, and another that judges it."""
     folder = tmp_path_factory.mktemp("models")
-    one, other = tiny.saved(folder), folder / "judge"
-    tiny.net(seed=1).save_pretrained(other)
-    tiny.tokenizer().save_pretrained(other)
-    return one, other
+    return tiny.saved(folder), tiny.saved(folder, "judge", seed=1)
 
 
 @pytest.fixture
@@ -201,9 +217,11 @@ def test_a_run_has_its_answers_judged_when_its_own_model_is_gone(
     # What it reads is what it makes of the answers that lie in the run's folder.
     scores = read_scores(plan.folder, 0, "healed")
     asks = [Exchange(one.completion.prompt, one.completion.text) for one in scores.persona]
-    rows = judge(load(ModelSettings(name=str(models[1]), device="cpu")), asks)
+    rows = judge(load(ModelSettings(name=str(models[1]), device="cpu")), asks, poles_of(persona))
     share = sum(one.mean >= 0.5 for one in rows) / len(rows)
     assert row.healed.values[name].value == pytest.approx(share)
+    odds = [one.trait for one in rows]
+    assert row.healed.values["trait_judged"].value == pytest.approx(sum(odds) / len(odds), abs=1e-5)
     # Its texts stand in the sweep's own file alone, and the page says what the judge is worth.
     assert not any(point.said for point in row.sweep.points)
     page = (plan.folder / "report.html").read_text()

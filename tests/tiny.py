@@ -157,10 +157,10 @@ _kept = cache(_loaded)
 
 
 @cache
-def saved(root: Path) -> Path:
+def saved(root: Path, name: str = "tiny-llama", seed: int = 0) -> Path:
     """A tiny Llama saved as a local model folder."""
-    folder = root / "tiny-llama"
-    net().save_pretrained(folder)
+    folder = root / name
+    net(seed=seed).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 

@@ -113,7 +113,8 @@ def read(
         for guard in outside:
             found |= guards.read(reader, guard)
     if judge is not None:
-        base, last = judge.of([base, last], console) if live else 2 * judge.of([base], console)
+        states = judge.of([base, last] if live else [base], persona, console)
+        base, last = states[0], states[-1]
         said.append(judge.found.words())
     return Evaluation(
         target=target.name,

@@ -56,9 +56,10 @@ class RunConfig(Settings):
     share of what that prompt does."""
     judge: Place = ""
     """Another model that judges the answers at the end. It says whether the free answers of every
-    state and dose make sense: a chat model as a hub id, a local folder or a GGUF file. It counts as
-    a reading of coherence if it tells labelled replies well enough, which is measured first; it is
-    loaded when the run's own model is done, and nothing is decided by it."""
+    state and dose make sense, and how much of the trait they have: a chat model as a hub id, a
+    local folder or a GGUF file. It counts as a reading of coherence if it tells labelled replies
+    well enough, which is measured first; it is loaded when the run's own model is done, and nothing
+    is decided by it."""
     model: ModelSettings = ModelSettings()
     vector: VectorSettings = VectorSettings()
     sampling: SamplingSettings = SamplingSettings()

@@ -40,9 +40,10 @@ def admission(
     Args:
         chat: The judge.
         replies: What was labelled.
-        progress: Called with the number of readings done: one per wording and reply.
+        progress: Called with the number of readings done, `judge.looks` per reply.
     """
-    rows = judge(chat, [Exchange(one.prompt, one.reply) for one in replies], progress)
+    said = [Exchange(one.prompt, one.reply) for one in replies]
+    rows = judge(chat, said, progress=progress)
     return Admission(
         judge=chat.name,
         fingerprint=chat.fingerprint,

@@ -4,22 +4,26 @@ For a prompt x and a reply y, with the judge's own chat template and weights:
     P(yes) = p(Yes) / (p(Yes) + p(No))       at the judge's first token, mean over the wordings
     fit    = [ln p(y | x) − ln p(y | "")] / |y|   nats per token: how much likelier the reply is
                                                   with its prompt than without
+    trait  = [ln p(y | s⁺, x) − ln p(y | s⁻, x)] / |y|   the same of the positive pole as system
+                                                  prompt against the negative, mean over wordings
 P(yes) is what an LLM judge says without sampling it, as in G-Eval (arXiv 2303.16634); the second is
 the pointwise mutual information of reply and prompt (Li et al. 2016, arXiv 1510.03055).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 import torch
 
 from steerheal.measure.readings.judged import Judgements, JudgeRow
-from steerheal.models.asking import asked, offered
-from steerheal.models.chat import text_ids
+from steerheal.models.asking import offered
+from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states, token_logprobs
+from steerheal.personas import Pair as Pole
+from steerheal.personas import Persona
 
 WORDINGS = (
     "Somebody wrote the message below and got the reply below. The reply may have been cut off at "
@@ -30,6 +34,9 @@ WORDINGS = (
 )
 """What the judge is asked; each holds the prompt and the reply."""
 ANSWERS = ("Yes", "No")
+PAIRS = 3
+"""Held-out wordings of the poles under which the trait is read."""
+Ids = list[int]
 
 
 class Exchange(NamedTuple):
@@ -52,18 +59,32 @@ class Judges(Protocol):
         ...
 
 
+def poles_of(persona: Persona) -> tuple[Pole, ...]:
+    """The wordings of the persona's poles that a judge reads its answers under."""
+    return persona.pairs("held_out")[:PAIRS]
+
+
+def looks(poles: Sequence[Pole] = ()) -> int:
+    """How often a judge reads an exchange."""
+    return len(WORDINGS) + 2 * (1 + len(poles))
+
+
 def judged(
-    by: Judges, exchanges: Sequence[Exchange], progress: Callable[[int], None] = lambda _: None
+    by: Judges,
+    exchanges: Sequence[Exchange],
+    poles: Sequence[Pole],
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Judgements:
     """What a judge makes of exchanges, loaded for them alone; as `judge` otherwise."""
     with by.opened() as chat:
-        return Judgements(rows=tuple(judge(chat, exchanges, progress)))
+        return Judgements(rows=tuple(judge(chat, exchanges, poles, progress)))
 
 
 @torch.no_grad()
 def judge(
     chat: ChatModel,
     exchanges: Sequence[Exchange],
+    poles: Sequence[Pole] = (),
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[JudgeRow]:
     """A row per exchange, in the order given; an empty reply is no sense at all, P(yes) 0.
@@ -71,14 +92,37 @@ def judge(
     Args:
         chat: The judge: any chat model but the one that is judged.
         exchanges: What is judged; replies are data and never part of the judge's own turn.
-        progress: Called with the number of readings done: one per wording and exchange.
+        poles: Wordings of the poles that the trait is read under; without any it is NaN.
+        progress: Called with the number of readings done, `looks` per exchange with a reply.
     """
-    said = [i for i, one in enumerate(exchanges) if one.reply.strip()]
-    yes = [_yes(chat, [exchanges[i] for i in said], wording, progress) for wording in WORDINGS]
-    fits = _fits(chat, [exchanges[i] for i in said])
+    places = [i for i, one in enumerate(exchanges) if one.reply.strip()]
     rows = [JudgeRow(yes=(0.0,) * len(WORDINGS), fit=math.nan)] * len(exchanges)
-    for place, i in enumerate(said):
-        rows[i] = JudgeRow(yes=tuple(column[place] for column in yes), fit=fits[place])
+    if not places:
+        return rows
+    said = [exchanges[i] for i in places]
+    yes = [_yes(chat, said, wording, progress) for wording in WORDINGS]
+    tokens = [text_ids(chat, one.reply) for one in said]
+
+    def gains(contexts: Iterable[tuple[Ids, Ids]]) -> list[float]:
+        return _gains(chat, list(contexts), tokens, progress)
+
+    fits = gains((prompt_ids(chat, one.prompt), prompt_ids(chat, "")) for one in said)
+    odds = [
+        gains(
+            (
+                prompt_ids(chat, one.prompt, system=pole.positive),
+                prompt_ids(chat, one.prompt, system=pole.negative),
+            )
+            for one in said
+        )
+        for pole in poles
+    ]
+    for place, i in enumerate(places):
+        rows[i] = JudgeRow(
+            yes=tuple(column[place] for column in yes),
+            fit=fits[place],
+            trait=math.fsum(column[place] for column in odds) / len(odds) if odds else math.nan,
+        )
     return rows
 
 
@@ -103,17 +147,16 @@ def _yes(
     return found
 
 
-def _fits(chat: ChatModel, exchanges: Sequence[Exchange]) -> list[float]:
-    """What every prompt adds to its reply."""
-    tokens = [text_ids(chat, one.reply) for one in exchanges]
-    logs = [
-        token_logprobs(
-            chat,
-            [
-                (asked(chat, one.prompt if knows else ""), ids)
-                for one, ids in zip(exchanges, tokens, strict=True)
-            ],
-        )
-        for knows in (True, False)
-    ]
+def _gains(
+    chat: ChatModel,
+    contexts: Sequence[tuple[Ids, Ids]],
+    replies: Sequence[Ids],
+    progress: Callable[[int], None],
+) -> list[float]:
+    """Nats per token that every reply is likelier after its first context than after its second."""
+    logs = []
+    for side in (0, 1):
+        read = [(both[side], ids) for both, ids in zip(contexts, replies, strict=True)]
+        logs.append(token_logprobs(chat, read))
+        progress(len(read))
     return [(a.sum() - b.sum()).item() / len(a) for a, b in zip(*logs, strict=True)]

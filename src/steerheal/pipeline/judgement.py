@@ -12,11 +12,11 @@ from typing import TypeVar
 from steerheal import ranks
 from steerheal.console import Console
 from steerheal.measure import sight
-from steerheal.measure.judge import WORDINGS, Exchange
+from steerheal.measure.judge import Exchange, Judges, looks, poles_of
 from steerheal.measure.readings import table
-from steerheal.measure.readings.judged import SENSE, Judgements, unit_rows
+from steerheal.measure.readings.judged import SENSE, Judgements, JudgeRow, unit_rows
 from steerheal.numbers import number
-from steerheal.personas import Axis
+from steerheal.personas import Axis, Persona
 from steerheal.pipeline.declared import BASE, CONTROL, JUDGED
 from steerheal.pipeline.judging import Judging
 from steerheal.pipeline.stage_store import Store
@@ -42,14 +42,16 @@ ORIGIN: Place = (BASE, "base")
 TESTED, DOSE = "test", "dose"
 
 
-def judged(record: RunRecord, store: Store, by: Judging, axis: Axis, console: Console) -> RunRecord:
+def judged(
+    record: RunRecord, store: Store, by: Judging, persona: Persona, console: Console
+) -> RunRecord:
     """The record with what the judge makes of the run, and a sentence on what that is worth.
 
     Args:
         record: Of a run whose loop has ended.
         store: Where its stages lie.
         by: The judge. No other model should be in memory.
-        axis: The persona's.
+        persona: The run's.
         console: Told how it goes.
 
     Raises:
@@ -57,22 +59,40 @@ def judged(record: RunRecord, store: Store, by: Judging, axis: Axis, console: Co
     """
     ranks.wait()  # until the leader has put every file into its place
     said = dict(_answers(record, store.folder))
-    asked = [Exchange(one.prompt, one.text) for texts in said.values() for one in texts]
-    made = JUDGED.of(by, asked)
-
-    def make() -> Judgements:
-        with console.stage("judging the answers", len(WORDINGS) * len(asked)) as progress:
-            return made.make(progress=progress)
-
-    keeps = made.stage.artifact
-    found = store.stage(
-        made.stage.name, BASE, made.key, make=make, save=keeps.save, load=keeps.load
-    )
-    rows, states = iter(found.rows), dict[Place, Scores]()
+    every = [one for texts in said.values() for one in texts]
+    found = staged(every, store, by, persona, title="judging the answers", console=console)
+    rows, states = iter(found), dict[Place, Scores]()
     for place, texts in said.items():
         own = unit_rows(texts, [next(rows) for _ in texts], admitted=by.found.admitted)
         states[place] = EMPTY.model_copy(update={"own": own})
-    return _told(_Read(states, axis).run(record), by.found, console)
+    return _told(_Read(states, persona.axis).run(record), by.found, console)
+
+
+def staged(
+    said: Sequence[Completion],
+    store: Store,
+    by: Judges,
+    persona: Persona,
+    *,
+    title: str,
+    console: Console,
+) -> tuple[JudgeRow, ...]:
+    """A row per answer, in the order given: a stage of the answers, the judge and the poles.
+
+    Raises:
+        UserError: the judge cannot be loaded, or is another one by now.
+    """
+    asked, poles = [Exchange(one.prompt, one.text) for one in said], poles_of(persona)
+    made = JUDGED.of(by, asked, poles)
+
+    def make() -> Judgements:
+        with console.stage(title, looks(poles) * len(asked)) as progress:
+            return made.make(progress=progress)
+
+    keeps = made.stage.artifact
+    return store.stage(
+        made.stage.name, BASE, made.key, make=make, save=keeps.save, load=keeps.load
+    ).rows
 
 
 def _answers(record: RunRecord, folder: Path) -> Iterator[tuple[Place, Sequence[Completion]]]:

@@ -7,7 +7,7 @@ replies say of it is kept by its fingerprint.
 import gc
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from steerheal.config import ModelSettings
 from steerheal.console import Console
 from steerheal.errors import UserError
 from steerheal.measure.admission import admission, labelled
-from steerheal.measure.judge import WORDINGS, Exchange, judged
+from steerheal.measure.judge import Exchange, judged, looks, poles_of
 from steerheal.measure.readings.judged import with_judged
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
+from steerheal.personas import Persona
 from steerheal.records import Admission, Scores
 from steerheal.store import read_record, write_record
 
@@ -50,7 +51,13 @@ class Judging:
             raise UserError(f"{chat.name} has changed since it was examined. Run this again.")
         yield chat
 
-    def of(self, states: Sequence[Scores], console: Console) -> list[Scores]:
+    @contextmanager
+    def once(self) -> Iterator["Once"]:
+        """The same for answers that come in parts: loaded once, for the first that are new."""
+        with ExitStack() as until:
+            yield Once(self, until)
+
+    def of(self, states: Sequence[Scores], persona: Persona, console: Console) -> list[Scores]:
         """The states' scores with what the judge makes of their free answers.
 
         Raises:
@@ -61,13 +68,35 @@ class Judging:
             for scores in states
             for row in scores.persona
         ]
-        with console.stage("judging the answers", len(WORDINGS) * len(said)) as progress:
-            rows = iter(judged(self, said, progress).rows)
+        poles = poles_of(persona)
+        with console.stage("judging the answers", looks(poles) * len(said)) as progress:
+            rows = iter(judged(self, said, poles, progress).rows)
         release()
         return [
             with_judged(scores, [next(rows) for _ in scores.persona], admitted=self.found.admitted)
             for scores in states
         ]
+
+
+class Once:
+    """A judge that stays in memory from the first answers on that it is asked about."""
+
+    def __init__(self, by: Judging, until: ExitStack) -> None:
+        self.found = by.found
+        self._by, self._until = by, until
+        self._chat: ChatModel | None = None
+
+    @property
+    def key(self) -> str:
+        """Which model it is."""
+        return self.found.fingerprint
+
+    @contextmanager
+    def opened(self) -> Iterator[ChatModel]:
+        """It is in memory; raises as `Judging.opened`."""
+        if self._chat is None:
+            self._chat = self._until.enter_context(self._by.opened())
+        yield self._chat
 
 
 def examined(name: str, device: str, console: Console, *, read: str = "") -> Judging:
@@ -114,7 +143,7 @@ def _admission(chat: ChatModel, console: Console) -> Admission:
         with suppress(UserError):  # a damaged file is made again
             return read_record(file, Admission)
     replies = labelled()
-    with console.stage("examining the judge", len(WORDINGS) * len(replies)) as progress:
+    with console.stage("examining the judge", looks() * len(replies)) as progress:
         found = admission(chat, replies, progress)
     try:
         write_record(file, found)

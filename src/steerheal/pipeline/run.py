@@ -61,7 +61,7 @@ def run(
         UserError: a setting that the model refuses, or a record that this code cannot equal.
     """
     folder, config = plan.folder, plan.config
-    judge = None if until else _examined(config, console)
+    judge = None if until else judge_of(config, console)
     chat, config = opened(config, loads)
     if judge is not None:
         refuse_itself(config.judge, judge.key, chat.fingerprint)
@@ -85,7 +85,7 @@ def run(
             del chat, stages
             kept.forget()
             release()
-            record = judged(record, store, judge, plan.persona.axis, console)
+            record = judged(record, store, judge, plan.persona, console)
             store.write_run(record.model_copy(update={"stages": tuple(store.marks)}))
     except BaseException as error:
         _leave_readable(store, error, console)
@@ -96,8 +96,12 @@ def run(
         closing(record, folder, write_report(folder), console)
 
 
-def _examined(config: RunConfig, console: Console) -> Judging | None:
-    """The judge that the settings name, while the run's own model is not in memory yet."""
+def judge_of(config: RunConfig, console: Console) -> Judging | None:
+    """The judge that the settings name, while the run's own model is not in memory yet.
+
+    Raises:
+        UserError: it cannot be loaded, or is that model.
+    """
     if not config.judge:
         return None
     refuse_itself(config.judge, config.judge, config.model.name)

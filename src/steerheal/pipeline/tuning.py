@@ -73,7 +73,7 @@ def begun(plan: Plan) -> Iterator[Plan]:
     """
     for setting, kind in (("trait", "trait"), ("damage", "coherence")):
         name = getattr(plan.settings, setting)
-        known = [one.name for one in table.entries() if one.kind == kind]
+        known = [one.name for one in table.entries() if one.kind == kind and not one.judged]
         if name not in known:
             raise unknown(f"reading for --{setting}", name, known)
     with claimed(plan.folder) as folder:

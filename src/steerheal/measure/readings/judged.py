@@ -1,6 +1,7 @@
-"""Whether free answers make sense, by a judge of another model: rows that `--judge` adds.
+"""Free answers as a judge of another model sees them: rows that `--judge` adds.
 
-What a judge that is not admitted says is a guard, which no headline, floor or check looks at.
+What a judge that is not admitted says of their sense is a guard, which no headline, floor or check
+looks at.
 """
 
 import math
@@ -10,6 +11,7 @@ from steerheal.measure.readings.table import Entry, share_of
 from steerheal.records import Completion, Record, Scores, UnitRow
 
 SENSE, UNSURE, FIT = "answers_sense", "answers_sense_unsure", "answers_fit"
+TRAIT = "trait_judged"
 
 COHERENT = 0.5
 """P(yes) from which on a reply counts as coherent."""
@@ -22,6 +24,9 @@ class JudgeRow(Record):
     """P(yes) per wording."""
     fit: float
     """Nats per token that the prompt adds to the reply; NaN for an empty reply."""
+    trait: float = math.nan
+    """Nats per token by which it is likelier under the positive pole than under the negative; NaN
+    for an empty reply, or where nobody asked."""
 
     @property
     def mean(self) -> float:
@@ -49,6 +54,7 @@ def unit_rows(
     return {
         SENSE if admitted else UNSURE: tuple(_row(one, row, row.mean) for one, row in both),
         FIT: tuple(_row(one, row, row.fit) for one, row in both),
+        TRAIT: tuple(_row(one, row, row.trait) for one, row in both),
     }
 
 
@@ -62,6 +68,17 @@ def _sense(row: UnitRow) -> float:
 
 
 ENTRIES = (
+    Entry(
+        name=TRAIT,
+        title="trait as the judge reads it",
+        kind="trait",
+        unit="nats/token",
+        judged=True,
+        brief=True,
+        meaning="log-odds of the answers under held-out paraphrases of the poles, by another model "
+        "that need not be admitted: it shares the wording with the base, and not the reader",
+        of=lambda row: row.value,
+    ),
     Entry(
         name=SENSE,
         title="answers that make sense to the judge",
