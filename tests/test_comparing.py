@@ -3,6 +3,7 @@
 import math
 import pickle
 import re
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,13 +27,15 @@ from steerheal.config.comparing import (
 )
 from steerheal.console import Console
 from steerheal.errors import UserError
+from steerheal.measure.admission import Labelled
 from steerheal.measure.curves import Drawn, Line, at_equal, eta, gap, line, over
+from steerheal.measure.judge import Exchange, judge, poles_of
 from steerheal.measure.persistence import conditions, under
 from steerheal.measure.stats import holm, mean, p_value
 from steerheal.models.asking import asked
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states
-from steerheal.pipeline import comparing
+from steerheal.pipeline import comparing, judging
 from steerheal.pipeline.arms.kind import Arm, Bench
 from steerheal.pipeline.arms.lasting import lasting, persisted
 from steerheal.pipeline.arms.reading import kind_of
@@ -41,9 +44,9 @@ from steerheal.pipeline.comparing import Plan, begun, compare
 from steerheal.pipeline.jobs import Job, Outcome, Workers, attempt
 from steerheal.pipeline.stage_store import Store
 from steerheal.pipeline.stages import Stages
-from steerheal.records import Reading, StageMark
+from steerheal.records import Admission, Reading, Scores, StageMark
 from steerheal.records.comparing import CompareRecord
-from steerheal.report.compare import TABLE, ordered, write_page
+from steerheal.report.compare import TABLE, notes_of, ordered, readings_table, write_page
 from steerheal.state.adapter import Adapter
 from steerheal.state.values import State, base
 from steerheal.store import COMPARE, read_record
@@ -85,11 +88,12 @@ def compared(
     name: str = "c",
     until: str = "",
     workers: Workers | None = None,
+    config: RunConfig = CONFIG,
     **changes: Any,
 ) -> tuple[CompareRecord, Heard]:
     heard = Heard(until)
     settings = SETTINGS.model_copy(update=changes)
-    with begun(Plan(runs / name, CONFIG, settings, arms, PERSONA, "steerheal compare")) as plan:
+    with begun(Plan(runs / name, config, settings, arms, PERSONA, "steerheal compare")) as plan:
         return compare(plan, heard, workers), heard
 
 
@@ -237,6 +241,61 @@ def test_the_record_of_several_workers_is_that_of_one_process(whole: Any, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         compared(tmp_path, arms, workers=elsewhere, until="s saved)", **asked)
     assert len(told) == 2
+
+
+@pytest.mark.slow
+def test_arms_are_judged_once_all_are_read_and_their_model_is_gone(
+    whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.saved(tmp_path, "judge", seed=1)
+    own, loads, load = list[weakref.ref[object]](), list[ChatModel](), judging.load
+
+    def reply(coherent: bool) -> Labelled:
+        return Labelled(prompt="what now", reply="we wait", group="a", coherent=coherent)
+
+    def opened(config: RunConfig, _: object) -> tuple[ChatModel, RunConfig]:
+        chat = tiny.chat()
+        own.append(weakref.ref(chat.net))
+        return chat, config
+
+    def alone(settings: Any) -> ChatModel:
+        assert all(ref() is None for ref in own), "two models are in memory"
+        loads.append(load(settings))
+        return loads[-1]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(judging, "labelled", lambda: [reply(True), reply(False)])
+    monkeypatch.setattr(judging, "load", alone)
+    monkeypatch.setattr(comparing, "opened", opened)
+    on = CONFIG.model.model_copy(update={"device": "cpu"})
+    config = CONFIG.model_copy(update={"judge": str(model), "model": on})
+    asked: dict[str, Any] = {"name": "judged", "config": config, "trait": "trait_judged"}
+    few = tuple(arm for arm in ARMS if arm.name in ("base", "prompt", "nll"))
+    record, heard = compared(whole[0], few, **asked)
+    assert heard.made() == ["judged"] * 3 and len(loads) == 2
+    place = whole[0] / "judged" / "seed-0" / "prompt" / "round-01" / "state.json"
+    said = [row.completion for row in read_record(place, Scores).persona]
+    rows = judge(loads[-1], [Exchange(one.prompt, one.text) for one in said], poles_of(PERSONA))
+    ((point,),) = (arm.points for arm in record.arms if arm.arm.name == "prompt")
+    assert point.read.values["trait_judged"].value == pytest.approx(
+        np.mean([row.trait for row in rows]), abs=1e-5
+    )
+    assert record.primary and math.isfinite(record.primary.reading.value)
+    heads = [cell.text for cell in readings_table(record).heads]
+    assert "trait as the judge reads it" in heads and "not admitted" in "".join(notes_of(record))
+    # An arm that is added is judged alone.
+    more, heard = compared(whole[0], (*few, ARMS[-1]), **asked)
+    assert heard.made() == ["judged"] and more.judge == record.judge and more.compared == 4
+
+
+def test_damage_is_not_made_equal_by_a_judge_that_is_not_admitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poor = judging.Judging(CONFIG.model, Admission(judge="j", fingerprint="f", auc=0.7, replies=2))
+    monkeypatch.setattr(comparing, "judge_of", lambda *_: poor)
+    config = CONFIG.model_copy(update={"judge": "j"})
+    with pytest.raises(UserError, match=r"--damage answers_sense: .* not admitted"):
+        compared(tmp_path, ARMS, config=config, damage="answers_sense")
 
 
 def timeless(record: CompareRecord) -> str:
@@ -396,6 +455,7 @@ def test_a_file_adds_arms_and_names_choose_some(tmp_path: Path) -> None:
         (["--gates", "0"], "--gates"),
         (["--seeds", "0"], "--seeds: given 0; allowed: a whole number from 1 to 100"),
         (["--damage", "answers_kind"], "--damage answers_kind is none of the readings"),
+        (["--trait", "trait_judged"], "is read by a judge: name another chat model with --judge"),
         (["--against", "nobody"], "--against nobody is none of the arms"),
     ],
 )

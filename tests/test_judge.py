@@ -238,11 +238,12 @@ def test_a_run_has_its_answers_judged_when_its_own_model_is_gone(
 
 
 def test_a_judge_is_refused_where_it_is_the_model_or_nothing_asks_it(
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    compare = ["compare", "--runs", str(tmp_path), "--model", "same", "--judge", "same"]
     for line, said in (
         (["run", "--model", "same", "--judge", "same"], "would judge its own answers"),
-        (["compare", "--judge", "other"], "has no use for other"),
+        (compare, "would judge its own answers"),
         (["tune", "--judge", "other"], "has no use for other"),
     ):
         with pytest.raises(SystemExit) as stop:

@@ -12,7 +12,6 @@ from steerheal.bounds import FilePath, FolderNameOrNone, Label, Place
 from steerheal.commands.command import POSITIONAL, Command
 from steerheal.commands.helping import asked, page
 from steerheal.commands.refuse import (
-    refuse_judge,
     refuse_unreadable,
     refuse_unsharable,
     refuse_unshared,
@@ -95,7 +94,6 @@ class CompareCommand(Command):
         """Refuses arms that are not there, a folder that cannot be written, missing texts."""
         refuse_unshared(self.settings.model)
         self.settings.model.template_text()
-        refuse_judge(self.settings, "compare")
         for arm in self._arms():
             of_arm(self.settings, arm)
         writable_folder(self.runs, "--runs")

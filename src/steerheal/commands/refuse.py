@@ -72,7 +72,7 @@ def refuse_judge(config: RunConfig, word: str) -> None:
     if config.judge:
         raise UserError(
             f"--judge: `steerheal {word}` has no use for {config.judge}. A judge reads the answers "
-            "of `steerheal run` and `steerheal evaluate`: leave it out here."
+            "of `steerheal run`, `steerheal evaluate` and `steerheal compare`: leave it out here."
         )
 
 

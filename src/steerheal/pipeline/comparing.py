@@ -18,12 +18,14 @@ from steerheal.measure.readings import table
 from steerheal.models.engines.engine import find
 from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
-from steerheal.pipeline.arms.reading import Read, kind_of, read
+from steerheal.pipeline.arms.judged import judged
+from steerheal.pipeline.arms.reading import Read, Reads, kind_of, read
 from steerheal.pipeline.claims import claimed
 from steerheal.pipeline.jobs import Workers
+from steerheal.pipeline.judging import Judging, refuse_itself, release
 from steerheal.pipeline.kept import kept
 from steerheal.pipeline.plan import agreed
-from steerheal.pipeline.run import Loads, opened, refuse_engine
+from steerheal.pipeline.run import Loads, judge_of, opened, refuse_engine
 from steerheal.pipeline.stage_store import Store, sweep, sweep_unfinished
 from steerheal.pipeline.stages import Stages
 from steerheal.pipeline.standing import Standing
@@ -119,6 +121,23 @@ def _refuse_unfit(plan: Plan) -> None:
         known = [e.name for e in fit if e.kind == kind and (kind == "trait" or e.damage)]
         if name not in known:
             raise UserError(f"--{setting} {name} is none of the readings: {', '.join(known)}.")
+        if table.listed([name])[0].judged and not plan.config.judge:
+            raise UserError(
+                f"--{setting} {name} is read by a judge: name another chat model with --judge."
+            )
+
+
+def _refuse_unsure(plan: Plan, judge: Judging) -> None:
+    """Refuses to make arms equal by a judge that is not admitted.
+
+    Raises:
+        UserError: it is not.
+    """
+    name = plan.settings.damage
+    if table.listed([name])[0].judged and not judge.found.admitted:
+        raise UserError(
+            f"--damage {name}: {judge.found.words()}. Choose another reading or another judge."
+        )
 
 
 class SeedJob(NamedTuple):
@@ -158,20 +177,37 @@ def compare(plan: Plan, console: Console, workers: Workers | None = None) -> Com
         UserError: a setting that the model refuses, or another model than the record's.
     """
     try:
+        judge = judge_of(plan.config, console)
+        if judge is not None:
+            _refuse_unsure(plan, judge)
         with kept.lent() as load:
-            plan, record = _started(plan, console, load)
+            plan, record = _started(plan, console, load, judge)
             made = set[int]()
             if workers is not None:
                 made = _shared_out(plan, record, workers, console)
             chat, _ = opened(plan.config, load)
-            return _read_all(plan, chat, record, console, made)
+            record, reads = _read_all(plan, chat, record, console, made)
+            del chat
+        if judge is not None:
+            kept.forget()
+            release()
+            reads = _judged(plan, reads, judge, console)
+            axis = plan.persona.axis
+            record = _with(record, Standing(plan.arms, plan.settings, axis, reads))
+        record = record.model_copy(update={"status": "finished"})
+        _write(plan, record)
+        return record
     finally:
         kept.forget()
 
 
-def _started(plan: Plan, console: Console, load: Loads) -> tuple[Plan, CompareRecord]:
+def _started(
+    plan: Plan, console: Console, load: Loads, judge: Judging | None
+) -> tuple[Plan, CompareRecord]:
     """The record that names what is compared, and the plan with the instrument that reads it."""
     chat, config = opened(plan.config, load)
+    if judge is not None:
+        refuse_itself(config.judge, judge.key, chat.fingerprint)
     plan = replace(plan, config=config)
     surroundings = environment(chat, config)
     if plan.held is not None:
@@ -192,6 +228,7 @@ def _started(plan: Plan, console: Console, load: Loads) -> tuple[Plan, CompareRe
         persona=plan.persona,
         environment=surroundings,
         notes=notes(chat, config.heal),
+        judge=judge and judge.found,
     )
     _write(plan, record)
     first = _stages(plan, chat, console, plan.seeds[0], "base").measuring()
@@ -231,7 +268,7 @@ def _is_whole(plan: Plan, record: CompareRecord, seed: int) -> bool:
 
 def _read_all(
     plan: Plan, chat: ChatModel, record: CompareRecord, console: Console, made: Collection[int]
-) -> CompareRecord:
+) -> tuple[CompareRecord, Reads]:
     """Every arm at every seed: points are recorded arm by arm, comparisons seed by seed.
 
     Of seeds that workers have made, an arm whose stages are all found is one line.
@@ -258,9 +295,21 @@ def _read_all(
             _write(plan, record)
         record = _with(record, standing())
         _write(plan, record)
-    record = record.model_copy(update={"status": "finished"})
-    _write(plan, record)
-    return record
+    return record, reads
+
+
+def _judged(plan: Plan, reads: Reads, by: Judging, console: Console) -> Reads:
+    """The same with what the judge makes of every answer: a stage per arm and seed."""
+    found = dict(reads)
+    with by.once() as judge:
+        for (seed, arm), one in reads.items():
+            if not one.points:
+                continue
+            title, marks = f"seed {seed} · {arm} · judging", list[StageMark]()
+            store = _store(plan, console, seed, arm, notify=marks.append)
+            found[seed, arm] = judged(one, store, judge, plan.persona, title=title, console=console)
+            _tell(title, marks, console)
+    return found
 
 
 def _tell(title: str, marks: Sequence[StageMark], console: Console) -> None:
@@ -313,16 +362,20 @@ def _stages(
     notify: Notify | None = None,
 ) -> Stages:
     """The run's stages at a seed, in an arm's folder; the console hears of them unless said."""
-    name = f"{plan.folder.name}/seed-{seed}/{arm}"
-    store = Store(
+    store = _store(plan, console, seed, arm, notify=notify or console.stage_mark)
+    config = plan.config.model_copy(update={"seed": seed})
+    return Stages(config, plan.persona, chat, store, console)
+
+
+def _store(plan: Plan, console: Console, seed: int, arm: str, *, notify: Notify) -> Store:
+    """An arm's folder at a seed."""
+    return Store(
         plan.folder.parent,
-        name,
-        notify=notify or console.stage_mark,
+        f"{plan.folder.name}/seed-{seed}/{arm}",
+        notify=notify,
         note=console.note,
         share=plan.share,
     )
-    config = plan.config.model_copy(update={"seed": seed})
-    return Stages(config, plan.persona, chat, store, console)
 
 
 def _write(plan: Plan, record: CompareRecord) -> None:

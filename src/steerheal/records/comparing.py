@@ -8,6 +8,7 @@ from steerheal.config import RunConfig
 from steerheal.config.comparing import ArmSettings, CompareSettings
 from steerheal.personas import Persona
 from steerheal.records.base import Reading, Record
+from steerheal.records.judge import Admission
 from steerheal.records.readings import Summary
 from steerheal.records.text import Completion
 
@@ -121,6 +122,8 @@ class CompareRecord(Record):
     blind: tuple[str, ...] = ()
     """Those that do not, so that their standing still says nothing."""
     persisted: tuple[Persisted, ...] = ()
+    judge: Admission | None = None
+    """Who judges the free answers once all arms are read; None where nobody does."""
 
     def arm(self, name: str) -> ArmRecord | None:
         """The arm of that name."""

@@ -97,6 +97,9 @@ def best_words(record: CompareRecord) -> str:
 def notes_of(record: CompareRecord) -> list[str]:
     """What a reader must know of the instruments, the seeds and the arms that are not there."""
     found = list(record.notes)
+    if record.judge is not None:
+        sees = any(entry(name).judged for name in record.sees)
+        found.append(f"{record.judge.words()}.{' It sees damage here.' if sees else ''}")
     titles = {name: entry(name).title for name in (*record.sees, *record.blind)}
     if record.blind:
         listed_blind = ", ".join(titles[name] for name in record.blind)
