@@ -42,16 +42,16 @@ paper: .venv/ready
 	$(BIN)/steerheal paper $(RECORD) --out $(PAPER)
 
 test: setup
-	$(TESTS)
+	$(TESTS) -m 'not rare'
 
 quick: setup
-	$(TESTS) -m 'not slow and not long'
+	$(TESTS) -m 'not slow and not long and not rare'
 
 check: .venv/extras
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
-	$(MAKE) test
+	$(TESTS)
 
 bench: setup
 	$(BIN)/python benchmarks/sampling.py

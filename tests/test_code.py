@@ -78,6 +78,7 @@ def test_a_change_counts_where_it_computes(tmp_path: Path, file: str, stages: se
     assert changed(root) == stages
 
 
+@pytest.mark.long
 def test_comments_blank_lines_and_docstrings_do_not_count(tmp_path: Path) -> None:
     root = copied(tmp_path)
     for name in ("config/steering.py", "steer/vector.py", "models/generate.py"):

@@ -81,6 +81,7 @@ def test_a_grid_of_uniforms_draws_what_float64_on_the_cpu_draws(chat: ChatModel)
     assert drawn[0] == drawn[1]
 
 
+@pytest.mark.rare
 def test_a_whole_round_runs_there(chat: ChatModel, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(tiny, "chat", lambda: chat)
     record = start(

@@ -217,6 +217,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.rare
 def test_a_model_that_two_processes_share_is_the_whole_one(several: Path) -> None:
     chat = load(ModelSettings(name=str(several.with_name("tiny-llama")), device="cpu"))
     whole, size = made(chat), size_of(chat)
@@ -235,6 +236,7 @@ def test_a_model_that_two_processes_share_is_the_whole_one(several: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.rare
 def test_two_processes_make_one_s_record_also_when_one_died_before(
     several: Path, tmp_path: Path
 ) -> None:

@@ -268,6 +268,7 @@ def test_without_a_bos_plain_prose_stands_after_an_end_of_turn(
     assert opening(chat, monkeypatch) == [chat.end_of_turn()]
 
 
+@pytest.mark.long
 def test_a_paragraph_has_the_tokens_of_a_beginning() -> None:
     for scheme in spaced.SCHEMES:
         chat = spaced.chat(scheme)

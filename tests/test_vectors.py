@@ -253,6 +253,7 @@ def test_a_block_that_writes_some_other_way_is_a_clear_message() -> None:
 # ── random ──────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("family", "seed"), [("llama", 0), ("llama", 7), ("gemma2", 1)])
 def test_random_moves_the_model_as_far_as_the_mean_difference(family: str, seed: int) -> None:
     chat, chosen = tiny_chat(family), settings(method="random", seed=seed)

@@ -31,6 +31,7 @@ class Dying(NamedTuple):
         console.note("done")
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_is_replaced_and_its_job_begun_anew_a_few_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,6 +68,7 @@ class Waiting(NamedTuple):
             raise
 
 
+@pytest.mark.long
 def test_workers_that_are_told_to_end_leave_what_an_interruption_leaves(tmp_path: Path) -> None:
     jobs = [Waiting("one", tmp_path, until="two"), Waiting("two", tmp_path, until="never")]
     at_work = on_processes(jobs, workers=2)

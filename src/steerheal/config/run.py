@@ -107,7 +107,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "coherence": 0.75,
             "curve_prompts": 12,
             "curve_tokens": 48,
-            "want": 40,
+            "want": 36,
             "minimum": 12,
             "batches": 2,
         },
@@ -122,7 +122,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "held_out_pairs": 1,
             "control_prompts": 8,
             "control_tokens": 16,
-            "tasks": 16,
+            "tasks": 8,
             "task_tokens": 16,
         },
         "check": {
@@ -131,8 +131,9 @@ PRESETS: dict[str, dict[str, Any]] = {
             "prompts": 8,
             "per_foundation": 1,
             "tokens": 16,
+            "base_texts": 4,
         },
-        "filter": {"calibration_texts": 64},
+        "filter": {"calibration_texts": 48},
     },
     "standard": {},
     "full": {
