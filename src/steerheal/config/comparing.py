@@ -18,7 +18,7 @@ OPEN = ("rounds", "teacher", "teacher_epsilon", "vector", "push", "dose", "filte
 SMALLER: dict[str, Any] = {
     "read_prompted": False,
     "dose": {"want": 32},
-    "filter": {"read_trait": False, "calibration_texts": 64},
+    "filter": {"read_trait": False},
     "measure": {
         "per_foundation": 1,
         "statements": 2,

@@ -133,7 +133,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "tokens": 16,
             "base_texts": 4,
         },
-        "filter": {"calibration_texts": 48},
+        "filter": {"calibration_texts": 64},
     },
     "standard": {},
     "full": {
