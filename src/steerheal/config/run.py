@@ -107,7 +107,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "coherence": 0.75,
             "curve_prompts": 12,
             "curve_tokens": 48,
-            "want": 36,
+            "want": 40,
             "minimum": 12,
             "batches": 2,
         },
