@@ -1,4 +1,4 @@
-"""Answers of frontier.py's lines, read blind by docs/labels.md, and what the labels say.
+"""Answers of the kept lines, read blind by docs/labels.md, and what the labels say.
 
 `sheet` writes what is read (sheet.txt) and, apart, whose it is (key.jsonl); `join` puts labels
 ("number label", a line per item, in labels.txt) and key together into the records. The other parts

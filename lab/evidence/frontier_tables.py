@@ -1,7 +1,6 @@
-"""The tables of docs/why-gates.md and docs/evidence.md that frontier.py's lines give.
+"""The tables of docs/why-gates.md and docs/evidence.md that the kept lines give.
 
 Usage: python lab/evidence/frontier_tables.py PART [--figure FILE]   (of one-curve)
-       python lab/evidence/frontier_tables.py pack --out DIR   (lines of a run into the records)
 """
 
 import argparse
@@ -24,7 +23,7 @@ from steerheal.records import FOUNDATIONS, Reading
 
 RECORDS = Path(__file__).parent / "records" / "frontier"
 LABELLED = Path(__file__).parents[2] / "tests" / "data" / "labelled.jsonl.gz"
-JUDGES = {"0.5B": "Qwen2.5-Coder-0.5B", "1.5B": "Qwen2.5-Coder-1.5B"}
+JUDGES = ("0.5B", "1.5B")
 SMALL, LARGE = "SmolLM2-135M", "Qwen2.5-Coder-1.5B"
 METHODS = ("common", "best", "anchor")
 ALPHA = 0.05
@@ -33,40 +32,6 @@ Seed = dict[str, State]
 
 
 # ── the lines ────────────────────────────────────────────────────────────────────────────────────
-
-
-def pack(folder: Path) -> None:
-    """A run's lines with what the judges say of them, to four decimals."""
-    RECORDS.mkdir(parents=True, exist_ok=True)
-    for file in sorted(folder.glob("*-s[0-9].jsonl")):
-        lines = {row["state"]: row for row in _rows(file)}
-        for judge, called in JUDGES.items():
-            for other in folder.glob(f"{file.stem}.judged-{called}*.jsonl"):
-                for row in _rows(other):
-                    if row["state"] in lines:
-                        for answer, said in zip(
-                            lines[row["state"]]["answers"], row["judged"], strict=True
-                        ):
-                            answer[f"judge {judge}"] = said
-        rows = [json.dumps(_rounded(row), ensure_ascii=False) for row in lines.values()]
-        text = "\n".join([*rows, ""])
-        with gzip.GzipFile(RECORDS / f"{file.name}.gz", "wb", mtime=0) as stream:
-            stream.write(text.encode())
-    for file in folder.glob("labels.judged-*.json"):
-        judge = next(name for name, called in JUDGES.items() if called in file.name)
-        (RECORDS / f"labels-{judge}.json").write_text(file.read_text())
-
-
-def _rows(file: Path) -> Iterable[State]:
-    return map(json.loads, filter(None, file.read_text(encoding="utf-8").split("\n")))
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 4)
-    if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list) else value
 
 
 @cache
@@ -479,18 +444,12 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def main() -> None:
-    """Prints a table, or packs a run's lines."""
+    """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("pack", *PARTS))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("part", choices=tuple(PARTS))
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
-    if options.part == "pack":
-        pack(options.out)
-    elif options.figure:
-        print(one_curve(options.figure))
-    else:
-        print(PARTS[options.part]())
+    print(one_curve(options.figure) if options.figure else PARTS[options.part]())
 
 
 if __name__ == "__main__":

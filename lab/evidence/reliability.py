@@ -1,4 +1,4 @@
-"""Split-half reliability of the trait, from frontier.py's lines.
+"""Split-half reliability of the trait, from the kept lines.
 
 Units are scored by one half of what they are read with and by the other; r is the correlation of
 the two scores over the units and 2r/(1 + r) the reliability of both halves together (Spearman
