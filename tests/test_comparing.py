@@ -457,6 +457,7 @@ def test_a_file_adds_arms_and_names_choose_some(tmp_path: Path) -> None:
         (["--damage", "answers_kind"], "--damage answers_kind is none of the readings"),
         (["--trait", "trait_judged"], "is read by a judge: name another chat model with --judge"),
         (["--against", "nobody"], "--against nobody is none of the arms"),
+        (["--read-on", "show"], "--read-on: given show; allowed: evaluate or test"),
     ],
 )
 def test_mistakes_end_with_2_before_a_model_is_loaded(
@@ -467,6 +468,17 @@ def test_mistakes_end_with_2_before_a_model_is_loaded(
     assert stop.value.code == 2
     assert said in capsys.readouterr().err
     assert not list((tmp_path / "runs").glob("**"))
+
+
+def test_states_answer_the_test_prompts_where_that_is_asked(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"read_on": "test"})
+    plan = Plan(tmp_path / "c", CONFIG, settings, BUILT_IN, PERSONA, "")
+    assert plan.read_on.prompts.evaluate == PERSONA.prompts.test
+    assert plan.read_on.prompts.train == PERSONA.prompts.train
+    more = CONFIG.measure.model_copy(update={"prompts": len(tiny.TEST) + 1})
+    plan = replace(plan, config=CONFIG.model_copy(update={"measure": more}))
+    with pytest.raises(UserError, match=r"fewer than --measure\.prompts"), begun(plan):
+        pass
 
 
 def test_an_arm_without_a_curve_takes_no_points(tmp_path: Path) -> None:

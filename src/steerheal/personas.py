@@ -79,6 +79,10 @@ class Prompts(Closed):
         halves = {"evaluate": self.evaluate[::2], "test": self.evaluate[1::2], "halved": True}
         return self.model_copy(update=halves)
 
+    def exchanged(self) -> Self:
+        """These pools with the test prompts to be evaluated on, and the others in their place."""
+        return self.model_copy(update={"evaluate": self.test, "test": self.evaluate})
+
     @model_validator(mode="after")
     def _pools_are_disjoint(self) -> Self:
         pools = {name: getattr(self, name) for name in POOLS}

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -102,6 +102,9 @@ class CompareSettings(Settings):
     """The reading of free answers that arms are compared by."""
     damage: Label = "answers_implausible"
     """The reading of free answers at which arms are made equal, besides KL."""
+    read_on: Literal["evaluate", "test"] = "evaluate"
+    """The persona's prompts that every state answers. Settings that were chosen on the evaluation
+    prompts, as tune's are, want to be compared on the test prompts."""
     gates: Annotated[Doses, Field(min_length=1)] = (0.25, 0.5, 0.75, 1.0, 1.25)
     """Gates of an arm that trains; 0 is the base and is not read again."""
     doses: Annotated[Doses, Field(min_length=1)] = (0.25, 0.5, 0.75, 1.0, 1.5)

@@ -59,6 +59,13 @@ class Plan:
         """From the run's own up."""
         return range(self.config.seed, self.config.seed + self.settings.seeds)
 
+    @property
+    def read_on(self) -> Persona:
+        """The persona with the prompts to be evaluated that every state answers."""
+        if self.settings.read_on == "evaluate":
+            return self.persona
+        return self.persona.model_copy(update={"prompts": self.persona.prompts.exchanged()})
+
     def agreed(self, held: CompareRecord) -> "Plan":
         """The plan with the arms and seeds that the folder's record has as well.
 
@@ -101,6 +108,12 @@ def _refuse_unfit(plan: Plan) -> None:
         UserError: which, and what there is.
     """
     names, engine = [arm.name for arm in plan.arms], find(plan.config.sampling.engine)
+    asked, have = plan.config.measure.prompts, len(plan.read_on.prompts.evaluate)
+    if plan.settings.read_on == "test" and asked > have:
+        raise UserError(
+            f"--read-on test: {plan.persona.name} has {have} test prompts, fewer than "
+            f"--measure.prompts {asked}. Ask for fewer, or give the persona more."
+        )
     for setting in ("ours", "against"):
         name = getattr(plan.settings, setting)
         if name not in names:
@@ -364,7 +377,7 @@ def _stages(
     """The run's stages at a seed, in an arm's folder; the console hears of them unless said."""
     store = _store(plan, console, seed, arm, notify=notify or console.stage_mark)
     config = plan.config.model_copy(update={"seed": seed})
-    return Stages(config, plan.persona, chat, store, console)
+    return Stages(config, plan.read_on, chat, store, console)
 
 
 def _store(plan: Plan, console: Console, seed: int, arm: str, *, notify: Notify) -> Store:
