@@ -42,7 +42,7 @@ def test_a_saved_model_has_the_parameters_of_the_loaded_one(tmp_path: Path) -> N
     chat = load(ModelSettings(name=str(folder)))
     assert size.parameters_in(folder) == size_of(chat).parameters
     # Keys and values of two heads, eight wide, in four layers.
-    assert size_of(chat)[1:] == (4, 32, 2 * 4 * 2 * 8 * 4, 0, 0, 0) and token_bytes(chat) == 512
+    assert size_of(chat)[1:] == (4, 32, 2 * 4 * 2 * 8 * 4, 0, 0, 0, 0) and token_bytes(chat) == 512
 
 
 def test_memory_is_weights_and_what_a_run_keeps_beside_them() -> None:

@@ -75,7 +75,8 @@ class ModelSettings(Settings):
     name: Annotated[Place, As(also=("--model",))] = ""
     """Empty: the embedded SmolLM2-135M-Instruct; else a hub id, a local folder or a GGUF file."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the weights; auto is float32 on a CPU and bfloat16 on a GPU."""
+    """Precision of the weights; auto is bfloat16 on a GPU, and for a model of a billion parameters
+    or more also on a CPU that multiplies it by itself (AVX512-BF16, AMX); else float32."""
     quantize: Literal["none", "nf4"] = "none"
     """nf4: linear layers in four bits by bitsandbytes, on CUDA (extra `quantize`); base and student
     are read in the same four bits. none: weights as they are."""

@@ -47,13 +47,13 @@ def embedded_file() -> Path:
 
 
 def open_gguf(
-    file: Path, dtype: torch.dtype, name: str, *, template: str = "", **packing: Any
+    file: Path, dtype: torch.dtype | None, name: str, *, template: str = "", **packing: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """The model and tokenizer of a GGUF file, and its name; the given template for its own.
 
     Args:
         file: Where it lies.
-        dtype: Precision of the weights.
+        dtype: Precision of the weights; by their number when none is given.
         name: What the user would call it.
         template: A chat template in place of its own.
         packing: How they are quantised again while they are loaded, if at all.

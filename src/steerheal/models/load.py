@@ -20,7 +20,7 @@ from transformers.utils import logging as hub_logging
 
 from steerheal.config import ModelSettings
 from steerheal.errors import UserError, first_line
-from steerheal.models import quantise, shard, sound, weights
+from steerheal.models import precision, quantise, reordered, shard, sound, weights
 from steerheal.models.ends import ends_of_turn
 from steerheal.models.fingerprint import fingerprint as _fingerprint
 from steerheal.models.gguf import EMBEDDED_NAME, embedded_file, open_gguf
@@ -42,12 +42,13 @@ def load(settings: ModelSettings) -> ChatModel:
         UserError: not found, unreadable, truncated, no chat template, or no decoder blocks.
     """
     device = pick_device(settings.device)
-    dtype = _pick_dtype(settings.dtype, device)
+    dtype = _pick_dtype(settings, device)
     mesh, packing = None, {}
     if shared := settings.shard and processes() > 1:
         mesh = shard.mesh_over(device)
     if settings.quantize != NONE:
         quantise.refuse_unable(device)
+        assert dtype is not None, "four bits need a GPU, whose precision is known"
         packing = quantise.options(dtype, device)
     # In turn, since the machine's memory may not hold the whole model once for every process.
     with in_turn() if shared else nullcontext():
@@ -139,6 +140,8 @@ def _wrapped(
         shard.spread(net, mesh, cast(torch.device, device))
     elif device is not None:
         net.to(device)  # pyright: ignore[reportArgumentType]
+    if mesh is None:
+        reordered.reorder(net)
     return ChatModel(net, tokenizer, name, digest, _system_role(template), template, ends, "")
 
 
@@ -169,18 +172,28 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return cast(torch.dtype, getattr(torch, name))
+def _pick_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype | None:
+    """The precision; None where it follows from how large the model proves to be."""
+    if settings.dtype != "auto":
+        return cast(torch.dtype, getattr(torch, settings.dtype))
+    if device.type == "cuda":
+        return torch.bfloat16
+    if device.type != "cpu" or not precision.multiplies_bfloat16():
+        return torch.float32
+    if not settings.name:  # what its figures are told of is float32 on every processor
+        return torch.float32
+    count = parameters_in(Path(settings.name).expanduser())
+    return None if count is None else precision.by_size(count)
 
 
-def _refuse_too_large(settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> None:
+def _refuse_too_large(
+    settings: ModelSettings, device: torch.device, dtype: torch.dtype | None
+) -> None:
     """Weights are read into main memory first, and from there go to the device."""
     path = Path(settings.name or ".").expanduser()
     if not settings.name:
         return
-    name = str(dtype).removeprefix("torch.")
+    name = str(dtype or torch.bfloat16).removeprefix("torch.")
     # A GGUF file is read as float32, which is never less than the file.
     least = float(path.stat().st_size) if path.is_file() else 0.0
     places = {torch.device("cpu"): 1, device: 1}
@@ -203,7 +216,7 @@ def free_bytes(device: torch.device) -> float:
 
 
 def _open(
-    settings: ModelSettings, dtype: torch.dtype, packing: Mapping[str, Any]
+    settings: ModelSettings, dtype: torch.dtype | None, packing: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     template = settings.template_text()
     if not settings.name:
@@ -217,7 +230,7 @@ def _open(
 
 
 def _open_pretrained(
-    path: Path, settings: ModelSettings, dtype: torch.dtype, packing: Mapping[str, Any]
+    path: Path, settings: ModelSettings, dtype: torch.dtype | None, packing: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     options: dict[str, Any] = {
         "revision": settings.revision,

@@ -28,6 +28,8 @@ class Size(NamedTuple):
     """How many of the parameters other processes hold, where several share a model."""
     gathered: int = 0
     """How many of those a forward needs here at once."""
+    reordered: int = 0
+    """How many of the parameters are kept a second time, in the processor's layout."""
 
     @property
     def held(self) -> int:

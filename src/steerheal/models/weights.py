@@ -9,22 +9,35 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from steerheal.errors import UserError
+from steerheal.models import precision
 
 SHOWN = 3
 """Tensor names in a message."""
 
 
-def read(source: str | Path, *, name: str, **options: Any) -> PreTrainedModel:
+def read(
+    source: str | Path, *, name: str, dtype: torch.dtype | None, **options: Any
+) -> PreTrainedModel:
     """The causal language model at a place, every one of its weights read from there.
+
+    Args:
+        source: Hub id or folder.
+        name: What the user would call it.
+        dtype: Precision of the weights; by their number when none is given.
+        options: As transformers takes them.
 
     Raises:
         UserError: weights are missing, have another shape, or belong to no part of the model.
     """
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        source,
+        dtype=dtype or precision.by_size(_parameters(source, options)),
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
     )
     net, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     shapes = [
@@ -39,6 +52,16 @@ def read(source: str | Path, *, name: str, **options: Any) -> PreTrainedModel:
         extra = unexpected if _text_only(source, where) else _of_its_parts(net, unexpected)
         _refuse(name, extra, "weights that its configuration has no place for", "would be left out")
     return net
+
+
+def _parameters(source: str | Path, options: dict[str, Any]) -> int:
+    """How many there are, by the configuration at a place."""
+    known = {key: value for key, value in options.items() if key != "use_safetensors"}
+    config = AutoConfig.from_pretrained(source, **known)
+    code = options.get("trust_remote_code", False)
+    with torch.device("meta"):
+        net = AutoModelForCausalLM.from_config(config, trust_remote_code=code)
+    return sum(weight.numel() for weight in net.parameters())
 
 
 def _refuse(name: str, keys: Iterable[str], what: str, fate: str = "") -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from steerheal.config import RunConfig
-from steerheal.models.size import GB, Size, gigabytes, weights_bytes
+from steerheal.models.size import BYTES, GB, Size, gigabytes, weights_bytes
 from steerheal.pipeline.ends import Until
 from steerheal.pipeline.pace import Pace
 from steerheal.pipeline.stage_work import Counted, StageWork
@@ -40,7 +40,9 @@ class Room:
         weights = weights_bytes(self.size.held, self.dtype, self.size.packed)
         heal = self.config.heal
         twice = folded and self.dtype == "float32" and self.size.writable
-        return PROCESS + weights + (weights * (heal.band[1] - heal.band[0]) if twice else 0.0)
+        copies = self.size.reordered * BYTES["float32"]
+        folds = weights * (heal.band[1] - heal.band[0]) if twice else 0.0
+        return PROCESS + weights + copies + folds
 
     def written(self, tokens: int) -> float:
         """Keys and values of a batch that writes answers of so many tokens."""

@@ -15,6 +15,7 @@ from steerheal.models.chat import prompt_notes
 from steerheal.models.engines.engine import find
 from steerheal.models.model import ChatModel
 from steerheal.models.quantise import parameters_of
+from steerheal.models.reordered import reordered_in
 from steerheal.models.shard import elsewhere
 from steerheal.models.size import Size
 from steerheal.personas import Persona
@@ -47,7 +48,8 @@ def size_of(chat: ChatModel) -> Size:
     counts = [(parameters_of(weight), weight.numel()) for weight in chat.net.parameters()]
     parameters, packed = sum(n for n, _ in counts), sum(n for n, held in counts if n != held)
     hidden = chat.text_config.hidden_size
-    return Size(parameters, len(chat.blocks), hidden, token_bytes(chat), packed, *elsewhere(chat))
+    others = (token_bytes(chat), packed, *elsewhere(chat), reordered_in(chat.net))
+    return Size(parameters, len(chat.blocks), hidden, *others)
 
 
 BARRIERS_OWN = ("aggregate", "reference", "lam", "tau", "lam_power")
