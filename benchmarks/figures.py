@@ -2,10 +2,13 @@
 
 One table from one run: steered sampling at mixed doses against `generate` with a hook at one dose,
 a heal without a barrier against transformers' Trainer with the same LoRA and rows, forced choice
-against the protocol run the plain way (batches of 8, as upstream does). Both ways are run in turns
-after a first call of each that does not count; the best time counts. Memory is the device's peak
-above the weights; on a CPU, where the peak of a part cannot be had, it is not given. On a GPU the
-model is in bfloat16. `--shape FILE` measures a model of that configuration with random weights and
+against the protocol run the plain way (batches of 8, as upstream does), the likelihood instrument
+against one forward over every vignette with every reason. Both ways are run in turns after a first
+call of each that does not count; the best time counts. The share of the bound is the time that the
+matrix products of the way's own forwards take with nothing between them, over the time that it
+took. Memory is the device's peak above the weights; on a CPU, where the peak of a part cannot be
+had, it is not given, and the process's own peak is printed at the end. On a GPU the model is in
+bfloat16. `--shape FILE` measures a model of that configuration with random weights and
 the tokenizer of `--model`, of a size that is not at hand: what it writes means nothing, what it
 costs does.
 
@@ -15,6 +18,8 @@ costs does.
 import argparse
 import json
 import platform
+import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,7 +33,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from steerheal.config import ModelSettings, SamplingSettings, VectorSettings
 from steerheal.measure import forced_choice as instrument
-from steerheal.measure import protocol, vignettes
+from steerheal.measure import likelihood, protocol, vignettes
+from steerheal.measure.likelihood import NEUTRAL, PREFILL
+from steerheal.models.asking import offered
+from steerheal.models.batch import left_padded
 from steerheal.models.generate import Draw, generate
 from steerheal.models.load import load, wrap
 from steerheal.models.model import ChatModel
@@ -77,7 +85,7 @@ class Way:
         return f"{self.peak / 2**20:,.0f}" if self.peak == self.peak else "–"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Piece:
     """A piece of work, and two ways of doing it."""
 
@@ -87,6 +95,15 @@ class Piece:
     theirs: Way
     instead: str
     """What the other way is."""
+    trains: bool = False
+    bound: float = float("nan")
+    """Seconds of its own products."""
+
+    def bounded(self, chat: ChatModel) -> None:
+        """Runs it once more to see what it multiplies, and times that alone."""
+        with heal.shapes(chat) as (forwards, heads):
+            self.ours.run()
+        self.bound = heal.Products(chat).seconds(forwards, heads, trains=self.trains)
 
     def row(self) -> str:
         """A line of the table."""
@@ -94,6 +111,7 @@ class Piece:
         return (
             f"| {self.name} | {ours.rate:,.1f} {self.unit}/s | {self.instead} | "
             f"{theirs.rate:,.1f} {self.unit}/s | {ours.rate / theirs.rate:.2f} | "
+            f"{self.bound / ours.seconds:.2f} | "
             f"{ours.memory()} | {theirs.memory()} |"
         )
 
@@ -147,6 +165,7 @@ def healed(chat: ChatModel, pairs: Sequence[Pair]) -> Piece:
         way(heal.unbarred),
         way(heal.theirs),
         "transformers' Trainer, same LoRA",
+        trains=True,
     )
 
 
@@ -171,6 +190,37 @@ def read(chat: ChatModel, count: int, think: int, rows: int) -> Piece:
         Way(ours),
         Way(theirs),
         "the protocol by `generate`, batches of 8",
+    )
+
+
+def likely(chat: ChatModel, count: int) -> Piece:
+    """The likelihood instrument."""
+    known = vignettes.load("everyday")
+    asked = known[:count]
+    reasons = list(likelihood.REASONS.values())
+
+    def ours() -> int:
+        likelihood.read(chat, asked)
+        return len(asked)
+
+    @torch.inference_mode()
+    def theirs() -> int:
+        texts = [one.text for one in asked]
+        texts += [act for name in {one.condition for one in asked} for act in NEUTRAL[name]]
+        for text in texts:
+            one = offered(chat, likelihood.QUESTION.format(vignette=text), PREFILL, reasons)
+            rows = [[*one.line.parts[0], *rest] for rest in one.rests]
+            ids, mask, _ = left_padded(rows, chat.stop_ids()[0], chat.device)
+            chat.net(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
+        return len(asked)
+
+    likelihood.read(chat, known[:WARM])
+    return Piece(
+        f"likelihood, {count} vignettes × {len(reasons)} reasons",
+        "vignettes",
+        Way(ours),
+        Way(theirs),
+        "a forward over every reason",
     )
 
 
@@ -203,8 +253,9 @@ def main() -> None:
     size = sum(item.numel() for item in chat.net.parameters())
     said = f"{chat.name}, {size / 1e9:.2f}B parameters in {str(chat.net.dtype)[6:]}"
     print(f"{card(chat.device)}; {said}\n", flush=True)
-    print("| work | steerheal | instead | its rate | ratio | peak, MiB | its peak, MiB |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    columns = ("work", "steerheal", "instead", "its rate", "ratio", "share of the bound")
+    print("| " + " | ".join((*columns, "peak, MiB", "its peak, MiB")) + " |")
+    print("|---" * 8 + "|", flush=True)
     draws = [Draw(prompt, seed=i) for i, prompt in enumerate(_many(asked.steps))]
     written = generate(chat, draws, SamplingSettings(tokens=asked.tokens))
     pairs = heal.training_pairs(chat, written)
@@ -212,12 +263,18 @@ def main() -> None:
         lambda: sampled(chat, asked.rows, asked.tokens),
         lambda: healed(chat, pairs),
         lambda: read(chat, asked.vignettes, asked.think, asked.rollouts),
+        lambda: likely(chat, asked.vignettes),
     ):
         one = piece()
         for _ in range(asked.repeats):
             one.ours.again(chat.device)
             one.theirs.again(chat.device)
+        one.bounded(chat)
         print(one.row(), flush=True)
+    if chat.device.type == "cpu":
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        print(f"\nThe process's peak, weights and the other ways included: {peak / 2**30:.1f} GiB")
 
 
 def _many(steps: int) -> list[str]:

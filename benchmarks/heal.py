@@ -181,25 +181,28 @@ class Products:
             if trains and above:
                 _ = g @ layer.weight
 
-    def head_products(self, count: int) -> None:
-        """Logits of some positions, and one gradient back: as many of the one as of the other."""
+    def head_products(self, count: int, trains: bool) -> None:
+        """Logits of some positions, and of a heal's one gradient back for each."""
         self.head(self.some(count, self.head.in_features))
-        _ = self.some(count, self.head.out_features) @ self.head.weight
+        if trains:
+            _ = self.some(count, self.head.out_features) @ self.head.weight
 
     @torch.inference_mode()
-    def seconds(self, forwards: list[tuple[int, bool]], heads: list[int]) -> float:
-        """Time of all of them, once everything has been allocated."""
+    def seconds(
+        self, forwards: list[tuple[int, bool]], heads: list[int], *, trains: bool = True
+    ) -> float:
+        """Time of all of them, once everything has been allocated; `trains` if a heal's."""
 
         def work() -> None:
-            for count, trains in forwards:
-                self.block_products(count, trains)
+            for item in forwards:
+                self.block_products(*item)
             for count in heads:
-                self.head_products(count)
+                self.head_products(count, trains)
 
         for item in {*forwards}:
             self.block_products(*item)
         for count in {*heads}:
-            self.head_products(count)
+            self.head_products(count, trains)
         return timed(work)
 
 
