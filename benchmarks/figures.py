@@ -35,6 +35,7 @@ from steerheal.config import ModelSettings, SamplingSettings, VectorSettings
 from steerheal.measure import forced_choice as instrument
 from steerheal.measure import likelihood, protocol, vignettes
 from steerheal.measure.likelihood import NEUTRAL, PREFILL
+from steerheal.measure.vignettes import Vignette
 from steerheal.models.asking import offered
 from steerheal.models.batch import left_padded
 from steerheal.models.generate import Draw, generate
@@ -43,6 +44,7 @@ from steerheal.models.model import ChatModel
 from steerheal.models.score import Pair
 from steerheal.personas import find
 from steerheal.prompts import contexts
+from steerheal.state.vector import SteeringVector
 from steerheal.steer.vector import extract
 
 WARM = 2
@@ -55,6 +57,8 @@ class Way:
 
     run: Callable[[], int]
     """Does it, and says how many units of work that was."""
+    warm: Callable[[], object]
+    """A little of it, once before the first time that counts."""
     seconds: float = float("inf")
     units: int = 0
     peak: float = float("nan")
@@ -62,6 +66,8 @@ class Way:
 
     def again(self, device: torch.device) -> None:
         """Does it once more, and keeps the best time."""
+        if not self.units:
+            self.warm()
         gpu = device.type == "cuda"
         if gpu:
             torch.cuda.synchronize()
@@ -77,8 +83,8 @@ class Way:
 
     @property
     def rate(self) -> float:
-        """Units per second."""
-        return self.units / self.seconds
+        """Units per second; NaN of what was not run."""
+        return self.units / self.seconds if self.units else float("nan")
 
     def memory(self) -> str:
         """The peak in MiB."""
@@ -134,13 +140,18 @@ def sampled(chat: ChatModel, rows: int, tokens: int) -> Piece:
     vector = extract(chat, persona, contexts()[:8], VectorSettings())
     known = persona.prompts.train
     asked = [known[i % len(known)] for i in range(rows)]
-    sampling.ours(chat, vector, asked[:WARM], WARM)
-    sampling.theirs(chat, vector, asked[:WARM], WARM)
+
+    def way(write: Callable[[ChatModel, SteeringVector, list[str], int], int]) -> Way:
+        return Way(
+            lambda: write(chat, vector, asked, tokens),
+            lambda: write(chat, vector, asked[:WARM], WARM),
+        )
+
     return Piece(
         f"steered sampling, {rows} rows × {tokens} tokens",
         "tokens",
-        Way(lambda: sampling.ours(chat, vector, asked, tokens)),
-        Way(lambda: sampling.theirs(chat, vector, asked, tokens)),
+        way(sampling.ours),
+        way(sampling.theirs),
         "`generate` with a hook, one dose",
     )
 
@@ -151,13 +162,11 @@ def healed(chat: ChatModel, pairs: Sequence[Pair]) -> Piece:
     tokens = sum(len(rest) for _, rest in data)
 
     def way(train: Callable[[ChatModel, list[Pair]], None]) -> Way:
-        train(chat, data[: heal.UNBARRED.rows * WARM])
-
         def run() -> int:
             train(chat, data)
             return tokens
 
-        return Way(run)
+        return Way(run, lambda: train(chat, data[: heal.UNBARRED.rows * WARM]))
 
     return Piece(
         f"heal, {len(data)} texts in steps of {heal.UNBARRED.rows}",
@@ -174,21 +183,19 @@ def read(chat: ChatModel, count: int, think: int, rows: int) -> Piece:
     wording, known = protocol.load(), vignettes.load("everyday")
     asked = known[:count]
 
-    def ours() -> int:
-        instrument.read(chat, asked, wording, think=think, rows=rows)
-        return len(asked)
+    def ours(some: Sequence[Vignette], think: int) -> int:
+        instrument.read(chat, some, wording, think=think, rows=rows)
+        return len(some)
 
-    def theirs() -> int:
-        forced_choice.plain(chat, asked, wording, think)
-        return len(asked)
+    def theirs(some: Sequence[Vignette], think: int) -> int:
+        forced_choice.plain(chat, some, wording, think)
+        return len(some)
 
-    forced_choice.plain(chat, known[:WARM], wording, WARM)
-    instrument.read(chat, known[:WARM], wording, think=WARM, rows=rows)
     return Piece(
         f"forced choice, {count} vignettes × 2 orders, {think} think tokens",
         "vignettes",
-        Way(ours),
-        Way(theirs),
+        Way(lambda: ours(asked, think), lambda: ours(known[:WARM], WARM)),
+        Way(lambda: theirs(asked, think), lambda: theirs(known[:WARM], WARM)),
         "the protocol by `generate`, batches of 8",
     )
 
@@ -199,27 +206,26 @@ def likely(chat: ChatModel, count: int) -> Piece:
     asked = known[:count]
     reasons = list(likelihood.REASONS.values())
 
-    def ours() -> int:
-        likelihood.read(chat, asked)
-        return len(asked)
+    def ours(some: Sequence[Vignette]) -> int:
+        likelihood.read(chat, some)
+        return len(some)
 
     @torch.inference_mode()
-    def theirs() -> int:
-        texts = [one.text for one in asked]
-        texts += [act for name in {one.condition for one in asked} for act in NEUTRAL[name]]
+    def theirs(some: Sequence[Vignette]) -> int:
+        texts = [one.text for one in some]
+        texts += [act for name in {one.condition for one in some} for act in NEUTRAL[name]]
         for text in texts:
             one = offered(chat, likelihood.QUESTION.format(vignette=text), PREFILL, reasons)
             rows = [[*one.line.parts[0], *rest] for rest in one.rests]
             ids, mask, _ = left_padded(rows, chat.stop_ids()[0], chat.device)
             chat.net(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
-        return len(asked)
+        return len(some)
 
-    likelihood.read(chat, known[:WARM])
     return Piece(
         f"likelihood, {count} vignettes × {len(reasons)} reasons",
         "vignettes",
-        Way(ours),
-        Way(theirs),
+        Way(lambda: ours(asked), lambda: ours(known[:WARM])),
+        Way(lambda: theirs(asked), lambda: theirs(known[:WARM])),
         "a forward over every reason",
     )
 
@@ -245,6 +251,7 @@ def main() -> None:
     parser.add_argument("--think", type=int, default=64)
     parser.add_argument("--rollouts", type=int, default=128, help="rollouts read together by ours")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--alone", action="store_true", help="without the other ways")
     asked = parser.parse_args()
     settings = ModelSettings(name=asked.model, device=asked.device, dtype=asked.dtype)
     chat = load(settings)
@@ -268,7 +275,8 @@ def main() -> None:
         one = piece()
         for _ in range(asked.repeats):
             one.ours.again(chat.device)
-            one.theirs.again(chat.device)
+            if not asked.alone:
+                one.theirs.again(chat.device)
         one.bounded(chat)
         print(one.row(), flush=True)
     if chat.device.type == "cpu":
