@@ -110,6 +110,7 @@ def test_of_the_opposite_dose_s_text_half_the_difference_is_left_and_nothing_wit
 
     found = trained(up, written(up), how)
     one, other = (trained(who, written(who), plain).adapter for who in (up, down))
+    assert found.log.sampled == sum(len(item.tokens) for item in written(down))
     assert found.log.subtracted == 1 and how.writes and not plain.writes
     for name in one.pairs:
         assert one.delta(name).abs().max() > 1e-5

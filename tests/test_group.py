@@ -147,6 +147,7 @@ def test_a_step_is_minus_advantage_times_log_probability_and_moves_towards_the_r
     (step,) = found.log.steps
     assert step.ce == pytest.approx(likeliness(base(), group), abs=1e-5)
     assert step.tokens == group.log.tokens and found.log.groups == (group.log,)
+    assert found.log.sampled == group.log.tokens
     assert likeliness(base().folded(found.adapter), group) < step.ce - 1e-3
     split = healed(LOW, how(rows=16, accumulate=4))
     assert split.log.steps[0].gradient == pytest.approx(step.gradient, rel=1e-4)

@@ -117,6 +117,9 @@ def test_a_heal_by_preference_writes_its_own_other_side() -> None:
     found = heal(CHAT, base(), base().steered(push, 1.0), said, how(epochs=1, held_out=0.4),
                  number=0, seed=0, sampling=short)  # fmt: skip
     assert found.log.outcome == "trained" and found.log.held_out_completions == 1
+    assert found.log.sampled == sum(
+        len(item.tokens) for item in opposed(CHAT, base().steered(push, 1.0), said, short, seed=0)
+    )
     assert all(math.isfinite(value) for value in found.log.held_out)
 
 

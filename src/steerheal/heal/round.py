@@ -121,8 +121,10 @@ class Recipe:
         """
         chat, settings = self.chat, self.settings
         pairs, rivals, aim = training_pairs(chat, kept), None, OBJECTIVES.find(settings.objective)
+        sampled = 0
         if aim.paired:
             others = opposed(chat, self.teacher, kept, self.sampling, seed)
+            sampled += _tokens(others)
             there = [i for i, other in enumerate(others) if other.tokens]
             kept = [kept[i] for i in there]
             pairs = [pairs[i] for i in there] + training_pairs(chat, [others[i] for i in there])
@@ -134,6 +136,7 @@ class Recipe:
                 reference = continuation_states(reader, pairs)
             if settings.anchor:
                 anchor = unrelated(reader, seed)
+                sampled += sum(len(rest) for _, rest in anchor.pairs)
             if aim.paired:
                 rivals = rivals_of(reader, pairs)
         if aim.taught:
@@ -161,7 +164,7 @@ class Recipe:
                     checkpoint=self.checkpoint and self.checkpoint.part(first + len(parts)),
                     progress=self.progress,
                 )
-                parts.append(done)
+                parts.append(_with_sampled(done, 0 if parts else sampled))
                 if done.log.outcome != "trained":
                     break
         return parts
@@ -184,7 +187,8 @@ class Recipe:
         if less.log.outcome != "trained":
             return less
         adapter, log = combined(parts, less.adapter, self.settings)
-        return Healed(adapter, log.model_copy(update={"steps": log.steps + less.log.steps}))
+        log = log.model_copy(update={"steps": log.steps + less.log.steps})
+        return _with_sampled(Healed(adapter, log), _tokens(others) + less.log.sampled)
 
     def on_policy(self, kept: Sequence[Completion], seed: int) -> Healed:
         """Adapters on top of each other, each trained on what the student writes by then.
@@ -208,7 +212,7 @@ class Recipe:
                 recipe = replace(self, advantages=pulls)
             first = phase * self.settings.average
             parts = recipe.several(now, texts, seed + PART * first, first)
-            healed = combined(parts, None, self.settings)
+            healed = _with_sampled(combined(parts, None, self.settings), _tokens(texts))
             if healed.log.outcome != "trained":
                 log = healed.log.model_copy(update={"groups": tuple(groups)})
                 return healed._replace(log=log)
@@ -265,9 +269,21 @@ def _unless_nothing(adapter: Adapter, log: HealLog, reason: str) -> HealLog:
 
 
 def _logged(parts: Sequence[Healed], **said: object) -> HealLog:
-    """The first part's log with the steps of all, one after another."""
+    """The first part's log with the steps of all, one after another, and what all sampled."""
     steps = tuple(step for part in parts for step in part.log.steps)
-    return parts[0].log.model_copy(update={"steps": steps, **said})
+    sampled = sum(part.log.sampled for part in parts)
+    return parts[0].log.model_copy(update={"steps": steps, "sampled": sampled, **said})
+
+
+def _with_sampled(healed: Healed, tokens: int) -> Healed:
+    """The heal with so many more tokens that it sampled."""
+    log = healed.log.model_copy(update={"sampled": healed.log.sampled + tokens})
+    return healed._replace(log=log)
+
+
+def _tokens(texts: Sequence[Completion]) -> int:
+    """Tokens of some texts."""
+    return sum(len(item.tokens) for item in texts)
 
 
 def unrelated(reader: ChatModel, seed: int) -> Data:

@@ -78,6 +78,9 @@ class HealLog(Record):
     """c: how much of the adapter of unsteered text, or of the opposite dose's, was taken away."""
     groups: tuple[GroupLog, ...] = ()
     """One per time that the student wrote answers to be rewarded."""
+    sampled: int = 0
+    """Tokens that the heal itself sampled: of the student on policy, of the teacher at the opposite
+    dose, of the reference where it is anchored."""
 
     @property
     def barrier_fired(self) -> float:

@@ -50,9 +50,8 @@ class Written(NamedTuple):
 
 
 def trained_tokens(healed: Healed) -> int:
-    """Tokens of a heal, over its epochs, and those that it sampled to be rewarded."""
-    log = healed.log
-    return sum(step.tokens for step in log.steps) + sum(group.tokens for group in log.groups)
+    """Tokens of a heal, over its epochs, and those that it sampled itself."""
+    return sum(step.tokens for step in healed.log.steps) + healed.log.sampled
 
 
 @dataclass(frozen=True)
