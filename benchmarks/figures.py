@@ -83,8 +83,8 @@ class Way:
 
     @property
     def rate(self) -> float:
-        """Units per second; NaN of what was not run."""
-        return self.units / self.seconds if self.units else float("nan")
+        """Units per second."""
+        return self.units / self.seconds
 
     def memory(self) -> str:
         """The peak in MiB."""
@@ -114,11 +114,14 @@ class Piece:
     def row(self) -> str:
         """A line of the table."""
         ours, theirs = self.ours, self.theirs
+        instead = (
+            f"{self.instead} | {theirs.rate:,.1f} {self.unit}/s | {ours.rate / theirs.rate:.2f}"
+            if theirs.units
+            else "– | – | –"
+        )
         return (
-            f"| {self.name} | {ours.rate:,.1f} {self.unit}/s | {self.instead} | "
-            f"{theirs.rate:,.1f} {self.unit}/s | {ours.rate / theirs.rate:.2f} | "
-            f"{self.bound / ours.seconds:.2f} | "
-            f"{ours.memory()} | {theirs.memory()} |"
+            f"| {self.name} | {ours.rate:,.1f} {self.unit}/s | {instead} | "
+            f"{self.bound / ours.seconds:.2f} | {ours.memory()} | {theirs.memory()} |"
         )
 
 
