@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from steerheal.models import precision, reordered
-from steerheal.models.reordered import LEAST, Reordered, reorder, reordered_in
+from steerheal.models.reordered import LEAST, Reordered, reorder_layers, reordered_in
 
 pytestmark = pytest.mark.skipif(
     not reordered._there(), reason="this processor or this PyTorch has no such products"
@@ -19,7 +19,7 @@ def net() -> nn.Sequential:
         torch.manual_seed(0)
         made = nn.Sequential(nn.Linear(128, 192), nn.Tanh(), nn.Linear(192, 128, bias=False))
     made.requires_grad_(False)
-    reorder(made)
+    reorder_layers(made)
     return made
 
 
@@ -72,10 +72,10 @@ def test_gradients_are_the_ordinary_ones() -> None:
 def test_only_what_gains_by_it_is_kept_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reordered_in(net()) == 2 * 128 * 192
     small = nn.Linear(64, LEAST // 64 - 1)
-    reorder(small)
+    reorder_layers(small)
     assert type(small) is nn.Linear
     half = nn.Linear(128, 192).bfloat16()
-    reorder(half)
+    reorder_layers(half)
     assert type(half) is nn.Linear
     monkeypatch.setattr(reordered, "ROOM", 1e9)
     assert reordered_in(net()) == 0

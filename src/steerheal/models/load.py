@@ -20,7 +20,7 @@ from transformers.utils import logging as hub_logging
 
 from steerheal.config import ModelSettings
 from steerheal.errors import UserError, first_line
-from steerheal.models import precision, quantise, reordered, shard, sound, weights
+from steerheal.models import precision, quantise, shard, sound, weights
 from steerheal.models.ends import ends_of_turn
 from steerheal.models.fingerprint import fingerprint as _fingerprint
 from steerheal.models.gguf import EMBEDDED_NAME, embedded_file, open_gguf
@@ -140,8 +140,6 @@ def _wrapped(
         shard.spread(net, mesh, cast(torch.device, device))
     elif device is not None:
         net.to(device)  # pyright: ignore[reportArgumentType]
-    if mesh is None:
-        reordered.reorder(net)
     return ChatModel(net, tokenizer, name, digest, _system_role(template), template, ends, "")
 
 

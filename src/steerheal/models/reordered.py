@@ -4,6 +4,10 @@ oneDNN multiplies a weight that has been reordered into blocks two to three time
 rows that a linear layer holds, most where few rows are read at once (x86, 2 cores; benchmarks). The
 weight stays where it is, for all that reads or writes it; the copy is made when a layer is first
 read, and anew once its weight has changed. A product that needs a gradient goes the ordinary way.
+
+What is written through `weight.data` in place, as PEFT merges, is a change that PyTorch does not
+count and a copy would miss. So a model that is loaded for anybody's use has ordinary layers, and
+only a run, which writes into weights through `state.fold` alone, reorders its own.
 """
 
 import weakref
@@ -13,6 +17,8 @@ import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from steerheal.models.model import ChatModel
 
 LEAST = 1 << 14
 """Numbers in a weight below which a product costs no more than its call."""
@@ -58,11 +64,18 @@ def _blocks(layer: nn.Linear) -> Tensor:
     return held.blocks
 
 
-def reorder(net: nn.Module) -> None:
+def reorder(chat: ChatModel) -> None:
     """Lets every large linear layer read its weight in the processor's layout, if it pays here.
 
-    It does on an x86 processor, for float32 weights that the machine's memory holds several times.
+    It does on an x86 processor, for float32 weights that the machine's memory holds several times,
+    of which this process has the whole.
     """
+    if not chat.sharded:
+        reorder_layers(chat.net)
+
+
+def reorder_layers(net: nn.Module) -> None:
+    """The same, whatever the module."""
     layers = [
         layer
         for layer in net.modules()

@@ -11,6 +11,7 @@ from steerheal.measure.qualify import in_words
 from steerheal.models.chat import opening_ids, prompt_notes
 from steerheal.models.load import free_bytes, load
 from steerheal.models.model import ChatModel
+from steerheal.models.reordered import reorder
 from steerheal.models.size import gigabytes
 from steerheal.models.weights import vocabulary
 from steerheal.personas import Persona
@@ -38,6 +39,7 @@ def examine(settings: ModelSettings, persona: Persona, console: Console) -> None
         UserError: a model that no run could use.
     """
     chat = load(settings)
+    reorder(chat)
     for note in prompt_notes(chat):
         console.note(note)
     console.table(f"{chat.name} here", ("", "found"), findings(chat))

@@ -13,6 +13,7 @@ from steerheal.measure import protocol, vignettes
 from steerheal.models.engines import engine as engines
 from steerheal.models.load import free_bytes, load
 from steerheal.models.model import ChatModel
+from steerheal.models.reordered import reorder
 from steerheal.personas import Persona
 from steerheal.pipeline import loop
 from steerheal.pipeline.closing import closing, onward
@@ -151,6 +152,7 @@ def opened(config: RunConfig, loads: Loads | None = None) -> tuple[ChatModel, Ru
     config.model.template_text()
     refuse_engine(config)
     chat = (loads or load)(config.model)
+    reorder(chat)
     engines.find(config.sampling.engine).refuse_model(chat)
     target_names(chat, config.heal)
     return chat, dated(config, chat.template.date)
