@@ -4,8 +4,8 @@ import torch
 
 LARGE = 1e9
 """Parameters from which a processor's own bfloat16 products are taken. They cost a third of what
-float32 ones do there, and move a reading by less than its interval; a smaller model is read in
-minutes either way, and in float32 it reads alike on every processor."""
+float32 ones do there, as on a GPU; a smaller model is read in minutes either way, and in float32 it
+reads alike on every processor. What they do to readings: benchmarks/precision.py."""
 
 
 def multiplies_bfloat16() -> bool:
