@@ -41,6 +41,7 @@ from steerheal.models.batch import left_padded
 from steerheal.models.generate import Draw, generate
 from steerheal.models.load import load, wrap
 from steerheal.models.model import ChatModel
+from steerheal.models.reordered import reorder
 from steerheal.models.score import Pair
 from steerheal.personas import find
 from steerheal.prompts import contexts
@@ -254,12 +255,15 @@ def main() -> None:
     parser.add_argument("--think", type=int, default=64)
     parser.add_argument("--rollouts", type=int, default=128, help="rollouts read together by ours")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--reorder", action="store_true", help="float32 products as in a run")
     parser.add_argument("--alone", action="store_true", help="without the other ways")
     asked = parser.parse_args()
     settings = ModelSettings(name=asked.model, device=asked.device, dtype=asked.dtype)
     chat = load(settings)
     if asked.shape:
         chat = shaped(chat, asked.shape)
+    if asked.reorder:
+        reorder(chat)
     size = sum(item.numel() for item in chat.net.parameters())
     said = f"{chat.name}, {size / 1e9:.2f}B parameters in {str(chat.net.dtype)[6:]}"
     print(f"{card(chat.device)}; {said}\n", flush=True)

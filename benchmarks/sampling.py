@@ -9,18 +9,15 @@ with the weights coming from memory as they must. Usage: python benchmarks/sampl
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import cast
+from collections.abc import Callable
 
+import heal
 import torch
-from torch import nn
 
 from steerheal.config import ModelSettings, SamplingSettings, VectorSettings
 from steerheal.models.batch import left_padded
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw, generate
-from steerheal.models.hooks import hooked
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.personas import find
@@ -42,38 +39,6 @@ def matrix_rate(rows: int, width: int, inner: int) -> float:
         _ = a @ b
         times.append(time.perf_counter() - start)
     return 2 * rows * width * inner / sorted(times)[len(times) // 2]
-
-
-@contextmanager
-def shapes(chat: ChatModel) -> Iterator[tuple[list[int], list[int]]]:
-    """Collects how many tokens every forward reads, and how many positions get logits."""
-    tokens: list[int] = []
-    heads: list[int] = []
-
-    def seen(into: list[int], inner: int) -> Callable[..., None]:
-        return lambda _m, inputs, _o: into.append(inputs[0].numel() // inner)
-
-    head = cast(nn.Module, chat.net.get_output_embeddings())
-    width = chat.text_config.hidden_size
-    hooks = {chat.net.get_input_embeddings(): seen(tokens, 1), head: seen(heads, width)}
-    with hooked(hooks):
-        yield tokens, heads
-
-
-@torch.inference_mode()
-def products_alone(chat: ChatModel, tokens: list[int], heads: list[int]) -> float:
-    """Seconds that the linear layers of these forwards take with nothing between them."""
-    layers = [item for item in chat.blocks.modules() if isinstance(item, nn.Linear)]
-    head = cast(nn.Linear, chat.net.get_output_embeddings())
-    sizes = {(count, layer.in_features) for count in {*tokens, *heads} for layer in (*layers, head)}
-    inputs = {size: torch.randn(size) for size in sizes}
-    start = time.perf_counter()
-    for count in tokens:
-        for layer in layers:
-            layer(inputs[count, layer.in_features])
-    for count in heads:
-        head(inputs[count, head.in_features])
-    return time.perf_counter() - start
 
 
 def timed(work: Callable[[], int]) -> tuple[int, float]:
@@ -132,9 +97,9 @@ def main() -> None:
         print(f"{name:44} {count:6d} tokens  {seconds:6.1f} s  {rates[name]:7.1f} tokens/s")
     first, batch, alone = rates.values()
     config = chat.text_config
-    with shapes(chat) as (read, headed):
+    with heal.shapes(chat) as (read, headed):
         _, seconds = timed(lambda: ours(chat, vector, prompts, tokens))
-    alone_share = products_alone(chat, read, headed) / seconds
+    alone_share = heal.Products(chat).seconds(read, headed, trains=False) / seconds
     flops = 2 * sum(p.numel() for p in chat.net.parameters())
     bound = matrix_rate(ROWS, config.hidden_size, config.intermediate_size) / flops
     print(f"ratio to generate at the same batch: {first / batch:.2f}")
