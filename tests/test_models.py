@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from steerheal.config import ModelSettings
 from steerheal.errors import UserError
+from steerheal.models import precision
 from steerheal.models.batch import by_length, shared_prefix, shrinking
 from steerheal.models.chat import prompt_ids, text_ids
 from steerheal.models.fingerprint import fingerprint, weights_digests
@@ -35,6 +36,26 @@ def test_every_family_has_blocks_a_head_and_scores_like_its_own_logits(family: s
         theirs = logits.log_softmax(-1)[len(prefix) - 1 : -1]
         expected = theirs.gather(1, torch.tensor(rest)[:, None])[:, 0]
         torch.testing.assert_close(logs, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3-multimodal"])
+def test_a_large_model_is_read_in_bfloat16_where_the_processor_multiplies_it(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = tiny.net(family)
+    net.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    own = sum(weight.numel() for weight in net.parameters())
+    for able, large, dtype, expected in (
+        (True, own, "auto", torch.bfloat16),
+        (True, own + 1, "auto", torch.float32),
+        (False, own, "auto", torch.float32),
+        (True, own, "float32", torch.float32),
+    ):
+        monkeypatch.setattr(precision, "multiplies_bfloat16", lambda able=able: able)
+        monkeypatch.setattr(precision, "LARGE", large)
+        chat = load(ModelSettings(name=str(tmp_path), device="cpu", dtype=dtype))
+        assert chat.net.dtype == expected
 
 
 def test_multimodal_blocks_are_the_text_decoders() -> None:

@@ -176,12 +176,8 @@ def _pick_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype | 
         return cast(torch.dtype, getattr(torch, settings.dtype))
     if device.type == "cuda":
         return torch.bfloat16
-    if device.type != "cpu" or not precision.multiplies_bfloat16():
-        return torch.float32
-    if not settings.name:  # what its figures are told of is float32 on every processor
-        return torch.float32
-    count = parameters_in(Path(settings.name).expanduser())
-    return None if count is None else precision.by_size(count)
+    by_size = device.type == "cpu" and precision.multiplies_bfloat16()
+    return None if by_size else torch.float32
 
 
 def _refuse_too_large(
