@@ -473,8 +473,8 @@ def test_mistakes_end_with_2_before_a_model_is_loaded(
 def test_states_answer_the_test_prompts_where_that_is_asked(tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"read_on": "test"})
     plan = Plan(tmp_path / "c", CONFIG, settings, BUILT_IN, PERSONA, "")
-    assert plan.read_on.prompts.evaluate == PERSONA.prompts.test
-    assert plan.read_on.prompts.train == PERSONA.prompts.train
+    read = comparing._stages(plan, tiny.chat(), Heard(), 0, "base").persona.prompts
+    assert read.evaluate == PERSONA.prompts.test and read.train == PERSONA.prompts.train
     more = CONFIG.measure.model_copy(update={"prompts": len(tiny.TEST) + 1})
     plan = replace(plan, config=CONFIG.model_copy(update={"measure": more}))
     with pytest.raises(UserError, match=r"fewer than --measure\.prompts"), begun(plan):

@@ -60,8 +60,8 @@ class Plan:
         return range(self.config.seed, self.config.seed + self.settings.seeds)
 
     @property
-    def read_on(self) -> Persona:
-        """The persona with the prompts to be evaluated that every state answers."""
+    def answered(self) -> Persona:
+        """The persona with the prompts that every state answers as those to be evaluated."""
         if self.settings.read_on == "evaluate":
             return self.persona
         return self.persona.model_copy(update={"prompts": self.persona.prompts.exchanged()})
@@ -108,7 +108,7 @@ def _refuse_unfit(plan: Plan) -> None:
         UserError: which, and what there is.
     """
     names, engine = [arm.name for arm in plan.arms], find(plan.config.sampling.engine)
-    asked, have = plan.config.measure.prompts, len(plan.read_on.prompts.evaluate)
+    asked, have = plan.config.measure.prompts, len(plan.answered.prompts.evaluate)
     if plan.settings.read_on == "test" and asked > have:
         raise UserError(
             f"--read-on test: {plan.persona.name} has {have} test prompts, fewer than "
@@ -377,7 +377,7 @@ def _stages(
     """The run's stages at a seed, in an arm's folder; the console hears of them unless said."""
     store = _store(plan, console, seed, arm, notify=notify or console.stage_mark)
     config = plan.config.model_copy(update={"seed": seed})
-    return Stages(config, plan.read_on, chat, store, console)
+    return Stages(config, plan.answered, chat, store, console)
 
 
 def _store(plan: Plan, console: Console, seed: int, arm: str, *, notify: Notify) -> Store:
