@@ -63,13 +63,19 @@ class Plan:
 
     def _another(self, what: str, name: str, before: dict[str, str], now: dict[str, str]) -> str:
         ours = name == "fingerprint"
-        one, other = (f"{side['model']} " if ours else "" for side in (before, now))
+        one, other = (_model_of(side) if ours else "" for side in (before, now))
         early = "An earlier version of steerheal wrote it and told models apart otherwise. "
         return (
             f"{self.folder} holds a run with another {what}: {one}({before[name]}) there, "
             f"{other}({now[name]}) here. {'' if 'code' in before else early}Nothing in it was "
             "changed. Give this run another --name, or put back what that one was made with."
         )
+
+
+def _model_of(surroundings: dict[str, str]) -> str:
+    """Name and precision; an early record has no precision."""
+    dtype = surroundings.get("dtype")
+    return f"{surroundings['model']} {f'in {dtype} ' if dtype else ''}"
 
 
 @contextmanager
