@@ -6,8 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from steerheal.models import precision, reordered
-from steerheal.models.reordered import LEAST, Reordered, reorder_layers, reordered_in
+from steerheal.models import reordered
+from steerheal.models.reordered import LEAST, Reordered, reorder, reorder_layers, reordered_in
+from steerheal.state.adapter import Adapter
+from steerheal.state.factors import Pair
+from steerheal.state.fold import Gated, folded
+
+import tiny
 
 pytestmark = pytest.mark.skipif(
     not reordered._there(), reason="this processor or this PyTorch has no such products"
@@ -81,6 +86,21 @@ def test_only_what_gains_by_it_is_kept_twice(monkeypatch: pytest.MonkeyPatch) ->
     assert reordered_in(net()) == 0
 
 
-def test_large_models_are_read_in_the_precision_that_the_processor_multiplies() -> None:
-    assert precision.by_size(999_999_999) == torch.float32
-    assert precision.by_size(1_000_000_000) == torch.bfloat16
+def test_in_a_run_s_model_a_fold_is_read_and_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reordered, "LEAST", 1)
+    plain, own = tiny.chat(), tiny.chat()
+    reorder(own)
+    assert reordered_in(own.net) > 0
+    layer, draw = "model.layers.1.mlp.up_proj", torch.Generator().manual_seed(2)
+    out, inner = plain.net.get_parameter(f"{layer}.weight").shape
+    pair = Pair(torch.randn(2, inner, generator=draw), torch.randn(out, 2, generator=draw))
+    adapter = Adapter({layer: pair}, scale=0.1, rank=2)
+    ids = torch.tensor([list(b"a warm day")])
+    with torch.no_grad():
+        before = own.net(ids).logits
+        for gate in (1.0, 0.5):
+            with folded(plain, [Gated(adapter, gate)]), folded(own, [Gated(adapter, gate)]):
+                moved = own.net(ids).logits
+                torch.testing.assert_close(moved, plain.net(ids).logits, rtol=1e-4, atol=1e-4)
+            assert (moved - before).abs().max() > 1e-2
+        assert torch.equal(own.net(ids).logits, before)

@@ -132,6 +132,8 @@ def started(
 def opened(config: RunConfig, loads: Loads | None = None) -> tuple[ChatModel, RunConfig]:
     """The model of a run, and its settings with the date that the model's template prints.
 
+    Its layers read reordered weights from here on: nothing but a fold may write into them.
+
     Raises:
         UserError: a file, a name or a setting that cannot be used, or that the model refuses.
     """
