@@ -37,6 +37,7 @@ class _Copy(NamedTuple):
 
 
 _COPIES: "weakref.WeakKeyDictionary[nn.Module, _Copy]" = weakref.WeakKeyDictionary()
+"""Not in the layer, which can be copied; oneDNN's blocks cannot."""
 
 
 class Reordered(nn.Linear):
