@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 from steerheal.cli import main
-from steerheal.config import ModelSettings, RunConfig, merge, resolve
+from steerheal.config import ModelSettings, RunConfig, SamplingSettings, merge, resolve
 from steerheal.errors import UserError
 from steerheal.measure import likelihood, vignettes
-from steerheal.models import size
+from steerheal.models import precision, size
 from steerheal.models.cache import token_bytes
 from steerheal.models.chat import common, prompt_ids, text_ids
+from steerheal.models.generate import Draw
 from steerheal.models.load import load
 from steerheal.pipeline import forecast, need, pace
 from steerheal.pipeline.stage_work import Counted, StageWork
@@ -177,8 +178,23 @@ def test_measuring_the_pace_leaves_the_model_and_every_seed_as_they_are() -> Non
     found = pace.measured(chat, config)
     assert torch.equal(chat.net(ids).logits, before)
     assert torch.equal(torch.random.get_rng_state(), seed)
-    assert found.read > 0 and found.trained > 0 and found.step + found.sampled > 0
+    assert found.read > 0 and found.trained > 0 and min(found.step, found.sampled) >= 0
     assert found.seconds(Work(read=10, trained=2)) == 10 * found.read + 2 * found.trained
+
+
+def test_a_batch_that_writes_costs_its_forwards_and_its_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = RunConfig.model_validate({"sampling": {"rows": 32}})
+    clock = [0.0]
+
+    def wrote(_chat: object, draws: list[Draw], settings: SamplingSettings) -> None:
+        clock[0] += 7.0 + settings.tokens * (0.5 + 0.25 * len(draws))
+
+    monkeypatch.setattr(pace, "generate", wrote)
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: clock[0])
+    found = pace._writing(tiny.chat(), ["one", "two"], config)
+    assert found == (0.5, 0.25)
 
 
 def test_a_long_trial_of_instruments_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,13 +223,19 @@ def test_a_plan_lists_the_stages_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("able", [True, False])
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    able: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny.saved(tmp_path)
     monkeypatch.setattr("steerheal.models.load.free_bytes", lambda _: 1_000.0)
     monkeypatch.setattr("steerheal.models.load._open", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: able)
     with pytest.raises(UserError, match=r"weights in float32; 0\.0 GB .* --model.dtype bfloat16"):
+        load(ModelSettings(name=str(folder)))
+    monkeypatch.setattr(precision, "LARGE", 1)
+    kind = "bfloat16" if able else "float32"
+    with pytest.raises(UserError, match=f"weights in {kind}; "):
         load(ModelSettings(name=str(folder)))
     file = tmp_path / "a.gguf"
     file.write_bytes(b"GGUF" * 1_000)

@@ -187,11 +187,12 @@ def _refuse_too_large(
     path = Path(settings.name or ".").expanduser()
     if not settings.name:
         return
-    name = str(dtype or torch.bfloat16).removeprefix("torch.")
-    # A GGUF file is read as float32, which is never less than the file.
+    # No weights of a GGUF file are less in memory than in the file.
     least = float(path.stat().st_size) if path.is_file() else 0.0
+    count = parameters_in(path) or 0
+    name = str(dtype or precision.by_size(count)).removeprefix("torch.")
     places = {torch.device("cpu"): 1, device: 1}
-    if path.is_dir() and (count := parameters_in(path)):
+    if count:
         packed = count if settings.quantize != NONE else 0
         least = weights_bytes(count, name, packed)
         if packed:  # matrix by matrix, through main memory
