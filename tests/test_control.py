@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 import reports
-from steerheal.config import FilterSettings, SamplingSettings
+from steerheal.config import FilterSettings, RunConfig, SamplingSettings
 from steerheal.filter.calibrate import calibrate, seed_of
 from steerheal.heal.train import Healed
 from steerheal.measure.stats import mean
+from steerheal.pipeline.ends import best_round, stop_reason
 from steerheal.pipeline.stage_work import Counted
 from steerheal.pipeline.stages import CONTROL, HEALED_CONTROL
 from steerheal.pipeline.unsteered import unsteered
@@ -89,6 +90,25 @@ def round_with(net: Reading) -> RoundRecord:
         retain=reports.reading(0.41),
     )  # fmt: skip
     return reports.folded(0).model_copy(update={"control": control, "comparisons": (less,)})
+
+
+def test_training_alone_makes_no_round_the_best_one_and_ends_the_loop() -> None:
+    rows = [round_with(reports.reading(net)) for net in (0.03, -0.01, 0.02)]
+    rows = [row.model_copy(update={"round": i}) for i, row in enumerate(rows)]
+    gains = (0.1, 0.3, 0.2)
+    rows = [
+        row.model_copy(update={"healed": reports.put(row.healed, gain=reports.reading(gain))})
+        for row, gain in zip(rows, gains, strict=True)
+    ]
+    number, why = best_round(rows, 0.95)
+    assert number == 0 and "the most trait beyond the unsteered control, +0.030" in why
+    number, why = best_round(rows[1:2], 0.95)
+    assert number is None and "no round" in why and "at best -0.010" in why
+    assert "of trait beyond the unsteered control" in stop_reason(rows, RunConfig(patience=2))
+    one_unread = [rows[0], rows[1].model_copy(update={"comparisons": ()}), rows[2]]
+    number, why = best_round(one_unread, 0.95)
+    assert number == 1 and "gained the most trait, +0.300" in why
+    assert stop_reason(one_unread, RunConfig(patience=2)) == ""
 
 
 def test_the_headline_gives_the_trait_beside_its_control() -> None:

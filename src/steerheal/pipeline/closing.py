@@ -8,6 +8,7 @@ from steerheal.line import with_option
 from steerheal.records import RoundRecord, RunRecord
 from steerheal.records.tracking import TRACK
 from steerheal.report.page import conditions, headline, shown_differs
+from steerheal.report.words import chosen
 from steerheal.store import read_shown
 
 
@@ -66,20 +67,19 @@ def closing(record: RunRecord, folder: Path, page: Path, console: Console) -> No
 
 
 def _healed(record: RunRecord, folder: Path, console: Console) -> None:
-    """The demo's conditions, the best round, and one answer before and after."""
+    """The demo's conditions, the best round, and one prompt's answers before and after."""
     for condition in conditions(record, shown_differs(folder, record)):
         mark = {True: "✓", False: "✗", None: "?"}[condition.holds]
         console.say(f"{mark} {condition.text}   {condition.numbers}")
     if record.best_reason:
         console.say(f"best    {record.best_reason}")
-    if record.best is not None:
-        before = read_shown(folder, -1, "base").completions[0]
-        steered = read_shown(folder, record.best, "steered").completions[0]
-        after = read_shown(folder, record.best, "healed").completions[0]
-        console.say(f"\nprompt  {before.prompt}")
-        console.say(f"base    {before.text}")
-        console.say(f"steered {steered.text}")
-        console.say(f"healed  {after.text}")
+    row = chosen(record)
+    if row is not None:
+        states = ((-1, "base"), (row.round, "steered"), (row.round, "healed"))
+        answers = [read_shown(folder, *where).completions[0] for where in states]
+        console.say(f"\nprompt  {answers[0].prompt}")
+        for (_, state), answer in zip(states, answers, strict=True):
+            console.say(f"{state:<8}{answer.text}")
 
 
 def _unhealed(row: RoundRecord, folder: Path, console: Console) -> None:

@@ -1,7 +1,8 @@
 """When the loop ends and which round is the one to use: pure functions of the rounds' records.
 
-What they look at, trait gain, answer mass and KL on the evaluation prompts, is chosen by them; what
-a run then reports of the chosen round is read on prompts that they do not see.
+Trait, answer mass and KL on the evaluation prompts decide; what a run then reports of the chosen
+round is read on prompts that they do not see. The trait that counts is what the student gained
+beyond its unsteered control, where every folded round has one.
 """
 
 import math
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from steerheal.config import RunConfig
-from steerheal.records import RoundRecord, Summary
+from steerheal.records import Reading, RoundRecord
 
 TOKEN = "nats/token"
 """Unit of a trait of free answers."""
@@ -46,34 +47,47 @@ def stop_reason(rounds: Sequence[RoundRecord], config: RunConfig, unit: str = TO
             f"the KL budget is spent: {done.kl_spent:.2f} nats/token after {name}, "
             f"kl_budget {config.kl_budget:g}"
         )
-    gains = [_gain(row.healed) for row in rounds if row.healed is not None]
+    found, trait = _gains([row for row in rounds if row.healed is not None])
+    gains = [_known(gain) for gain in found]
     late = gains[-config.patience :] if config.patience else []
     if late and len(gains) > len(late) and max(late) <= max(gains[: -len(late)]):
         return (
-            f"no further gain: {max(gains[: -len(late)]):+.3f} {unit} was not exceeded in the "
-            f"{len(late)} rounds up to {name}, patience {config.patience}"
+            f"no further gain: {max(gains[: -len(late)]):+.3f} {unit} of {trait} was not exceeded "
+            f"in the {len(late)} rounds up to {name}, patience {config.patience}"
         )
     return ""
 
 
-def _gain(read: Summary) -> float:
-    """A state's trait gain; below every other where it is unknown."""
-    value = read.gain.value
-    return -math.inf if math.isnan(value) else value
+def _gains(folded: Sequence[RoundRecord]) -> tuple[list[Reading], str]:
+    """Each folded round's gain, and what it is a gain of: net of controls if all have one."""
+    net = [row.over_control for row in folded]
+    if all(gain is not None and not math.isnan(gain.value) for gain in net):
+        return [gain for gain in net if gain is not None], "trait beyond the unsteered control"
+    return [row.healed.gain for row in folded if row.healed is not None], "trait"
+
+
+def _known(gain: Reading) -> float:
+    """The gain; below every other where it is unknown."""
+    return -math.inf if math.isnan(gain.value) else gain.value
 
 
 def best_round(
     rounds: Sequence[RoundRecord], floor: float, budget: float = 0.0, unit: str = TOKEN
 ) -> tuple[int | None, str]:
-    """The folded round with the largest trait gain among those that may be kept, if any gained.
+    """The folded round that gained most trait among those that may be kept, if any gained.
 
     Those are the ones at the coherence floor that did not spend more than the KL budget; 0 is no
     budget, and an unknown KL is not within one. With the reason in words, and what the round cost:
     where the answer mass is blind to damage, its perplexity and KL still show it.
     """
     folded = [(done, done.healed) for done in rounds if done.healed is not None]
-    above = [(done, read) for done, read in folded if read.at_best >= floor]
-    fit = [(done, read) for done, read in above if not budget or done.kl_spent <= budget]
+    gains, trait = _gains([done for done, _ in folded])
+    above = [
+        (done, read, gain)
+        for (done, read), gain in zip(folded, gains, strict=True)
+        if read.at_best >= floor
+    ]
+    fit = [item for item in above if not budget or item[0].kl_spent <= budget]
     limits = f"at the coherence floor {floor:g}" + (
         f" within the KL budget {budget:g}" if budget else ""
     )
@@ -81,15 +95,15 @@ def best_round(
         return None, "no round was folded"
     if not fit:
         return None, f"none of {len(folded)} folded rounds is {limits}"
-    done, read = max(fit, key=lambda item: _gain(item[1]))
-    gain, where = read.gain, "vignettes" if read.led_by_foundation else "evaluation prompts"
+    done, read, gain = max(fit, key=lambda item: _known(item[2]))
     if not gain.value > 0:
-        return None, f"no round {limits} raised the trait; at best {gain.value:+.3f}"
+        return None, f"no round {limits} gained {trait}; at best {gain.value:+.3f}"
+    where = "vignettes" if read.led_by_foundation else "evaluation prompts"
     low, dear = len(folded) - len(above), len(above) - len(fit)
     left = [f"{low} folded below the floor"] if low else []
     left += [f"{dear} folded beyond the budget"] if dear else []
     return done.round, (
-        f"round {done.round + 1} has the largest trait gain, {gain.value:+.3f} [{gain.low:.3f}, "
+        f"round {done.round + 1} gained the most {trait}, {gain.value:+.3f} [{gain.low:.3f}, "
         f"{gain.high:.3f}] {unit} on the {where}, of {len(fit)} rounds "
         f"{'; '.join([limits, *left])}; "
         f"its perplexity is {read.perplexity:.1f}, KL spent {done.kl_spent:.2f} nats/token"
