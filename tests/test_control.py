@@ -103,7 +103,7 @@ def test_training_alone_makes_no_round_the_best_one_and_ends_the_loop() -> None:
     number, why = best_round(rows, 0.95)
     assert number == 0 and "the most trait beyond the unsteered control, +0.030" in why
     number, why = best_round(rows[1:2], 0.95)
-    assert number is None and "no round" in why and "at best -0.010" in why
+    assert number is None and "no round" in why and "at best −0.010" in why
     assert "of trait beyond the unsteered control" in stop_reason(rows, RunConfig(patience=2))
     one_unread = [rows[0], rows[1].model_copy(update={"comparisons": ()}), rows[2]]
     number, why = best_round(one_unread, 0.95)

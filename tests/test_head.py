@@ -11,6 +11,7 @@ from reports import folded, reading, readings, run_record
 from steerheal.measure import sight, summary
 from steerheal.measure.compare import compare
 from steerheal.measure.readings import table
+from steerheal.numbers import shown
 from steerheal.personas import Axis
 from steerheal.records import (
     FOUNDATIONS,
@@ -204,5 +205,5 @@ def test_a_run_by_forced_choice_decides_and_says_by_the_method_s_own_readings(
     assert row.over_control.value == pytest.approx(beyond)
     gain = row.healed.delta_nats["care"]
     assert row.healed.gain == gain
-    assert f"{row.over_control.value:+.3f}" in done.best_reason
+    assert shown(row.over_control, signed=True) in done.best_reason
     assert "system prompt does (" in write_report(tmp_path / "run").read_text()

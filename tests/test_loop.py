@@ -326,7 +326,7 @@ def test_the_best_round_comes_with_its_reason(finished: Path) -> None:
     assert "round 2 gained the most trait, +0.300" in why
     assert "KL spent 1.00 nats/token" in why and "its perplexity is" in why
     assert ends.best_round(course(whole, [-0.1]), 0.95)[0] is None
-    assert "gained trait; at best -0.100" in ends.best_round(course(whole, [-0.1]), 0.95)[1]
+    assert "gained trait; at best −0.100" in ends.best_round(course(whole, [-0.1]), 0.95)[1]
     below = ends.best_round(course(whole, [0.1], coherence=0.5), 0.95)
     assert below[0] is None
     assert "coherence floor" in below[1]

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import blind
 import frontier_tables
+import larger
 import pytest
 import reliability
 
@@ -21,7 +22,7 @@ RESULTS, EVIDENCE = (
     (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("results", "evidence")
 )
 COMPARED = sorted((ROOT / "lab/evidence/records/compare").glob("*.json.gz"))
-SCRIPTS = {script.__name__: script for script in (frontier_tables, blind, reliability)}
+SCRIPTS = {script.__name__: script for script in (frontier_tables, blind, reliability, larger)}
 COMMANDS = [
     (script, part)
     for script, part in re.findall(
@@ -44,7 +45,7 @@ def test_comparisons_are_what_their_records_say(file: Path) -> None:
         assert markdown(table) in RESULTS
 
 
-@pytest.mark.parametrize("script", [frontier_tables, blind, reliability])
+@pytest.mark.parametrize("script", [frontier_tables, blind, reliability, larger])
 def test_every_table_has_its_command(script: ModuleType) -> None:
     assert parts(script.__name__) == set(script.PARTS)
 

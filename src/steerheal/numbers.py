@@ -32,17 +32,20 @@ def interval(reading: Reading) -> str:
     return f"[{number(reading.low)}, {number(reading.high)}]"
 
 
-def shown(reading: Reading | float | None, digits: int = 3) -> str:
+def shown(reading: Reading | float | None, digits: int = 3, *, signed: bool = False) -> str:
     """A number at a fixed number of decimals, with its interval when it has one."""
     if reading is None:
         return UNKNOWN
     if isinstance(reading, float | int):
-        return UNKNOWN if math.isnan(reading) else f"{reading:.{digits}f}"
-    if math.isnan(reading.value):
-        return UNKNOWN
-    if math.isnan(reading.low):
-        return f"{reading.value:.{digits}f}"
-    return f"{reading.value:.{digits}f} [{reading.low:.{digits}f}, {reading.high:.{digits}f}]"
+        return UNKNOWN if math.isnan(reading) else _fixed(reading, digits, "+" if signed else "")
+    value = shown(reading.value, digits, signed=signed)
+    if math.isnan(reading.value) or math.isnan(reading.low):
+        return value
+    return f"{value} [{_fixed(reading.low, digits)}, {_fixed(reading.high, digits)}]"
+
+
+def _fixed(value: float, digits: int, sign: str = "") -> str:
+    return f"{value:{sign}.{digits}f}".replace("-", MINUS)
 
 
 class _Writer(string.Formatter):

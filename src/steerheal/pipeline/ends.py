@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from steerheal.config import RunConfig
+from steerheal.numbers import shown
 from steerheal.records import Reading, RoundRecord
 
 TOKEN = "nats/token"
@@ -50,10 +51,11 @@ def stop_reason(rounds: Sequence[RoundRecord], config: RunConfig, unit: str = TO
     found, trait = _gains([row for row in rounds if row.healed is not None])
     gains = [_known(gain) for gain in found]
     late = gains[-config.patience :] if config.patience else []
-    if late and len(gains) > len(late) and max(late) <= max(gains[: -len(late)]):
+    before = gains[: len(gains) - len(late)]
+    if late and before and max(late) <= max(before):
         return (
-            f"no further gain: {max(gains[: -len(late)]):+.3f} {unit} of {trait} was not exceeded "
-            f"in the {len(late)} rounds up to {name}, patience {config.patience}"
+            f"no further gain: {shown(max(before), signed=True)} {unit} of {trait} was not "
+            f"exceeded in the {len(late)} rounds up to {name}, patience {config.patience}"
         )
     return ""
 
@@ -97,14 +99,13 @@ def best_round(
         return None, f"none of {len(folded)} folded rounds is {limits}"
     done, read, gain = max(fit, key=lambda item: _known(item[2]))
     if not gain.value > 0:
-        return None, f"no round {limits} gained {trait}; at best {gain.value:+.3f}"
+        return None, f"no round {limits} gained {trait}; at best {shown(gain.value, signed=True)}"
     where = "vignettes" if read.led_by_foundation else "evaluation prompts"
     low, dear = len(folded) - len(above), len(above) - len(fit)
     left = [f"{low} folded below the floor"] if low else []
     left += [f"{dear} folded beyond the budget"] if dear else []
     return done.round, (
-        f"round {done.round + 1} gained the most {trait}, {gain.value:+.3f} [{gain.low:.3f}, "
-        f"{gain.high:.3f}] {unit} on the {where}, of {len(fit)} rounds "
-        f"{'; '.join([limits, *left])}; "
+        f"round {done.round + 1} gained the most {trait}, {shown(gain, signed=True)} {unit} "
+        f"on the {where}, of {len(fit)} rounds {'; '.join([limits, *left])}; "
         f"its perplexity is {read.perplexity:.1f}, KL spent {done.kl_spent:.2f} nats/token"
     )

@@ -22,6 +22,7 @@ from steerheal.models.generate import Draw, write
 from steerheal.models.model import ChatModel
 from steerheal.models.push import Row, repeats
 from steerheal.models.score import continuation_states, kl_between, token_logprobs
+from steerheal.numbers import shown
 from steerheal.personas import Persona
 from steerheal.pipeline.history import history_of, round_of, student_of
 from steerheal.records import Completion, RunRecord
@@ -57,7 +58,9 @@ class Reply:
         if math.isnan(self.kl):
             return "no answer that could be read"
         kl = round(self.kl, 3) + 0.0  # no minus before a zero
-        read = f"persona log-odds {self.logodds:+.3f} nats/token · KL to base {kl:.3f}"
+        read = (
+            f"persona log-odds {shown(self.logodds, signed=True)} nats/token · KL to base {kl:.3f}"
+        )
         return f"{read} · LOOPS" if self.loops else read
 
 

@@ -1,0 +1,56 @@
+"""The table of docs/evidence.md that a run of two rounds on a 1.5B model gives (lab/PLAN.md).
+
+Usage: python lab/evidence/larger.py rounds
+"""
+
+import argparse
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+from steerheal.numbers import shown
+from steerheal.records import Comparison, Reading, RunRecord
+
+RECORD = Path(__file__).parent / "records" / "larger.json.gz"
+PAIRS = (
+    ("base", "steered"), ("base", "healed"), ("base", "control"),
+    ("control", "healed"), ("steered", "healed"),
+)  # fmt: skip
+CHANGES = {
+    "answer mass": "choice_mass",
+    "coherent": "answers_coherent",
+    "spill": "control_spill",
+    "tasks": "tasks_done",
+    "top-1": "top1",
+    "KL": "answers_kl",
+}
+
+
+def rounds() -> str:
+    """What each state of each round changed, with intervals over vignettes or answers."""
+    record = RunRecord.model_validate_json(gzip.decompress(RECORD.read_bytes()))
+    lines = [["round", "state", "authority", "care", *CHANGES], ["---"] * (4 + len(CHANGES))]
+    for row in record.rounds:
+        found = {(item.a, item.b): item for item in row.comparisons}
+        lines += [[str(row.round + 1), f"{b} less {a}", *_cells(found[a, b])] for a, b in PAIRS]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cells(item: Comparison) -> list[str]:
+    read: list[Reading | None] = [item.delta_nats["authority"], item.delta_nats["care"]]
+    read += [item.changes.get(name) for name in CHANGES.values()]
+    return [shown(one, signed=True) for one in read]
+
+
+PARTS: dict[str, Callable[[], str]] = {"rounds": rounds}
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=tuple(PARTS))
+    print(PARTS[parser.parse_args().part]())
+
+
+if __name__ == "__main__":
+    main()
