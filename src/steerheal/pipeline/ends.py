@@ -99,7 +99,7 @@ def best_round(
         return None, f"none of {len(folded)} folded rounds is {limits}"
     done, read, gain = max(fit, key=lambda item: _known(item[2]))
     if not gain.value > 0:
-        return None, f"no round {limits} gained {trait}; at best {shown(gain.value, signed=True)}"
+        return None, f"no round {limits} gained {trait}; at best {shown(gain, signed=True)} {unit}"
     where = "vignettes" if read.led_by_foundation else "evaluation prompts"
     low, dear = len(folded) - len(above), len(above) - len(fit)
     left = [f"{low} folded below the floor"] if low else []
