@@ -42,8 +42,8 @@ class RunConfig(Settings):
     student's own KL to the base where that is more; 0 is no budget. The best round is one within
     it. Published work saw steering without healing break down near 1.7."""
     patience: CountOrNone = 2
-    """The loop stops when this many rounds in a row have not raised the trait, net of the unsteered
-    control where there is one, above the best round before them; 0 goes on."""
+    """The loop stops when this many rounds in a row have not raised the trait above the best round
+    before them, both net of their controls; 0 goes on."""
     read_steered: bool = True
     """Read the steered student each round. Without it a round is faster, and retain, recovered
     and what check 3 makes of them are unknown."""
