@@ -205,5 +205,5 @@ def test_a_run_by_forced_choice_decides_and_says_by_the_method_s_own_readings(
     assert row.over_control.value == pytest.approx(beyond)
     gain = row.healed.delta_nats["care"]
     assert row.healed.gain == gain
-    assert shown(row.over_control, signed=True) in done.best_reason
+    assert f"{shown(row.over_control, signed=True)} nats on the vignettes" in done.best_reason
     assert "system prompt does (" in write_report(tmp_path / "run").read_text()

@@ -161,6 +161,13 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def printed(parts: dict[str, Callable[[], str]], says: str | None) -> None:
+    """The table that the command line names, of those that a script has."""
+    parser = argparse.ArgumentParser(description=says)
+    parser.add_argument("part", choices=tuple(parts))
+    print(parts[parser.parse_args().part]())
+
+
 def states(found: Sequence[Seed], names: Sequence[str], columns: dict[str, str]) -> str:
     """Means over seeds."""
     rows = []

@@ -3,10 +3,11 @@
 Usage: python lab/evidence/larger.py rounds
 """
 
-import argparse
 import gzip
 from collections.abc import Callable
 from pathlib import Path
+
+from frontier_tables import printed, table
 
 from steerheal.numbers import shown
 from steerheal.records import Comparison, Reading, RunRecord
@@ -29,11 +30,11 @@ CHANGES = {
 def rounds() -> str:
     """What each state of each round changed, with intervals over vignettes or answers."""
     record = RunRecord.model_validate_json(gzip.decompress(RECORD.read_bytes()))
-    lines = [["round", "state", "authority", "care", *CHANGES], ["---"] * (4 + len(CHANGES))]
+    lines = []
     for row in record.rounds:
         found = {(item.a, item.b): item for item in row.comparisons}
         lines += [[str(row.round + 1), f"{b} less {a}", *_cells(found[a, b])] for a, b in PAIRS]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return table(["round", "state", "authority", "care", *CHANGES], lines)
 
 
 def _cells(item: Comparison) -> list[str]:
@@ -47,9 +48,7 @@ PARTS: dict[str, Callable[[], str]] = {"rounds": rounds}
 
 def main() -> None:
     """Prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=tuple(PARTS))
-    print(PARTS[parser.parse_args().part]())
+    printed(PARTS, __doc__)
 
 
 if __name__ == "__main__":

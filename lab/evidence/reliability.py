@@ -8,13 +8,12 @@ so that the finest unit is an answer.
 Usage: python lab/evidence/reliability.py trait
 """
 
-import argparse
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from blind import MODELS, Row, lines
-from frontier_tables import said, table
+from frontier_tables import printed, said, table
 from numpy.typing import NDArray
 
 from steerheal.measure.stats import mean
@@ -133,9 +132,7 @@ PARTS: dict[str, Callable[[], str]] = {"trait": trait}
 
 def main() -> None:
     """Prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=tuple(PARTS))
-    print(PARTS[parser.parse_args().part]())
+    printed(PARTS, __doc__)
 
 
 if __name__ == "__main__":

@@ -98,14 +98,16 @@ def best_round(
     if not fit:
         return None, f"none of {len(folded)} folded rounds is {limits}"
     done, read, gain = max(fit, key=lambda item: _known(item[2]))
-    if not gain.value > 0:
-        return None, f"no round {limits} gained {trait}; at best {shown(gain, signed=True)} {unit}"
     where = "vignettes" if read.led_by_foundation else "evaluation prompts"
+    changed = f"{shown(gain, signed=True)} {unit} on the {where}"
+    if not gain.value > 0:
+        return None, f"no round {limits} gained {trait}; at best {changed}"
     low, dear = len(folded) - len(above), len(above) - len(fit)
     left = [f"{low} folded below the floor"] if low else []
     left += [f"{dear} folded beyond the budget"] if dear else []
+    of = f"{len(fit)} {'round' if len(fit) == 1 else 'rounds'}"
     return done.round, (
-        f"round {done.round + 1} gained the most {trait}, {shown(gain, signed=True)} {unit} "
-        f"on the {where}, of {len(fit)} rounds {'; '.join([limits, *left])}; "
+        f"round {done.round + 1} gained the most {trait}, {changed}, of {of} "
+        f"{'; '.join([limits, *left])}; "
         f"its perplexity is {read.perplexity:.1f}, KL spent {done.kl_spent:.2f} nats/token"
     )

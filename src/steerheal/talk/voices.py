@@ -58,9 +58,8 @@ class Reply:
         if math.isnan(self.kl):
             return "no answer that could be read"
         kl = round(self.kl, 3) + 0.0  # no minus before a zero
-        read = (
-            f"persona log-odds {shown(self.logodds, signed=True)} nats/token · KL to base {kl:.3f}"
-        )
+        trait = shown(self.logodds, signed=True)
+        read = f"persona log-odds {trait} nats/token · KL to base {shown(kl)}"
         return f"{read} · LOOPS" if self.loops else read
 
 
