@@ -206,6 +206,33 @@ def test_rounds_of_an_arm_go_on_from_each_other(whole: Any) -> None:
 
 
 @pytest.mark.slow
+def test_an_arm_along_epochs_trains_on_its_text_anew_for_every_number_of_them(whole: Any) -> None:
+    usual = CONFIG.heal.epochs
+    few = tuple(arm for arm in ARMS if arm.name in ("base", "nll"))
+    asked = {"points": (usual, usual + 2), "settings": few[-1].settings}
+    arm = ArmSettings(name="longer", kind="epochs", **asked)
+    record, heard = compared(whole[0], (*few, arm), name="epochs", against="longer")
+    # The heal of the usual number is there: it is that of the arm `nll`.
+    roles = [f"epochs-{usual}", f"epochs-{usual + 2}"]
+    assert heard.made() == ["heal", *(f"evaluate-{role}" for role in roles), f"show-{roles[1]}"]
+    nll, longer = record.arms[-2:]
+    assert longer.along == "epochs" and [one.at for one in longer.points] == [usual, usual + 2]
+    assert longer.points[0].read.values == nll.points[-1].read.values
+    assert longer.points[1].read.values != nll.points[-1].read.values
+    assert longer.spent[0].tokens > nll.spent[0].tokens
+    assert record.contrast("longer", "KL") is not None
+
+
+def test_points_that_an_arm_does_not_have_are_refused(tmp_path: Path) -> None:
+    for arm, said in (
+        (ArmSettings(name="longer", kind="epochs", points=(1, 2.5)), "whole numbers, and 2.5"),
+        (ArmSettings(name="kind", kind="prompt", points=(1.0,)), "has no curve"),
+    ):
+        with pytest.raises(UserError, match=said):
+            compared(tmp_path, (*ARMS, arm))
+
+
+@pytest.mark.slow
 def test_a_folder_keeps_its_primary_comparison_its_arms_and_its_persona(whole: Any) -> None:
     runs, *_ = whole
     with pytest.raises(UserError, match="ours nll there, vector here"):

@@ -34,12 +34,12 @@ def written(
         return write(reader, draws, settings, push=push, keep_states=True)
 
 
-def replayed(chat: ChatModel, item: Completion) -> Tensor:
+def replayed(chat: ChatModel, item: Completion, *, prompt_steered: bool = True) -> Tensor:
     """States of one row, token by token with transformers' own cache, at the recorded doses."""
     doses = item.doses or (item.dose,) * len(item.tokens)
     prompt, cache, states = prompt_ids(chat, item.prompt), DynamicCache(), []
     with torch.no_grad(), adding(chat, vector()) as dosed:
-        dosed.set(item.dose)
+        dosed.set(item.dose if prompt_steered else 0.0)
         # The prompt's last token is read again after a rewind to the start, at that dose.
         chat.hidden(torch.tensor([prompt[:-1]]), past_key_values=cache, use_cache=True)
         for token, dose in zip((prompt[-1], *item.tokens[:-1]), doses, strict=True):
@@ -57,6 +57,8 @@ PUSHES = {
     "loops": PushSettings(backtrack=True),
     "spikes": PushSettings(backtrack=True, spike=0.5, decay="exponential"),
     "everything": PushSettings(backtrack=True, spike=1.0, kl_budget=1.0, decay="linear"),
+    "answer": PushSettings(prompt=False),
+    "answer taken back": PushSettings(prompt=False, backtrack=True, spike=0.5),
 }
 
 
@@ -67,8 +69,22 @@ def test_every_state_is_what_plain_decoding_at_the_trace_gives(name: str, family
     chat = tiny.chat(family)
     found = written(chat, PUSHES[name], SamplingSettings(tokens=40, temperature=0.8, top_p=0.9))
     for item, states in zip(found.completions, found.states, strict=True):
-        torch.testing.assert_close(states, replayed(chat, item), atol=2e-3, rtol=1e-3)
+        wanted = replayed(chat, item, prompt_steered=PUSHES[name].prompt)
+        torch.testing.assert_close(states, wanted, atol=2e-3, rtol=1e-3)
     assert set(found.completions[0].doses) == {0.0}
+
+
+def test_a_prompt_that_is_not_steered_is_read_as_the_base_reads_it() -> None:
+    chat, settings = tiny.chat(), SamplingSettings(tokens=3)
+    found = written(chat, PUSHES["answer"], settings)
+    plain = written(chat, PushSettings(), settings)
+    for dose, item, own, other in zip(
+        DOSES, found.completions, found.states, plain.states, strict=False
+    ):
+        wanted = replayed(chat, item, prompt_steered=False)
+        torch.testing.assert_close(own, wanted, atol=2e-3, rtol=1e-3)
+        assert item.doses == (dose,) * len(item.tokens)
+        assert torch.allclose(own[0], other[0], atol=1e-4) == (dose == 0)
 
 
 def test_the_dose_falls_as_it_says() -> None:

@@ -290,6 +290,10 @@ ARM_KINDS = Table(
             "rounds of a run, one unless it says more: text by its teacher, filtered and healed",
             "pipeline.arms.trained:KIND",
         ),
+        "epochs": Row(
+            "one text trained on for more and more epochs, a heal for each number of them",
+            "pipeline.arms.epochs:KIND",
+        ),
         "unsteered": Row(
             "the same heal on the model's own answers to the same prompts",
             "pipeline.arms.unsteered:KIND",

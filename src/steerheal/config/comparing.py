@@ -42,7 +42,7 @@ class ArmSettings(Settings):
     says: Label = ""
     """What it is, for who reads the table; the kind's own sentence when it is empty."""
     points: Doses = ()
-    """Gates, doses or strengths that are read; the comparison's own when none are given."""
+    """Gates, doses, strengths or epochs that are read; the comparison's own when none are given."""
     system: Annotated[str, Text] | None = None
     """Text of kind prompt."""
     settings: dict[str, Any] = {}
@@ -111,6 +111,8 @@ class CompareSettings(Settings):
     """Doses of an arm that steers, as multiples of the one that the run would steer at."""
     strengths: Annotated[Doses, Field(min_length=1)] = (0.25, 0.5, 1.0, 2.0)
     """β of contrastive decoding."""
+    epochs: Annotated[tuple[Count, ...], Field(min_length=1, max_length=MOST_LISTED)] = (1, 2, 4, 6)
+    """Epochs of an arm that trains ever longer."""
     persistence: bool = True
     """Read the base, `against` and `ours` also on mundane prompts, under a counter-prompt, under an
     unrelated system prompt, in the third turn of a conversation, at four times the length, and at
@@ -128,6 +130,7 @@ QUICK: dict[str, Any] = {
     "gates": (0.5, 1.0),
     "doses": (0.5, 1.0),
     "strengths": (0.5,),
+    "epochs": (2, 6),
     "persistence": False,
 }
 

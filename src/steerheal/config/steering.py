@@ -73,6 +73,9 @@ class SamplingSettings(Settings):
 class PushSettings(Settings):
     """How the dose runs along a completion of the training data; a constant dose is the default."""
 
+    prompt: bool = True
+    """Steer the prompt's tokens as well. Without it the dose begins at the token that the first
+    one is drawn from, so that the model reads what it is asked unsteered."""
     decay: Literal["constant", "linear", "exponential"] = "constant"
     """How the dose falls with the token's position."""
     decay_tokens: Tokens = 64

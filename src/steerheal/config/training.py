@@ -81,7 +81,13 @@ class HealSettings(Settings):
     barrier: Annotated[str, BARRIERS] = NO_BARRIER
     """D of a KL penalty with a margin, in nats per position. A barrier on the text that is fitted
     does what a lower gate does (docs/why-gates.md), so that none is the default and the others are
-    baselines. aggregate, reference, lam, tau and lam_power belong to a barrier."""
+    baselines. aggregate, reference, lam, tau, lam_power, barrier_text and off_label are its own."""
+    barrier_text: Literal["fitted", "unrelated"] = "fitted"
+    """What D is read on: the text that is fitted, or the reference's own answers to unrelated
+    prompts, as many a step as anchor_rows says, where a barrier is no gate."""
+    off_label: bool = False
+    """Read D over all tokens but the one that stands there, renormalised, so that a barrier does
+    not hold back what the fit says of its own token."""
     aggregate: Annotated[str, AGGREGATES] = "rmse"
     """How D is aggregated over the completion positions of a batch."""
     reference: Literal["prev", "base", "last_good"] = "prev"
@@ -194,6 +200,21 @@ class HealSettings(Settings):
     def barred(self) -> bool:
         """Whether there is a barrier."""
         return self.barrier != NO_BARRIER
+
+    @property
+    def barred_fit(self) -> bool:
+        """Whether it is on the text that is fitted."""
+        return self.barred and self.barrier_text == "fitted"
+
+    @property
+    def barred_aside(self) -> bool:
+        """Whether it is on unrelated text."""
+        return self.barred and self.barrier_text == "unrelated"
+
+    @property
+    def reads_unrelated(self) -> bool:
+        """Whether the reference answers unrelated prompts."""
+        return bool(self.anchor) or self.barred_aside
 
     @model_validator(mode="after")
     def _masks_at_random_what_is_masked(self) -> Self:

@@ -1,7 +1,11 @@
 """The objective, per position and without [B, T, vocabulary]: L = fit + λ·relu(agg(D) − τ).
 
 fit_i and D_i at completion position i come from full-vocabulary distributions in float32
-(`objectives`, `barriers`); agg is over a step's positions (`aggregates`). A token without
+(`objectives`, `barriers`); agg is over a step's positions (`aggregates`). Off the label D_i is of
+the distributions over the other tokens, p_v / (1 − p_y): for KL(q‖p) the chain rule says what it
+leaves out,
+    D = KL(q_y‖p_y as coins) + (1 − q_y)·D_off.
+A token without
 probability counts for nothing, in a sum and in a slope: 0·ln 0 is 0, so that a head may mask tokens
 with −inf. Where p > 0 meets q = 0 the divergence is +inf and has no slope: such a step is not
 finite and ends the heal.
@@ -13,10 +17,11 @@ one chunk of positions at a time, and only ∂fit/∂h and ∂D/∂h, as wide as
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from steerheal.heal.barriers.barrier import Barrier, find
 from steerheal.heal.objectives.objective import Chunk, Objective
@@ -64,6 +69,7 @@ def position_losses(
     objective: str | None = None,
     teacher: Float[Tensor, "N W"] | None = None,
     taught_by: ChatModel | None = None,
+    off_label: bool = False,
 ) -> PositionLosses:
     """The fit and D of every position with their gradients in the states, chunk by chunk.
 
@@ -76,6 +82,7 @@ def position_losses(
         objective: The objective's name; when not given, distill where a teacher is, else sft.
         teacher: What the teacher's logits are made of; None without one.
         taught_by: What the teacher's door gave; the student's own head when not given.
+        off_label: Whether D leaves the target itself out.
     """
     barrier = find(kind) if reference is not None else None
     fit: Objective = OBJECTIVES.find(objective or ("sft" if teacher is None else "distill"))
@@ -87,19 +94,56 @@ def position_losses(
         return head(teacher[here]).log_softmax(-1)
 
     def losses(here: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        theirs = None if barrier is None or reference is None else reference[here]
-        return _chunk(chat, states.detach()[here], (fit, partial(aim, here)), barrier, theirs)
+        held = None
+        if barrier is not None and reference is not None:
+            held = Held(barrier, reference[here], targets[here] if off_label else None)
+        return _chunk(chat, states.detach()[here], (fit, partial(aim, here)), held)
 
     parts = in_chunks(chat, len(states), losses)
     return PositionLosses(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+class Held(NamedTuple):
+    """What a chunk's positions are held to."""
+
+    barrier: Barrier
+    reference: Float[Tensor, "N D"]
+    label: Int[Tensor, " N"] | None
+    """The tokens that D leaves out; None where it is of all."""
+
+    def read(
+        self, chat: ChatModel, log_p: Float[Tensor, "N V"], p: Float[Tensor, "N V"]
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N V"]]:
+        """D and its slope in the student's logits; overwrites log_p."""
+        log_q = chat.logits(self.reference).log_softmax(-1)
+        if self.label is None:
+            return self.barrier.slope(log_p, p, log_q)
+        log_p, log_q = others(log_p, self.label), others(log_q, self.label)
+        d, slope = self.barrier.slope(log_p, log_p.exp(), log_q)
+        return d, whole(slope, self.label)
+
+
+def others(log_p: Float[Tensor, "N V"], label: Int[Tensor, " N"]) -> Float[Tensor, "N W"]:
+    """Log-probabilities of the other tokens given that it is one of them; overwrites log_p.
+
+    The last token stands in the label's place, so that W is V − 1.
+    """
+    log_p.scatter_(-1, label[:, None], log_p[:, -1:].clone())
+    return log_p[:, :-1].log_softmax(-1)
+
+
+def whole(slope: Float[Tensor, "N W"], label: Int[Tensor, " N"]) -> Float[Tensor, "N V"]:
+    """A slope in the other tokens' logits as one in all logits, 0 at the label."""
+    found = nn.functional.pad(slope, (0, 1))
+    found[:, -1:] = found.gather(-1, label[:, None])
+    return found.scatter_(-1, label[:, None], 0)
 
 
 def _chunk(
     chat: ChatModel,
     states: Float[Tensor, "N D"],
     fitted: tuple[Objective, Callable[[], Tensor]],
-    barrier: Barrier | None,
-    reference: Float[Tensor, "N D"] | None,
+    held: Held | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Only the head itself is differentiated by autograd, whatever its kind.
 
@@ -118,7 +162,7 @@ def _chunk(
         log_p = logits.log_softmax(-1)
         p = log_p.exp()
         fit, fit_grad = objective.fit(Chunk(log_p, p, pulled_back), aim())
-        if barrier is None or reference is None:
+        if held is None:
             return fit, torch.zeros_like(fit), fit_grad, torch.zeros_like(fit_grad)
-        d, slope = barrier.slope(log_p, p, chat.logits(reference).log_softmax(-1))
+        d, slope = held.read(chat, log_p, p)
         return fit, d, fit_grad, pulled_back(slope)

@@ -132,9 +132,9 @@ class Recipe:
             raise UserError(NOTHING_WRITTEN)
         reference, anchor, lesson = None, None, Taught([], chat)
         with self.origin.entered(chat) as reader:
-            if settings.barred:
+            if settings.barred_fit:
                 reference = continuation_states(reader, pairs)
-            if settings.anchor:
+            if settings.reads_unrelated:
                 anchor = unrelated(reader, seed)
                 sampled += sum(len(rest) for _, rest in anchor.pairs)
             if aim.paired:

@@ -78,7 +78,7 @@ def heal_student(
         teacher: What the teacher's logits there are made of; `distill` needs it.
         taught_by: What the teacher's door gave; the student's own head when not given.
         anchor: Unrelated text and the reference's final hidden states on it; needed where the
-            settings' anchor is above 0.
+            settings' anchor is above 0, or their barrier is there.
         fitted: Which tokens of each completion take part in the fit; a mask needs it.
         rivals: Which of the pairs is preferred to which; `dpo` needs it, and trains on the former.
         advantages: How far each pair is pulled up or pushed down; `group` needs it.
@@ -95,7 +95,7 @@ def heal_student(
     data = _data(pairs, reference, (teacher, taught_by), fitted, settings, advantages=advantages)
     parts = split(pairs[: len(rivals.of)] if rivals else pairs, settings.held_out, seed)
     lam = settings.lam * (1 + round_number) ** settings.lam_power
-    aside = anchor.pairs if anchor is not None and settings.anchor else ()
+    aside = anchor.pairs if anchor is not None and settings.reads_unrelated else ()
     texts = [[(list(prefix), list(rest)) for prefix, rest in some] for some in (pairs, aside)]
     made_of = key_of("heal", settings, *texts, advantages, seed, round_number, chat.fingerprint)
     place = Place(made_of=made_of, epochs=0, steps=(), held_out=(), used=0, read=0)
@@ -117,8 +117,9 @@ def _refuse_without(
     rivals: Rivals | None,
     advantages: Sequence[float] | None,
 ) -> None:
-    if settings.anchor and (anchor is None or anchor.reference is None):
-        raise UserError("An anchor needs unrelated text and the reference's states; give `anchor`.")
+    if settings.reads_unrelated and (anchor is None or anchor.reference is None):
+        what = "An anchor" if settings.anchor else "A barrier on unrelated text"
+        raise UserError(f"{what} needs unrelated text and the reference's states; give `anchor`.")
     aim = OBJECTIVES.find(settings.objective)
     if aim.paired != (rivals is not None):
         raise UserError(f"objective {settings.objective}: give `rivals` to dpo, and to no other.")
@@ -247,7 +248,8 @@ def _data(
     advantages: Sequence[float] | None,
 ) -> Data:
     teacher, by = taught
-    barrier, distill = settings.barred, OBJECTIVES.find(settings.objective).taught
+    barrier = settings.barred_fit
+    distill = OBJECTIVES.find(settings.objective).taught
     if barrier and reference is None:
         raise UserError(f"barrier {settings.barrier} needs the reference's states; give them.")
     if distill and teacher is None:

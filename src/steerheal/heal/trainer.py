@@ -39,6 +39,28 @@ class Preferred(NamedTuple):
         return each.repeat_interleave(torch.tensor(micro.lengths))[:, None]
 
 
+class Aside(NamedTuple):
+    """What a step holds on unrelated text."""
+
+    anchor: float = math.nan
+    """Mean KL(reference‖student) there; NaN without an anchor."""
+    divergence: float = math.nan
+    """The barrier's aggregated D there; NaN where it is on the text that is fitted."""
+    barrier: float = 0.0
+    """λ·relu(D − τ)."""
+    held_back: float = 0.0
+    """The squared size of its pull on the hidden states."""
+
+
+class Weights(NamedTuple):
+    """A barrier over several micro-batches."""
+
+    operating: float
+    barrier: float
+    each: Sequence[Float[Tensor, " N"]]
+    """Its derivative in every position's D, per micro-batch."""
+
+
 class Trainer:
     """A training model, its optimiser, and what its steps minimise."""
 
@@ -70,7 +92,7 @@ class Trainer:
             rivals: What each completion is preferred to; None where nothing is.
         """
         self._rivals = rivals
-        self._anchor = anchor if settings.anchor else None
+        self._unrelated = anchor if settings.reads_unrelated else None
         self._chat, self._data, self._settings, self._lam = chat, data, settings, lam
         self._parts = self._least = settings.accumulate * world()
         """Micro-batches of a step: as many as were asked for, and more once memory has run out."""
@@ -118,7 +140,7 @@ class Trainer:
     def _not_finite(self, step: HealStep) -> str:
         """Which numbers of a step are not finite; a divergence that nothing depends on may be."""
         numbers = {"fit": step.ce, "gradient": step.gradient}
-        if self._anchor is not None:
+        if self._settings.anchor:
             numbers["anchor"] = step.anchor
         if self._settings.barred and self._lam:
             numbers["divergence"] = step.divergence
@@ -155,7 +177,7 @@ class Trainer:
         settings, chat = self._settings, self._chat
         count = sum(len(micro.targets) for micro in micros)
         fits = max(1, sum(micro.fits for micro in micros))
-        barred = settings.barred
+        barred = settings.barred_fit
         twice = barred and len(micros) > 1
         own = share_of(range(len(micros)))
         divergences = self._all_divergences(micros) if twice else []
@@ -186,43 +208,75 @@ class Trainer:
         fit, pull, held_back = self._loop.joined(sums)
         operating, barrier = told((operating, barrier))
         fit = preferred.loss if preferred else fit
-        anchored = self._anchored(number)
+        aside = self._aside(number)
+        if settings.barred_aside:
+            operating, barrier, held_back = aside.divergence, aside.barrier, aside.held_back
         spectral = self._penalised()
         return HealStep(
             step=number,
             epoch=epoch,
             ce=fit,
-            divergence=operating if barred else math.nan,
+            divergence=operating if settings.barred else math.nan,
             barrier=barrier,
             lr=self._loop.lr,
             gradient=math.nan,
             tokens=count,
-            pressure=math.sqrt(held_back / pull) if barred and pull else math.nan,
+            pressure=math.sqrt(held_back / pull) if settings.barred and pull else math.nan,
             spectral=spectral,
-            anchor=anchored,
+            anchor=aside.anchor,
         )
 
-    def _anchored(self, number: int) -> float:
-        """The mean KL(reference‖student) on this step's unrelated text, λ times its gradient added.
+    def _aside(self, number: int) -> Aside:
+        """What is held on this step's unrelated text, with its gradient added.
 
-        The text is taken in turn, so that every step meets as much of it; NaN without an anchor.
+        The text is taken in turn, so that every step meets as much of it.
         """
-        if self._anchor is None:
-            return math.nan
-        settings, chat = self._settings, self._chat
-        count = min(settings.anchor_rows, len(self._anchor.pairs))
-        rows = [(number * count + k) % len(self._anchor.pairs) for k in range(count)]
-        micros = micro_batches(chat, self._anchor, rows, self._parts // self._least)
-        tokens, found = sum(len(micro.targets) for micro in micros), 0.0
+        if self._unrelated is None:
+            return Aside()
+        settings, chat, text = self._settings, self._chat, self._unrelated
+        count = min(settings.anchor_rows, len(text.pairs))
+        rows = [(number * count + k) % len(text.pairs) for k in range(count)]
+        micros = micro_batches(chat, text, rows, self._parts // self._least)
+        tokens = sum(len(micro.targets) for micro in micros)
+        found = Aside(anchor=0.0 if settings.anchor else math.nan)
         with all_or_none():
-            for micro in micros:
+            weights = self._weights_aside(micros) if settings.barred_aside else None
+            for i, micro in enumerate(micros):
                 with torch.enable_grad():
                     states = micro.states(chat)
-                losses = position_losses(chat, states, micro.targets, micro.reference, "kl_fwd")
-                gradient = losses.divergence_grad.float().mul_(settings.anchor / tokens)
+                gradient = torch.zeros_like(states, dtype=torch.float32)
+                if settings.anchor:
+                    losses = position_losses(chat, states, micro.targets, micro.reference, "kl_fwd")
+                    gradient += losses.divergence_grad * (settings.anchor / tokens)
+                    near = losses.divergence.sum().item() / tokens
+                    found = found._replace(anchor=found.anchor + near)
+                if weights is not None:
+                    held = self._losses_aside(micro, states).divergence_grad
+                    held = held * weights.each[i][:, None]
+                    gradient += held
+                    most = found.held_back + held.square().sum().item()
+                    found = found._replace(held_back=most)
                 states.backward(gradient.to(states.dtype))
-                found += losses.divergence.sum().item() / tokens
-        return found
+        if weights is None:
+            return found
+        return found._replace(divergence=weights.operating, barrier=weights.barrier)
+
+    def _weights_aside(self, micros: Sequence[Micro]) -> Weights:
+        """The barrier of unrelated text, and its derivative in every D there."""
+        settings = self._settings
+        with torch.no_grad():
+            read = [self._losses_aside(m, m.states(self._chat)).divergence for m in micros]
+        operating, barrier, weights = hinge_weights(
+            settings.aggregate, torch.cat(read), self._lam, settings.tau
+        )
+        return Weights(operating, barrier, weights.split([len(one) for one in read]))
+
+    def _losses_aside(self, micro: Micro, states: Float[Tensor, "N D"]) -> PositionLosses:
+        settings = self._settings
+        return position_losses(
+            self._chat, states, micro.targets, micro.reference, settings.barrier,
+            off_label=settings.off_label,
+        )  # fmt: skip
 
     def _penalised(self) -> float:
         """The mean operator norm, its penalty's gradient added; NaN without the penalty."""
@@ -267,6 +321,7 @@ class Trainer:
             objective=self._settings.objective,
             teacher=micro.teacher,
             taught_by=self._data.taught_by,
+            off_label=self._settings.off_label,
         )
         for weight in (micro.fitted, micro.advantages):
             if weight is not None:

@@ -1,9 +1,11 @@
-"""How the dose runs along a completion: decay, a KL budget, backtracking.
+"""How the dose runs along a completion: where it begins, decay, a KL budget, backtracking.
 
 The steered rows may have twins: the same tokens at dose 0 in the same batch, with a cache of their
 own, so that every token's divergence from the unsteered model is known while it is written:
     kl_t = KL(steered‖base) of the distributions that token t is drawn from, in nats.
 
+prompt     without it the prompt is read at dose 0 up to its last token, which the first token is
+           drawn from
 decay      dose_t = dose·s(t): s = 1, 1 − t/n, or 2^(−t/n)
 budget     where kl_t is above it, the last token is read again at a lower dose, on a grid of
            eighths, until kl_t fits or the dose is 0. What stands before it was steered and stays,
@@ -122,7 +124,13 @@ class Pushed:
 
     def start(self) -> None:
         """Reads what every row begins with."""
-        self._look(self._decoding.start(self._with_twins(self._scales))[:, -1].clone())
+        scales = self._with_twins(self._scales)
+        if self._push.prompt:
+            read = self._decoding.start(scales)
+        else:
+            self._decoding.start([0.0] * len(scales))
+            read = self._decoding.again(scales)
+        self._look(read[:, -1].clone())
         self._fit()
 
     def end_broken(self, *, keep: bool) -> None:

@@ -19,7 +19,7 @@ from steerheal.models.engines.engine import find
 from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
 from steerheal.pipeline.arms.judged import judged
-from steerheal.pipeline.arms.reading import Read, Reads, kind_of, read
+from steerheal.pipeline.arms.reading import Read, Reads, kind_of, read, refuse_points
 from steerheal.pipeline.claims import claimed
 from steerheal.pipeline.jobs import Workers
 from steerheal.pipeline.judging import Judging, refuse_itself, release
@@ -119,8 +119,7 @@ def _refuse_unfit(plan: Plan) -> None:
         if name not in names:
             raise UserError(f"--{setting} {name} is none of the arms: {', '.join(names)}.")
     for arm in plan.arms:
-        if arm.points and not kind_of(arm).along:
-            raise UserError(f"Arm {arm.name} has points, but kind {arm.kind} has no curve.")
+        refuse_points(arm)
         if kind_of(arm).mixed and not engine.hooks:
             raise UserError(
                 f"Arm {arm.name} is made of several forwards in one batch, which --engine "

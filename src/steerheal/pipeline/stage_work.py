@@ -275,10 +275,10 @@ class Counted:
         work = Work(trained=heal.epochs * (want - held) * (passes.own(texts) + tokens))
         work += passes.scored(texts, (heal.epochs + 1) * held, tokens, 1)
         work *= heal.average
-        work += passes.scored(texts, (heal.barred + aim.taught) * want, tokens, 0)
+        work += passes.scored(texts, (heal.barred_fit + aim.taught) * want, tokens, 0)
         if heal.mask:
             work += passes.scored(texts, want, tokens, 1)
-        if heal.anchor:
+        if heal.reads_unrelated:
             control = prompts.control_train()
             work += passes.written(control, len(control), tokens)
             work += passes.scored(control, len(control), tokens, 0)
@@ -288,7 +288,7 @@ class Counted:
             work += passes.written(texts, want, tokens)
             work += self._rewarded(want) if aim.rewarded else Work()
             work *= heal.on_policy
-        wrote = tokens if heal.anchor or heal.writes else 0
+        wrote = tokens if heal.reads_unrelated or heal.writes else 0
         return StageWork(stages.HEALED.name, number, work, wrote, folded=number > 0)
 
     def _rewarded(self, count: int) -> Work:

@@ -52,7 +52,9 @@ def size_of(chat: ChatModel) -> Size:
     return Size(parameters, len(chat.blocks), hidden, *others)
 
 
-BARRIERS_OWN = ("aggregate", "reference", "lam", "tau", "lam_power")
+BARRIERS_OWN = (
+    "aggregate", "reference", "lam", "tau", "lam_power", "barrier_text", "off_label",
+)  # fmt: skip
 """Settings of a heal that do nothing without a barrier."""
 
 

@@ -20,7 +20,7 @@ class ArmPoint(Record):
 
     seed: int
     at: float
-    """Gate, dose or strength; 1 where the arm has no curve."""
+    """Gate, dose, strength or epochs; 1 where the arm has no curve."""
     state: str
     """What it is, in words."""
     read: Summary
@@ -60,7 +60,7 @@ class ArmRecord(Record):
     says: str
     """What it is."""
     along: str
-    """What its curve runs along: gate, dose or strength; empty where it has none."""
+    """What its curve runs along: gate, dose, strength or epochs; empty where it has none."""
     family: str
     """Which arms look alike in figures."""
     points: tuple[ArmPoint, ...] = ()

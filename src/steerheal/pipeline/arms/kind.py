@@ -3,7 +3,7 @@
 A stage that two arms share, such as a harvest, is found by the second one in the runs' store.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -15,7 +15,7 @@ from steerheal.records import Harvest
 from steerheal.state.values import State, base
 from steerheal.state.vector import SteeringVector
 
-Along = Literal["", "gate", "dose", "strength"]
+Along = Literal["", "gate", "dose", "strength", "epochs"]
 Family = Literal["base", "prompt", "steering", "weights", "control"]
 FIRST = 0
 """Arms are made as a run's first round is."""
@@ -61,6 +61,8 @@ class Bench:
     arm: ArmSettings
     stages: Stages
     """Under the arm's settings, in the arm's folder."""
+    points: Sequence[float] = ()
+    """Of its curve that are read, the least first."""
 
     def vector(self) -> SteeringVector:
         """The base's steering vector by the arm's settings."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from steerheal.config.comparing import ArmSettings, CompareSettings, of_arm
+from steerheal.errors import UserError
 from steerheal.measure.persistence import Persistence
 from steerheal.pipeline.arms.kind import FIRST, Bench, Kind, Unmade
 from steerheal.pipeline.arms.lasting import asked_to_last, lasting
@@ -44,9 +45,25 @@ def kind_of(arm: ArmSettings) -> Kind:
     """How the arm is made.
 
     Raises:
-        UserError: no such kind, or points for an arm without a curve.
+        UserError: no such kind.
     """
     return ARM_KINDS.find(arm.kind)
+
+
+def refuse_points(arm: ArmSettings) -> None:
+    """Refuses points that the arm's kind does not have.
+
+    Raises:
+        UserError: points for an arm without a curve, or parts of epochs.
+    """
+    along = kind_of(arm).along
+    if arm.points and not along:
+        raise UserError(f"Arm {arm.name} has points, but kind {arm.kind} has no curve.")
+    parts = [f"{one:g}" for one in arm.points if not float(one).is_integer()]
+    if along == "epochs" and parts:
+        raise UserError(
+            f"Arm {arm.name}: its points are epochs, whole numbers, and {', '.join(parts)} is none."
+        )
 
 
 def says(arm: ArmSettings) -> str:
@@ -62,6 +79,7 @@ def places(arm: ArmSettings, settings: CompareSettings) -> list[float]:
         "gate": settings.gates,
         "dose": settings.doses,
         "strength": settings.strengths,
+        "epochs": settings.epochs,
     }
     return sorted(set(arm.points or usual[kind_of(arm).along]))
 
@@ -76,13 +94,13 @@ def read(arm: ArmSettings, settings: CompareSettings, own: Stages, *, show: bool
             with these.
         show: Whether its last point answers the show prompts.
     """
-    config, kind = own.config, kind_of(arm)
+    config, kind, along = own.config, kind_of(arm), places(arm, settings)
     try:
-        made = kind.make(Bench(arm, replace(own, config=of_arm(config, arm))))
+        made = kind.make(Bench(arm, replace(own, config=of_arm(config, arm)), along))
+        spent = _spent(own, made.tokens)
+        points = [_point(own, made.at(at), kind, at) for at in along]
     except Unmade as error:
         return Read((), _spent(own, 0), unmade=str(error))
-    spent = _spent(own, made.tokens)
-    points = [_point(own, made.at(at), kind, at) for at in places(arm, settings)]
     last = points[-1]
     said = own.shown(FIRST, role(kind, last.at), last.state).completions if show else ()
     asked = settings.persistence and arm.name in asked_to_last(settings)
