@@ -326,8 +326,8 @@ def test_damage_is_not_made_equal_by_a_judge_that_is_not_admitted(
 
 
 def timeless(record: CompareRecord) -> str:
-    """The record as JSON, without the seconds that its arms took."""
-    return re.sub(r'"seconds":[\d.]+', "", record.model_dump_json())
+    """The record as JSON, without the seconds and the memory that its arms took."""
+    return re.sub(r'"(seconds|memory)":[\d.]+', "", record.model_dump_json())
 
 
 # ── the record and the page ─────────────────────────────────────────────────────────────────────

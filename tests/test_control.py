@@ -191,7 +191,8 @@ def test_the_trait_is_given_beside_the_control(run: Path) -> None:
         ("base", CONTROL), (CONTROL, "healed"),
     ]  # fmt: skip
     # What the trait and coherence are read on, and nothing that would cost as much again.
-    assert control.vignettes and control.own["answers_coherent"]
+    assert control.vignettes and control.own["answers_coherent"] and control.own["control_spill"]
+    assert "control_spill" in done.comparisons[-1].changes
     assert not control.own.get("tasks_done") and not control.long
 
 

@@ -108,7 +108,8 @@ def timeless(folder: Path) -> dict[str, Any]:
     """The record without its times, and every file's content beside it."""
     raw = json.loads((folder / "run.json").read_text())
     raw["stages"] = [
-        {k: v for k, v in s.items() if k not in ("seconds", "reused")} for s in raw["stages"]
+        {k: v for k, v in s.items() if k not in ("seconds", "memory", "reused")}
+        for s in raw["stages"]
     ]
     files = {
         str(path.relative_to(folder)): path.read_bytes()

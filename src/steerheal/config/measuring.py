@@ -55,8 +55,11 @@ class MeasureSettings(Settings):
     """Longest of those answers, in tokens."""
 
     def of_the_trait(self) -> Self:
-        """The same without the guards that have prompts of their own, which cost as much again."""
-        without = ("long_prompts", "json_prompts", "control_prompts", "tasks")
+        """The same without the guards that answer prompts of their own, which cost as much again.
+
+        Spill stays: what training alone does off the trait belongs beside what the heal does there.
+        """
+        without = ("long_prompts", "json_prompts", "tasks")
         return self.model_copy(update=dict.fromkeys(without, 0))
 
     @field_validator("statements", "long_prompts", "json_prompts", "control_prompts", "tasks")

@@ -18,6 +18,8 @@ class StageHead(Record):
     """Digest of every file by its path in the stage."""
     halved: int = 0
     """Rows of the smallest batch that was tried after memory ran out; 0 where it never did."""
+    memory: int = 0
+    """Most bytes that were held while it was made, weights included; 0 where that is unknown."""
 
 
 def head_of(home: Path) -> StageHead:

@@ -25,6 +25,7 @@ from steerheal.disk import (
 )
 from steerheal.errors import UserError
 from steerheal.models.halving import halvings
+from steerheal.models.peak import peak
 from steerheal.pipeline.claims import alone, is_alone
 from steerheal.pipeline.share import Share
 from steerheal.pipeline.stage_head import HEAD, StageHead, digests, head_of
@@ -125,6 +126,7 @@ class Store:
             key=key,
             seconds=head.seconds,
             halved=head.halved,
+            memory=head.memory,
             reused=reused,
             made_again=again,
         )
@@ -166,13 +168,16 @@ class Store:
 
     def _make(self, home: Path, make: Callable[[], T], save: Callable[[Path, T], None]) -> None:
         start = time.perf_counter()
-        with halvings() as halved:
+        with halvings() as halved, peak() as held:
             value = make()
         seconds = time.perf_counter() - start
         with whole_folder(home, shared=True) as work:
             save(work, value)
             head = StageHead(
-                seconds=round(seconds, 3), files=digests(work), halved=min(halved, default=0)
+                seconds=round(seconds, 3),
+                files=digests(work),
+                halved=min(halved, default=0),
+                memory=held.bytes,
             )
             write_text(work / HEAD, head.model_dump_json())
 

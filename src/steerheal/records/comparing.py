@@ -51,6 +51,8 @@ class Spent(Record):
     """Sampled and trained on, over all passes."""
     seconds: float
     """Of the stages that it needs, those that it shares with other arms included."""
+    memory: int = 0
+    """Most bytes that one of them held; 0 where that is unknown."""
 
 
 class ArmRecord(Record):

@@ -171,6 +171,9 @@ class StageMark(Record):
     halved: int = 0
     """Rows of the smallest batch, or positions of the smallest chunk of logits, that was tried
     after memory ran out; 0 where it never did."""
+    memory: int = 0
+    """Most bytes that were held when it was first made, weights included, on the accelerator where
+    there is one; 0 where that is unknown."""
     made_again: str = ""
     """Why it was made although one of the same inputs was on disk."""
 

@@ -181,7 +181,10 @@ def readings_table(record: CompareRecord) -> Table:
     acts = any(point.read.led_by_foundation for arm in record.arms for point in arm.points)
     brief = [item for item in listed(names) if item.brief and (acts or not _of_acts(item))]
     heads = [Cell("arm"), *(Cell(item.title, _unit(item)) for item in brief)]
-    heads += [Cell("tokens", "sampled and trained on"), Cell("seconds", "to make it")]
+    took = [("tokens", "sampled and trained on", 1.0), ("seconds", "to make it", 1.0)]
+    if any(spent.memory for arm in record.arms for spent in arm.spent):
+        took.append(("memory", "GB at most, weights included", 1e9))
+    heads += [Cell(name, unit) for name, unit, _ in took]
     rows = []
     for arm in ordered(record):
         ends = [point.read.values for point in _ends(arm)]
@@ -189,9 +192,7 @@ def readings_table(record: CompareRecord) -> Table:
             plain(_mean([values[item.name].value for values in ends if item.name in values]))
             for item in brief
         ]
-        cost = [
-            plain(_mean([getattr(s, what) for s in arm.spent])) for what in ("tokens", "seconds")
-        ]
+        cost = [plain(_mean([getattr(s, what) / per for s in arm.spent])) for what, _, per in took]
         rows.append([Cell(arm.arm.name), *cells, *cost])
     return Table("What every arm reads at the end of its curve, mean over seeds", heads, rows)
 

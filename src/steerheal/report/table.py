@@ -355,17 +355,18 @@ def _trend(values: Sequence[float]) -> str:
 
 
 def stages_table(record: RunRecord) -> Table:
-    """Every finished stage, how long it took, and whether it was read from an earlier run."""
-    heads = [Cell("stage"), Cell("round"), Cell("time", "s"), Cell("source")]
+    """Every finished stage, what it took, and whether it was read from an earlier run."""
+    heads = [Cell("stage"), Cell("round"), Cell("time", "s"), Cell("memory", "GB"), Cell("source")]
     rows = [
         [
             Cell(one_line(mark.name)),
             Cell("base" if mark.round < 0 else str(mark.round + 1)),
             plain(mark.seconds),
+            plain(mark.memory / 1e9 if mark.memory else math.nan, "not known here"),
             Cell("reused" if mark.reused else "made"),
         ]
         for mark in record.stages
     ]
     total = sum(mark.seconds for mark in record.stages if not mark.reused)
-    rows.append([Cell("made in this run"), Cell(""), plain(total), Cell("")])
-    return Table("Stages and how long they took", heads, rows)
+    rows.append([Cell("made in this run"), Cell(""), plain(total), Cell(""), Cell("")])
+    return Table("Stages and what they took: the most memory held, weights included", heads, rows)

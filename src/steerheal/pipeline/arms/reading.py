@@ -121,5 +121,11 @@ def _point(own: Stages, state: State, kind: Kind, at: float) -> Point:
 
 def _spent(own: Stages, tokens: int) -> Spent:
     """What the stages so far took, each counted once."""
-    seconds = {(mark.name, mark.key): mark.seconds for mark in own.store.marks}
-    return Spent(seed=own.config.seed, tokens=tokens, seconds=round(sum(seconds.values()), 1))
+    marks = own.store.marks
+    seconds = {(mark.name, mark.key): mark.seconds for mark in marks}
+    return Spent(
+        seed=own.config.seed,
+        tokens=tokens,
+        seconds=round(sum(seconds.values()), 1),
+        memory=max((mark.memory for mark in marks), default=0),
+    )
