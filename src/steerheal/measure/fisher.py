@@ -50,19 +50,22 @@ class Ground:
 
 
 @torch.no_grad()
-def ground(chat: ChatModel, persona: Persona, texts: Sequence[Completion]) -> Ground:
+def ground(
+    chat: ChatModel, persona: Persona, texts: Sequence[Completion], wordings: int | None = None
+) -> Ground:
     """What every state is compared with.
 
     Args:
         chat: The base, in no state.
         persona: Whose paraphrases are the rewards; the poles are, where it has none.
         texts: What the base wrote; empty ones are left out.
+        wordings: How many paraphrases of each half are the reward; all when not given.
     """
     said = [text for text in texts if text.tokens]
     own = torch.cat(continuation_states(chat, free.answer_pairs(chat, said)))
     poles: dict[Half, list[Sides]] = {half: [] for half in HALVES}
     for half in HALVES:
-        for pair in persona.pairs(half):
+        for pair in persona.pairs(half)[:wordings]:
             sides = [base().prompted(text) for text in (pair.positive, pair.negative)]
             with entered(chat, sides) as reader:
                 read = [row for pole in (0, 1) for row in free.answer_pairs(reader, said, pole)]

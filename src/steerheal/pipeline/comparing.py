@@ -20,9 +20,10 @@ from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
 from steerheal.pipeline.arms.judged import judged
 from steerheal.pipeline.arms.reading import Read, Reads, kind_of, read, refuse_points
+from steerheal.pipeline.arms.serving import Serving
 from steerheal.pipeline.claims import claimed
 from steerheal.pipeline.jobs import Workers
-from steerheal.pipeline.judging import Judging, refuse_itself, release
+from steerheal.pipeline.judging import Judging, refuse_itself, refuse_unsure, release
 from steerheal.pipeline.kept import kept
 from steerheal.pipeline.plan import agreed
 from steerheal.pipeline.run import Loads, judge_of, opened, refuse_engine
@@ -139,19 +140,6 @@ def _refuse_unfit(plan: Plan) -> None:
             )
 
 
-def _refuse_unsure(plan: Plan, judge: Judging) -> None:
-    """Refuses to make arms equal by a judge that is not admitted.
-
-    Raises:
-        UserError: it is not.
-    """
-    name = plan.settings.damage
-    if table.listed([name])[0].judged and not judge.found.admitted:
-        raise UserError(
-            f"--damage {name}: {judge.found.words()}. Choose another reading or another judge."
-        )
-
-
 class SeedJob(NamedTuple):
     """Every arm at one seed, made and read into the comparison's folder."""
 
@@ -172,9 +160,10 @@ class SeedJob(NamedTuple):
         """
         with kept.lent() as load:
             chat, _ = opened(self.plan.config, load)
+            serving = Serving(self.seed)
             for arm in self.plan.arms:
                 console.note(arm.name)
-                _read(self.plan, chat, console, self.seed, arm)
+                _read(self.plan, chat, console, arm, serving)
 
 
 def compare(plan: Plan, console: Console, workers: Workers | None = None) -> CompareRecord:
@@ -191,7 +180,7 @@ def compare(plan: Plan, console: Console, workers: Workers | None = None) -> Com
     try:
         judge = judge_of(plan.config, console)
         if judge is not None:
-            _refuse_unsure(plan, judge)
+            refuse_unsure(plan.settings.damage, judge)
         with kept.lent() as load:
             plan, record = _started(plan, console, load, judge)
             made = set[int]()
@@ -291,15 +280,16 @@ def _read_all(
         return Standing(plan.arms, plan.settings, plan.persona.axis, reads)
 
     for seed in plan.seeds:
+        serving = Serving(seed)
         for arm in plan.arms:
             title = f"seed {seed} · {arm.name}"
             if seed in made:
                 marks = list[StageMark]()
-                found = _read(plan, chat, console, seed, arm, notify=marks.append)
+                found = _read(plan, chat, console, arm, serving, notify=marks.append)
                 _tell(title, marks, console)
             else:
                 console.note(title)
-                found = _read(plan, chat, console, seed, arm)
+                found = _read(plan, chat, console, arm, serving)
             if found.unmade:
                 console.note(f"{title} left out: {found.unmade}")
             reads[seed, arm.name] = found
@@ -339,14 +329,14 @@ def _read(
     plan: Plan,
     chat: ChatModel,
     console: Console,
-    seed: int,
     arm: ArmSettings,
+    serving: Serving,
     *,
     notify: Notify | None = None,
 ) -> Read:
     """An arm at a seed; at the first one its last point answers the show prompts as well."""
-    own = _stages(plan, chat, console, seed, arm.name, notify=notify)
-    return read(arm, plan.settings, own, show=seed == plan.seeds[0])
+    own = _stages(plan, chat, console, serving.seed, arm.name, notify=notify)
+    return read(arm, plan.settings, own, serving, show=serving.seed == plan.seeds[0])
 
 
 def _with(record: CompareRecord, standing: Standing) -> CompareRecord:

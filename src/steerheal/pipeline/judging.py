@@ -19,6 +19,7 @@ from steerheal.console import Console
 from steerheal.errors import UserError
 from steerheal.measure.admission import admission, labelled
 from steerheal.measure.judge import Exchange, judged, looks, poles_of
+from steerheal.measure.readings import table
 from steerheal.measure.readings.judged import with_judged
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
@@ -119,6 +120,18 @@ def examined(name: str, device: str, console: Console, *, read: str = "") -> Jud
     release()
     console.note(found.words())
     return Judging(settings, found)
+
+
+def refuse_unsure(damage: str, judge: Judging) -> None:
+    """Refuses to make arms equal by a judge that is not admitted.
+
+    Raises:
+        UserError: it is not.
+    """
+    if table.listed([damage])[0].judged and not judge.found.admitted:
+        raise UserError(
+            f"--damage {damage}: {judge.found.words()}. Choose another reading or another judge."
+        )
 
 
 def refuse_itself(name: str, judge: str, read: str) -> None:

@@ -173,7 +173,7 @@ class Stages:
             dose=config.dose, push=config.push, sampling=config.sampling,
             rules=config.filter.rules, seed=stream(config.seed, streams.CURVE, number),
         )  # fmt: skip
-        return self._made(made, number, bar=partial(self._bar, number))
+        return self.made(made, number, bar=partial(self._bar, number))
 
     def swept(
         self,
@@ -242,7 +242,7 @@ class Stages:
             dose=self._dose(found), push=config.push, sampling=config.sampling,
             rules=config.filter, seed=stream(config.seed, streams.HARVEST, number),
         )  # fmt: skip
-        return self._made(made, number, bar=partial(self._bar, number))
+        return self.made(made, number, bar=partial(self._bar, number))
 
     def unsteered(self, number: int, student: State, found: Harvest) -> Unsteered:
         """What the round's student answers, without a vector, to the prompts of the kept text."""
@@ -253,7 +253,7 @@ class Stages:
             tries=config.dose.batches, sampling=config.sampling,
             rules=config.filter.rules, seed=stream(config.seed, streams.UNSTEERED, number),
         )  # fmt: skip
-        return self._made(made, number, bar=partial(self._bar, number))
+        return self.made(made, number, bar=partial(self._bar, number))
 
     def healed(
         self,
@@ -316,7 +316,7 @@ class Stages:
         )  # fmt: skip
         checkpoint = Checkpoint(self.store.scratch(stage.name, made.key), self.watcher.note)
         step = partial(self.watcher.heal_step, number)
-        result = self._made(made, number, checkpoint=checkpoint, progress=step)
+        result = self.made(made, number, checkpoint=checkpoint, progress=step)
         checkpoint.remove()
         return result
 
@@ -333,7 +333,7 @@ class Stages:
         )
         return self.barred(made, number, "shift against the vector", 2 * len(chosen))
 
-    def _made(self, made: Made[T], number: int, **hears: object) -> T:
+    def made(self, made: Made[T], number: int, **hears: object) -> T:
         """The stage's artifact, made or found; `hears` is who hears how it is made."""
         return self._kept(made, number, partial(made.make, **hears))
 

@@ -101,6 +101,7 @@ class Standing:
                         state=point.state.name,
                         read=self._summary(point.scores, seed),
                         eta=curves.over([rows], curves.eta),
+                        fisher=read.served if point is read.points[-1] else None,
                     )
                 )
         return ArmRecord(

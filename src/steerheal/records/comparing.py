@@ -8,6 +8,7 @@ from steerheal.config import RunConfig
 from steerheal.config.comparing import ArmSettings, CompareSettings
 from steerheal.personas import Persona
 from steerheal.records.base import Reading, Record
+from steerheal.records.fisher import Fisher
 from steerheal.records.judge import Admission
 from steerheal.records.readings import Summary
 from steerheal.records.text import Completion
@@ -27,6 +28,9 @@ class ArmPoint(Record):
     """Every reading, and its paired change from the base."""
     eta: Reading
     """η = Δtrait/√(2·KL), per √nat; KL is that of the state to the base on its own answers."""
+    fisher: Fisher | None = None
+    """How much of what it changes serves the trait, on the base's answers; the curve's end has it.
+    """
 
 
 class Place(Record):

@@ -184,6 +184,8 @@ def readings_table(record: CompareRecord) -> Table:
     took = [("tokens", "sampled and trained on", 1.0), ("seconds", "to make it", 1.0)]
     if any(spent.memory for arm in record.arms for spent in arm.spent):
         took.append(("memory", "GB at most, weights included", 1e9))
+    serves = any(point.fisher for arm in record.arms for point in arm.points)
+    heads += [Cell(name, unit) for name, unit, _ in SERVES] if serves else []
     heads += [Cell(name, unit) for name, unit, _ in took]
     rows = []
     for arm in ordered(record):
@@ -193,8 +195,23 @@ def readings_table(record: CompareRecord) -> Table:
             for item in brief
         ]
         cost = [plain(_mean([getattr(s, what) / per for s in arm.spent])) for what, _, per in took]
+        cells += _served(arm) if serves else []
         rows.append([Cell(arm.arm.name), *cells, *cost])
     return Table("What every arm reads at the end of its curve, mean over seeds", heads, rows)
+
+
+SERVES = (
+    ("Fisher cosine", "held-out words", "held_out"),
+    ("trait/√KL", "on the base's text", "per_root_kl"),
+    ("trait/√KL at most", "a small change", "optimum"),
+)
+"""How much of what an arm changes serves the trait: title, unit, and where it stands."""
+
+
+def _served(arm: ArmRecord) -> list[Cell]:
+    """Its cosine, what it has per √KL on the base's text, and what the best small change has."""
+    found = [point.fisher for point in _ends(arm) if point.fisher]
+    return [plain(_mean([getattr(one, what).value for one in found])) for *_, what in SERVES]
 
 
 def _unit(item: Entry) -> str:

@@ -9,8 +9,9 @@ from steerheal.errors import UserError
 from steerheal.measure.persistence import Persistence
 from steerheal.pipeline.arms.kind import FIRST, Bench, Kind, Unmade
 from steerheal.pipeline.arms.lasting import asked_to_last, lasting
+from steerheal.pipeline.arms.serving import Serving
 from steerheal.pipeline.stages import BASE, Stages
-from steerheal.records import Completion, Scores
+from steerheal.records import Completion, Fisher, Scores
 from steerheal.records.comparing import Spent
 from steerheal.state.values import State, base
 from steerheal.tables import ARM_KINDS
@@ -35,6 +36,8 @@ class Read(NamedTuple):
     """What the last of them answers to the show prompts, where that was asked."""
     lasting: Persistence | None = None
     """The last of them under other conditions, where that was asked."""
+    served: Fisher | None = None
+    """How much of what the last of them changes serves the trait."""
 
 
 Reads = Mapping[tuple[int, str], Read]
@@ -84,7 +87,9 @@ def places(arm: ArmSettings, settings: CompareSettings) -> list[float]:
     return sorted(set(arm.points or usual[kind_of(arm).along]))
 
 
-def read(arm: ArmSettings, settings: CompareSettings, own: Stages, *, show: bool) -> Read:
+def read(
+    arm: ArmSettings, settings: CompareSettings, own: Stages, serving: Serving, *, show: bool
+) -> Read:
     """The arm, or why there is none.
 
     Args:
@@ -92,6 +97,7 @@ def read(arm: ArmSettings, settings: CompareSettings, own: Stages, *, show: bool
         settings: The comparison's.
         own: Stages under the run's own settings at the seed, in the arm's folder; all arms are read
             with these.
+        serving: Of the seed.
         show: Whether its last point answers the show prompts.
     """
     config, kind, along = own.config, kind_of(arm), places(arm, settings)
@@ -105,7 +111,8 @@ def read(arm: ArmSettings, settings: CompareSettings, own: Stages, *, show: bool
     said = own.shown(FIRST, role(kind, last.at), last.state).completions if show else ()
     asked = settings.persistence and arm.name in asked_to_last(settings)
     lasts = lasting(own, last.state) if asked else None
-    return Read(tuple(points), spent, shown=said, lasting=lasts)
+    serves = serving.of(own, last.state, last.scores)
+    return Read(tuple(points), spent, shown=said, lasting=lasts, served=serves)
 
 
 def role(kind: Kind, at: float) -> str:
