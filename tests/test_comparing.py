@@ -316,6 +316,9 @@ def test_arms_are_judged_once_all_are_read_and_their_model_is_gone(
 
     def alone(settings: Any) -> ChatModel:
         assert all(ref() is None for ref in own), "two models are in memory"
+        if len(loads) == 1:
+            waiting = read_record(whole[0] / "judged" / COMPARE, CompareRecord).primary
+            assert waiting and "the judge reads once every arm is read" in waiting.reading.reason
         loads.append(load(settings))
         return loads[-1]
 

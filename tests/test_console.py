@@ -40,7 +40,7 @@ def test_a_heal_without_a_barrier_has_one_short_line(
     )  # fmt: skip
     Console().heal_step(0, done, 8)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "CE  2.000" in line and "lr 1.0e-04" in line
+    assert "fit  2.000" in line and "lr 1.0e-04" in line
     assert "nan" not in line
 
 

@@ -17,7 +17,7 @@ from steerheal.config import RunConfig
 from steerheal.config.comparing import ArmSettings, CompareSettings
 from steerheal.disk import MAKING
 from steerheal.errors import UserError
-from steerheal.records import Reading, RunRecord
+from steerheal.records import Admission, Reading, RunRecord
 from steerheal.records.comparing import ArmRecord, CompareRecord, Contrast, Place
 from steerheal.records.paper import PaperRecord
 from steerheal.report import plates
@@ -166,6 +166,9 @@ def test_the_method_says_what_was_on() -> None:
     barred = said(heal={"barrier": "kl_rev", "lam": 0.7, "tau": 0.2, "anchor": 2.0})
     assert r"$\lambda$ = 0.7" in barred and "An anchor adds 2 times" in barred
     assert "no barrier" not in barred and "the student before the round" in barred
+    assert "unrelated prompts, the token" not in barred
+    aside = said(heal={"barrier": "kl_fwd", "barrier_text": "unrelated", "off_label": True})
+    assert "answers to unrelated prompts, the token that stands there left out" in aside
     assert "starts at 1.25" in said(dose={"start": 1.25})
     prompted = said(teacher="prompt")
     assert "dose starts" not in prompted and "steering vector" not in prompted
@@ -173,6 +176,18 @@ def test_the_method_says_what_was_on() -> None:
     # Settings as another version wrote them are spoken of as far as they are there.
     assert "alpha –" in " ".join(map(as_latex, run.content(reports.run_record(
         config={"heal": {"rank": 4}, "unheard": 1})).method))  # fmt: skip
+
+
+def test_the_method_of_a_comparison_says_who_judged() -> None:
+    def said(**changes: Any) -> str:
+        return " ".join(map(as_latex, compare.content(comparison(**changes)).method))
+
+    assert "judged" not in said()
+    judge = Admission(judge=HOSTILE, fingerprint="f", auc=0.76, replies=288)
+    told = said(judge=judge)
+    assert "AUC 0.76 within dose on 288" in told and "is shown without counting" in told
+    assert HOSTILE not in told
+    assert "counts" in said(judge=judge.model_copy(update={"auc": 0.85}))
 
 
 def test_sources_are_of_what_there_is_and_named_once() -> None:

@@ -20,7 +20,7 @@ from steerheal.models.score import continuation_states, kl_between
 from steerheal.pipeline.stage_store import Store
 from steerheal.pipeline.stages import Stages
 from steerheal.records import FOUNDATIONS, Completion, Reading, Sweep
-from steerheal.report.front import front, knee
+from steerheal.report.front import bends, front, knee
 from steerheal.report.scan import ScanBand, ScanPoint, ScanRecord, advised
 from steerheal.state.values import base, entered
 from steerheal.state.vector import SteeringVector
@@ -333,6 +333,7 @@ def test_the_knee_is_farthest_above_the_chord_whatever_the_units() -> None:
     assert knee([(100 * x - 7, y / 1000) for x, y in bend]) == 1
     assert knee(bend[::-1]) == 3
     assert knee([*bend, (NAN, 50.0)]) == 1
+    assert bends(bend) and bends(bend[::-1])
 
 
 def test_without_a_bend_the_knee_is_the_end_with_the_most_trait() -> None:
@@ -342,6 +343,8 @@ def test_without_a_bend_the_knee_is_the_end_with_the_most_trait() -> None:
     assert knee([(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)]) == 2
     assert knee([(1.0, 0.0), (0.5, 0.1), (0.0, 1.0)]) == 2
     assert knee([(0.5, 0.5), (0.5, 0.5)]) == 0
+    for flat in ([], [(0.3, 0.2)], [(1.0, 0.1), (0.9, 0.7)], [(1.0, 0.0), (0.5, 0.1), (0.0, 1.0)]):
+        assert not bends(flat)
 
 
 def scanned(*rows: tuple[float, float, float, float]) -> ScanRecord:

@@ -179,7 +179,7 @@ class Console:
             spent = max(1e-9, now - self._heal.since)
             left = (of - step.step - 1) * spent / (step.step - self._heal.first)
             pace = f"{self._heal.tokens / spent:5.0f} tokens/s · {left:4.0f} s left"
-        parts = [f"round {number + 1}", f"step {step.step + 1:03d}/{of:03d}", f"CE {step.ce:6.3f}"]
+        parts = [f"round {number + 1}", f"step {step.step + 1:03d}/{of:03d}", f"fit {step.ce:6.3f}"]
         if not math.isnan(step.divergence):
             parts += [f"D {step.divergence:6.3f}", f"barrier {step.barrier:6.3f}"]
             parts += [f"pressure {step.pressure:5.2f}"]

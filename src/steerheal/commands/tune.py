@@ -109,10 +109,13 @@ class TuneCommand(Command):
     def _advise(self, record: "TuneRecord", own: RunConfig, folder: Path, console: Console) -> None:
         """Writes the knee's settings, and says the line that runs them."""
         from steerheal.pipeline.tuning import chosen_config
+        from steerheal.report.front import bends
 
         if record.knee is None:
             console.say("No trial was read to its end: there are no settings to advise.")
             return
+        if not bends([one.point for one in record.trials if one.point is not None]):
+            console.say("The front does not bend: what is advised is its end of least damage.")
         chosen = next(one.chosen for one in record.trials if one.number == record.knee)
         found = chosen_config(own, chosen, fractions(self.tuning.bands))
         _write_settings(folder / SETTINGS, found)

@@ -200,7 +200,7 @@ def _refuse_too_large(
     if settings.shard and device.type != "cpu":
         places[device] = processes()
     for place, shares in places.items():
-        refuse_too_large(settings.name, least, name, free_bytes(place), shares)
+        refuse_too_large(settings.name, least, name if count else "", free_bytes(place), shares)
 
 
 def free_bytes(device: torch.device) -> float:

@@ -81,7 +81,7 @@ def refuse_too_large(name: str, least: float, dtype: str, free: float, shares: i
     Args:
         name: The model.
         least: Bytes that its weights need at least.
-        dtype: Their precision.
+        dtype: Their precision; empty where it is the file's own.
         free: Bytes that there are.
         shares: Among how many devices the weights are shared out.
 
@@ -90,9 +90,10 @@ def refuse_too_large(name: str, least: float, dtype: str, free: float, shares: i
     """
     if least / shares <= free:
         return
+    held = f"in {dtype}" if dtype else "as its file holds them"
     part = f", shared out among {shares} devices" if shares > 1 else ""
-    half = " Half as much does with --model.dtype bfloat16." if BYTES[dtype] == 4 else ""
+    half = " Half as much does with --model.dtype bfloat16." if BYTES.get(dtype) == 4 else ""
     raise UserError(
-        f"{name} has {gigabytes(least)} of weights in {dtype}{part}; {gigabytes(free)} of memory "
+        f"{name} has {gigabytes(least)} of weights {held}{part}; {gigabytes(free)} of memory "
         f"are free.{half} Take a smaller model, or make room."
     )

@@ -168,7 +168,15 @@ class Standing:
             for seed in self.seeds:
                 if why := self.reads[seed, arm].unmade:
                     return Reading.unknown(f"{arm} at seed {seed}: {why}")
+        names = (self.settings.trait, *((self.settings.damage,) if at == "damage" else ()))
+        waiting = [one for one in map(self._entry, names) if one.judged and not self._judged(one)]
+        if waiting:
+            return Reading.unknown(f"{waiting[0].title}: the judge reads once every arm is read")
         return curves.at_equal(self._drawn(name, at), self._drawn(self.settings.ours, at))
+
+    def _judged(self, entry: Entry) -> bool:
+        """Whether the judge has read its answers."""
+        return len(entry.units(self._base(self.first), self.axis)) > 0
 
     def _drawn(self, name: str, at: At) -> list[Drawn]:
         """The arm's curve at every whole seed."""

@@ -53,4 +53,5 @@ class TuneRecord(Record):
     front: tuple[int, ...] = ()
     """Trials that no other beats on both, by number."""
     knee: int | None = None
-    """Of the front, the trial from which on more of one costs most of the other."""
+    """Of the front, the trial from which on more of one costs most of the other; its end of least
+    damage, where it does not bend."""

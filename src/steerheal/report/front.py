@@ -29,12 +29,21 @@ def knee(points: Sequence[Point]) -> int | None:
     A front of one or two distinct points, or one that nowhere bulges above its chord, has no knee:
     its end with the most y is given.
     """
+    found = _bend(points)
+    return found if found is not None else next(iter(front(points)), None)
+
+
+def bends(points: Sequence[Point]) -> bool:
+    """Whether the front has a knee that is no end of it."""
+    return _bend(points) is not None
+
+
+def _bend(points: Sequence[Point]) -> int | None:
+    """Index of the point farthest above the chord; None where none is above it."""
     kept = front(points)
-    if not kept:
+    if len({points[i] for i in kept}) < 2:
         return None
     (x0, y0), (x1, y1) = points[kept[0]], points[kept[-1]]
-    if x0 == x1:
-        return kept[0]
 
     def above(i: int) -> float:
         """Twice the area over the chord, which the distance from it is proportional to."""
@@ -42,7 +51,7 @@ def knee(points: Sequence[Point]) -> int | None:
         return (x - x0) / (x1 - x0) + (y - y1) / (y0 - y1) - 1
 
     best = max(kept, key=above)
-    return best if above(best) > 1e-9 else kept[0]
+    return best if above(best) > 1e-9 else None
 
 
 def _beats(one: Point, other: Point) -> bool:

@@ -5,7 +5,9 @@ from functools import partial
 
 from steerheal.config import merge
 from steerheal.measure.readings.table import listed
+from steerheal.numbers import number
 from steerheal.records.comparing import ArmRecord, CompareRecord, Contrast
+from steerheal.records.judge import LEAST
 from steerheal.report import compare
 from steerheal.report.frontier import contrasts, figure
 from steerheal.report.paper.content import Content, Picture, amount
@@ -64,11 +66,12 @@ def _method(record: CompareRecord) -> list[Prose]:
         words.append(steering_words(config))
     if any(map(_trains, record.arms)):
         words += healing_words(config)
-    return [*words, _arms_words(record), _comparison_words(record)]
+    words += [_arms_words(record), _comparison_words(record)]
+    return [part for part in (*words, _judge_words(record)) if part]
 
 
 def _trains(arm: ArmRecord) -> bool:
-    return arm.along == "gate"
+    return arm.along in ("gate", "epochs")
 
 
 def _steers(record: CompareRecord, arm: ArmRecord) -> bool:
@@ -112,6 +115,19 @@ def _flat(settings: object, path: str = "") -> dict[str, object]:
     for name, value in settings.items():
         found |= _flat(value, f"{path}.{name}".lstrip("."))
     return found
+
+
+def _judge_words(record: CompareRecord) -> Prose:
+    """Who judged the answers, and what its word is worth."""
+    if record.judge is None:
+        return ()
+    counts = "counts" if record.judge.admitted else "is shown without counting"
+    return [
+        f"Another model, {one_line(record.judge.judge)}, judged every free answer through its "
+        "logits; how well it tells replies that make sense was measured beforehand (AUC "
+        f"{number(record.judge.auc)} within dose on {record.judge.replies} labelled replies, of "
+        f"{number(LEAST)} that it needs), so that its coherence {counts}."
+    ]
 
 
 def _comparison_words(record: CompareRecord) -> Prose:

@@ -174,10 +174,19 @@ def _barrier(have: Setting) -> Prose:
     return [
         f"A barrier adds λ·relu(D − τ) with λ = {have.number('heal.lam')} and τ = "
         f"{have.number('heal.tau')} nats, where D is {have.row(BARRIERS, 'heal.barrier')}, "
-        f"{have.row(AGGREGATES, 'heal.aggregate')} over positions; the reference is {reference}",
+        f"{have.row(AGGREGATES, 'heal.aggregate')} over positions{_read_on(have)}; the "
+        f"reference is {reference}",
         cite(f"barrier {have('heal.barrier')}"),
         ". ",
     ]
+
+
+def _read_on(have: Setting) -> str:
+    """Where D is read, if that is not the whole distribution on the text that is fitted."""
+    aside = have("heal.barrier_text") == "unrelated"
+    parts = ["of the reference's own answers to unrelated prompts"] if aside else []
+    parts += ["the token that stands there left out"] if have("heal.off_label") is True else []
+    return "".join(f", {part}" for part in parts)
 
 
 def _anchor(have: Setting) -> Prose:
