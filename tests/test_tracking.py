@@ -154,6 +154,17 @@ def test_a_tracker_that_fails_is_one_note_is_counted_and_ends_nothing(
     assert onward(tmp_path).endswith(" --track tensorboard")
 
 
+def test_a_launched_run_goes_on_with_as_many_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert onward(tmp_path) == f"steerheal run --resume {tmp_path}"
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    wanted = f"torchrun --nproc-per-node 4 -m steerheal run --resume {tmp_path}"
+    assert onward(tmp_path) == wanted
+
+
 def test_every_tracker_finds_the_run_that_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""The table of docs/evidence.md that a run of two rounds on a 1.5B model gives (lab/PLAN.md).
+"""The table of docs/evidence.md that runs of two rounds on a 1.5B model give (lab/PLAN.md).
 
 Usage: python lab/evidence/larger.py rounds
 """
@@ -12,7 +12,7 @@ from frontier_tables import printed, table
 from steerheal.numbers import shown
 from steerheal.records import Comparison, Reading, RunRecord
 
-RECORD = Path(__file__).parent / "records" / "larger.json.gz"
+RECORDS = Path(__file__).parent / "records"
 PAIRS = (
     ("base", "steered"), ("base", "healed"), ("base", "control"),
     ("control", "healed"), ("steered", "healed"),
@@ -28,13 +28,17 @@ CHANGES = {
 
 
 def rounds() -> str:
-    """What each state of each round changed, with intervals over vignettes or answers."""
-    record = RunRecord.model_validate_json(gzip.decompress(RECORD.read_bytes()))
+    """What each state of each round changed at a seed, with intervals over vignettes or answers."""
     lines = []
-    for row in record.rounds:
-        found = {(item.a, item.b): item for item in row.comparisons}
-        lines += [[str(row.round + 1), f"{b} less {a}", *_cells(found[a, b])] for a, b in PAIRS]
-    return table(["round", "state", "authority", "care", *CHANGES], lines)
+    for file in sorted(RECORDS.glob("larger-*.json.gz")):
+        seed = file.name.removeprefix("larger-").partition(".")[0]
+        record = RunRecord.model_validate_json(gzip.decompress(file.read_bytes()))
+        for row in record.rounds:
+            found = {(item.a, item.b): item for item in row.comparisons}
+            lines += [
+                [seed, str(row.round + 1), f"{b} less {a}", *_cells(found[a, b])] for a, b in PAIRS
+            ]
+    return table(["seed", "round", "state", "authority", "care", *CHANGES], lines)
 
 
 def _cells(item: Comparison) -> list[str]:

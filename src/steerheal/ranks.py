@@ -55,6 +55,14 @@ def launched() -> int:
     return int(stated) if stated.isdecimal() and int(stated) else 1
 
 
+def command() -> list[str]:
+    """How this program is started with as many processes here as there are."""
+    here = os.environ.get("LOCAL_WORLD_SIZE", "")
+    if launched() == 1 or not here.isdecimal():
+        return ["steerheal"]
+    return ["torchrun", "--nproc-per-node", here, "-m", "steerheal"]
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """The processes of a launcher joined, each on a device of its own; apart again at the end."""

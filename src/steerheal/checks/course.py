@@ -139,7 +139,7 @@ def evidence(
         distinct_fall=_kept(first, "kept_distinct_2") - _kept(last, "kept_distinct_2"),
         loops_rise=_kept(last, "kept_loops") - _kept(first, "kept_loops"),
         kept=last.kept,
-        leash=settings.reference == "base" and settings.barred and settings.lam > 0,
+        leash=settings.reference == "base" and settings.barred_fit and settings.lam > 0,
     )
 
 

@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+from steerheal import ranks
 from steerheal.console import MARKS, Console
 from steerheal.line import with_option
 from steerheal.records import RoundRecord, RunRecord
@@ -13,9 +14,9 @@ from steerheal.store import read_shown
 
 
 def onward(folder: Path, *more: str) -> str:
-    """The command that goes on with a run, at the tracker that it has."""
+    """The command that goes on with a run, at the tracker and with the processes that it has."""
     followed = [("--track", file.stem) for file in sorted((folder / TRACK).glob("*.json"))]
-    line = ["steerheal", "run", "--resume", str(folder), *more]
+    line = [*ranks.command(), "run", "--resume", str(folder), *more]
     return shlex.join([*line, *(followed[0] if followed else ())])
 
 
