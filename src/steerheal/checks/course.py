@@ -163,8 +163,7 @@ CHECK: Check[Course] = Check(
             "saturated",
             lambda e: e.kl >= BREAKDOWN and e.stands,
             "The trait no longer grows and the KL budget is spent: {e.trait}; {e.line}.",
-            "Use the best round, or buy budget with a stronger barrier (--heal.lam) and a lower "
-            "--gate.",
+            "Use the best round, or spend less in a round: a lower --gate, fewer --heal.epochs.",
         ),
         Rule(
             "collapse",
@@ -175,8 +174,8 @@ CHECK: Check[Course] = Check(
             "Coherence falls to {e.coherence} (perplexity ×{e.perplexity}) while kept text decays "
             "though it passes the filter: distinct bigrams {e.distinct_fall} lower than in the "
             "first round, {e.loops_rise:%} more loop-like texts.",
-            "Lower --filter.word-repetition and --filter.char-repetition, take --heal.aggregate "
-            "rmse, lower --dose.start; go back to the best round.",
+            "Lower --filter.word-repetition and --filter.char-repetition, raise --dose.coherence "
+            "or lower --dose.start; go back to the best round.",
             over=("saturated", "direction wander"),
         ),
         Rule(

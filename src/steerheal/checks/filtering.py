@@ -299,8 +299,8 @@ CHECK: Check[Filtering] = Check(
             "keeps base",
             lambda e: e.base_like,
             "What is kept is as the base writes: {e.taught}; an undo is coming.",
-            "Loosen --filter.tail-perplexity, raise --dose.start, or lower --dose.target so that "
-            "the walk stops at a higher dose.",
+            "Loosen --filter.tail-perplexity, lower --dose.coherence or raise --dose.start, or "
+            "lower --dose.target so that the walk stops at a higher dose.",
             over=("separates", "inert"),
         ),
         Rule(

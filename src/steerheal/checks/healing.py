@@ -49,6 +49,8 @@ PINNED, TINY = 0.25, 0.01
 OFTEN = 0.25
 """Share of steps in which the barrier must have fired for D to be pinned from above; held at τ, it
 fires in every third or so."""
+MILDER = ("under-regularised", "undone", "barrier never fired")
+"""What a heal that trained badly, or taught to narrate, explains."""
 NARRATES = 0.2
 """Share of free answers, above the base's own, that claim the trait in the first person."""
 
@@ -156,6 +158,16 @@ class Healing(Evidence):
     def unlearned(self) -> bool:
         """Whether both cross-entropies rose."""
         return self.ce_fall <= -FALLS and self.held_fall <= -FALLS
+
+    @property
+    def loosen(self) -> str:
+        """What to do with a barrier that takes too much; nothing where there is none."""
+        return "; lower --heal.lam or raise --heal.tau" if self.barrier else ""
+
+    @property
+    def tighten(self) -> str:
+        """What to do with a barrier that takes too little."""
+        return "; raise --heal.lam or lower --heal.tau" if self.barrier else ""
 
     @property
     def result(self) -> str:
@@ -302,8 +314,7 @@ CHECK: Check[Healing] = Check(
             lambda e: e.retained and e.back,
             "The trait stays without the hook and coherence is the base's: {e.result}.",
             "Read lower gates (evaluate --gate) and, with a barrier, a run with heal.barrier none "
-            "before crediting "
-            "anything but the data; then go on with the next round.",
+            "before crediting anything but the data; then go on with the next round.",
             tone="good",
             over=("barrier never fired", "overfit", "unlearned"),
         ),
@@ -311,8 +322,8 @@ CHECK: Check[Healing] = Check(
             "undone",
             lambda e: e.undone and e.bought_back,
             "Coherence is back and the trait went with it: {e.result}; {e.training}.",
-            "Lower --heal.lam or raise --heal.tau; train longer (--heal.epochs) on data of a "
-            "higher --dose.start.",
+            "Train longer (--heal.epochs) on text of a higher dose (a lower --dose.coherence, or a "
+            "higher --dose.start){e.loosen}.",
             over=("barrier never fired",),
         ),
         Rule(
@@ -320,8 +331,8 @@ CHECK: Check[Healing] = Check(
             lambda e: e.alone,
             "The same heal on unsteered text moves the trait as well, so that little of it is the "
             "vector's: {e.result}.",
-            "Teach with text that the vector changes more: a higher --dose.start, or blocks and a "
-            "dose that steerheal scan finds.",
+            "Teach with text that the vector changes more: a lower --dose.coherence, a higher "
+            "--dose.start, or blocks and a dose that steerheal scan finds.",
             over=("barrier never fired",),
         ),
         Rule(
@@ -336,15 +347,15 @@ CHECK: Check[Healing] = Check(
             "under-regularised",
             lambda e: e.retained and e.lost,
             "The trait stays but coherence falls with it: {e.result}.",
-            "Raise --heal.lam, lower --heal.tau, take --heal.aggregate rmse, or lower --dose.start "
-            "and --gate.",
+            "Lower --gate, steer less (a higher --dose.coherence, or a lower --dose.start), or "
+            "anchor the heal off the trait (--heal.anchor 3){e.tighten}.",
         ),
         Rule(
             "barrier never fired",
             lambda e: e.fired == 0,
             "D never reached τ: at most {e.highest} against {e.tau}, so that the barrier did "
             "nothing and the heal equals one without a barrier.",
-            "Set --heal.tau below {e.highest}, or take --heal.aggregate rmse, which outliers move.",
+            "Set --heal.tau below {e.highest}, or take --heal.aggregate max, which outliers move.",
             over=("under-regularised",),
         ),
         Rule(
@@ -354,21 +365,22 @@ CHECK: Check[Healing] = Check(
             "{e.ce_fall} nats/token; {e.result}.",
             "Lower --heal.epochs, --heal.rank or --heal.lr, or want more completions "
             "(--dose.want).",
-            over=("under-regularised", "undone", "barrier never fired"),
+            over=MILDER,
         ),
         Rule(
             "unlearned",
             lambda e: e.unlearned,
             "Training raised the loss instead of lowering it: {e.training}; {e.result}.",
             "Lower --heal.lr.",
-            over=("under-regularised", "undone", "barrier never fired"),
+            over=MILDER,
         ),
         Rule(
             "nothing to learn",
             lambda e: e.ce_fall < FALLS and e.held_fall < FALLS and e.loose and not e.unlearned,
             "Neither loss falls: {e.training}; the kept text is what the student writes anyway.",
-            "Keep text of higher doses (--dose.start, --filter.tail-perplexity), or raise "
-            "--heal.lr and --heal.epochs if they are far below the defaults.",
+            "Keep text of higher doses (a lower --dose.coherence, a higher --dose.start, a higher "
+            "--filter.tail-perplexity), or raise --heal.lr and --heal.epochs if they are far below "
+            "the defaults.",
             over=("undone", "barrier never fired"),
         ),
         Rule(
@@ -382,14 +394,7 @@ CHECK: Check[Healing] = Check(
             "{e.narrating_base:%}), while {e.foundation} reads {e.target:+} nats.",
             "Tighten the filter's narration rules, write the persona's poles as acts, and take "
             "training prompts that ask for acts and not for views.",
-            over=(
-                "healed",
-                "undone",
-                "under-regularised",
-                "barrier never fired",
-                "overfit",
-                "unlearned",
-            ),
+            over=("healed", *MILDER, "overfit", "unlearned"),
         ),
     ),
 )

@@ -36,7 +36,7 @@ class RunConfig(Settings):
     gate: PositiveFraction = 1.0
     """Gate, which is the adapter's scale, at which a finished round is folded into the weights."""
     coherence_floor: Fraction = 0.95
-    """The loop stops when answer mass falls below this share of the base's."""
+    """The loop stops when coherence is shown to be below this share of the base's."""
     kl_budget: Amount = 0.0
     """The loop stops once this many nats of KL per token are spent: the rounds' sum, or the
     student's own KL to the base where that is more; 0 is no budget. The best round is one within
