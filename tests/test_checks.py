@@ -565,6 +565,16 @@ def test_narration_is_counted_in_free_answers() -> None:
 # ── loop ────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("outcome", ["undone", "under-regularised"])
+def test_advice_speaks_of_a_barrier_only_where_there_is_one(outcome: str) -> None:
+    evidence = HEALING[outcome]()
+    for barrier in (True, False):
+        found = healing.CHECK.seen(evidence.model_copy(update={"barrier": barrier}))
+        assert found.outcome == outcome
+        assert ("--heal.lam" in found.advice) == barrier
+        assert "--dose.coherence" in found.advice
+
+
 def healed_round(number: int, trait: float, **changes: Any) -> RoundRecord:
     row = reports.folded(number)
     healed = reports.summary("healed", 0.01 + trait, 0.98)

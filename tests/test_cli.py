@@ -248,6 +248,8 @@ def test_seeds_are_read_together_and_unlike_runs_are_refused(
         (["evaluate", "nowhere"], "nowhere does not exist, and is no run folder"),
         (["evaluate", "--against", "nowhere"], "not a run folder"),
         (["evaluate", "--guard", "piqa"], "Unknown guard"),
+        (["evaluate", "--round", "2"], "Without effect: --round"),
+        (["evaluate", "--gate", "0.5"], "Without effect: --gate"),
         (["evaluate", "saved.json", "--vignettes", "ai"], "saved.json does not exist"),
         (["seeds"], "RUNS is missing"),
         (["seeds", "one"], "not a run folder"),

@@ -252,10 +252,11 @@ def test_an_arm_along_epochs_trains_on_its_text_anew_for_every_number_of_them(wh
     assert record.contrast("longer", "KL") is not None
 
 
-def test_points_that_an_arm_does_not_have_are_refused(tmp_path: Path) -> None:
+def test_what_an_arm_s_kind_does_not_read_is_refused(tmp_path: Path) -> None:
     for arm, said in (
         (ArmSettings(name="longer", kind="epochs", points=(1, 2.5)), "whole numbers, and 2.5"),
         (ArmSettings(name="kind", kind="prompt", points=(1.0,)), "has no curve"),
+        (ArmSettings(name="told", kind="trained", system="Be kind."), "kind trained does not read"),
     ):
         with pytest.raises(UserError, match=said):
             compared(tmp_path, (*ARMS, arm))
@@ -499,8 +500,9 @@ def test_a_file_adds_arms_and_names_choose_some(tmp_path: Path) -> None:
         ("", "arm is missing"),
     ):
         file.write_text(text)
-        with pytest.raises(UserError, match=re.escape(said)):
+        with pytest.raises(UserError, match=re.escape(said)) as told:
             chosen_arms(file, ())
+        assert "64 values, each a table" not in str(told.value)
     wrong = ArmSettings(name="x", kind="trained", settings={"measure": {"prompts": 2}})
     with pytest.raises(UserError, match="Unknown setting of arm x 'measure'"):
         of_arm(CONFIG, wrong)

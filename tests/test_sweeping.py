@@ -243,6 +243,11 @@ def test_a_cluster_that_is_not_there_is_told_at_once(
             main([*line, "--runs", str(tmp_path / "runs"), "--ray", address])
         assert ended.value.code == 2
         assert f"no Ray cluster at {address}" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main([*sweep, "--runs", str(tmp_path / "runs"), "--ray", "nonsense"])
+    assert ended.value.code == 2
+    assert "auto, local, HOST:PORT and ray://HOST:PORT" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow

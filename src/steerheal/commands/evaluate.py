@@ -164,6 +164,10 @@ def _refuse_unused(options: EvaluateCommand) -> None:
         why["the target is a run, which has its own"] = given & {
             *("model", "template", "template_vars", "date", "persona")
         }
+    elif options.target is None:
+        why["a model by itself has neither rounds nor a gate"] = given & {"round", "gate"}
+    else:
+        why["an adapter by itself has no rounds"] = given & {"round"}
     if is_run(options.against):
         why["a target is read as the run that it is held against was"] = given & reading
     for reason, names in why.items():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from steerheal.errors import no_cluster
+from steerheal.errors import UserError, no_cluster
 from steerheal.extras import refuse_absent
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, Field(ge=1, le=1_000)]
 """Of jobs at a time."""
+KNOWN = ("auto", "local")
+"""What an address of a cluster may be besides a place."""
 CALL = 5.0
 """Seconds that a cluster has to answer."""
 
@@ -36,6 +38,10 @@ def refuse_without_ray(address: str) -> None:
             socket.create_connection((host, int(port)), timeout=CALL).close()
         except (OSError, OverflowError) as error:
             raise no_cluster(address, error) from error
+    elif address not in KNOWN and "://" not in address:
+        raise UserError(
+            f"--ray {address}: allowed are {', '.join(KNOWN)}, HOST:PORT and ray://HOST:PORT."
+        )
 
 
 def workers_of(count: int, address: str) -> "Workers | None":

@@ -62,9 +62,16 @@ def problems(
 
 
 def _first_each(items: Sequence[Any]) -> list[Any]:
-    """One problem per setting: a union complains once for each of its members, a list per item."""
+    """One problem per setting: a union complains once for each of its members, a list per item.
+
+    A list whose item is wrong also complains that it lacks one.
+    """
+    places = [item["loc"] for item in items]
     found: dict[tuple[str, ...], Any] = {}
     for item in items:
+        here = item["loc"]
+        if any(len(place) > len(here) and place[: len(here)] == here for place in places):
+            continue
         found.setdefault(tuple(part for part in item["loc"] if isinstance(part, str)), item)
     return list(found.values())
 

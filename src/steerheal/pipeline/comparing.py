@@ -19,7 +19,7 @@ from steerheal.models.engines.engine import find
 from steerheal.models.model import ChatModel
 from steerheal.personas import Persona
 from steerheal.pipeline.arms.judged import judged
-from steerheal.pipeline.arms.reading import Read, Reads, kind_of, read, refuse_points
+from steerheal.pipeline.arms.reading import Read, Reads, kind_of, read, refuse_unused
 from steerheal.pipeline.arms.serving import Serving
 from steerheal.pipeline.claims import claimed
 from steerheal.pipeline.jobs import Workers
@@ -120,7 +120,7 @@ def _refuse_unfit(plan: Plan) -> None:
         if name not in names:
             raise UserError(f"--{setting} {name} is none of the arms: {', '.join(names)}.")
     for arm in plan.arms:
-        refuse_points(arm)
+        refuse_unused(arm)
         if kind_of(arm).mixed and not engine.hooks:
             raise UserError(
                 f"Arm {arm.name} is made of several forwards in one batch, which --engine "

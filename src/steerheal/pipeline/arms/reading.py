@@ -17,6 +17,10 @@ from steerheal.state.values import State, base
 from steerheal.tables import ARM_KINDS
 
 
+PROMPT = "prompt"
+"""The kind whose text an arm may give."""
+
+
 class Point(NamedTuple):
     """A point of an arm's curve, with its rows."""
 
@@ -53,12 +57,14 @@ def kind_of(arm: ArmSettings) -> Kind:
     return ARM_KINDS.find(arm.kind)
 
 
-def refuse_points(arm: ArmSettings) -> None:
-    """Refuses points that the arm's kind does not have.
+def refuse_unused(arm: ArmSettings) -> None:
+    """Refuses what the arm's kind does not read.
 
     Raises:
-        UserError: points for an arm without a curve, or parts of epochs.
+        UserError: points for an arm without a curve, parts of epochs, or a prompt for no prompt.
     """
+    if arm.system is not None and arm.kind in ARM_KINDS.rows and arm.kind != PROMPT:
+        raise UserError(f"Arm {arm.name} has a system prompt, which kind {arm.kind} does not read.")
     along = kind_of(arm).along
     if arm.points and not along:
         raise UserError(f"Arm {arm.name} has points, but kind {arm.kind} has no curve.")
