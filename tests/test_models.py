@@ -148,6 +148,11 @@ def test_a_model_that_is_not_there_is_one_clear_message(name: str, message: str)
         load(ModelSettings(name=name, device="cpu"))
 
 
+def test_a_folder_without_a_model_is_one_clear_message(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no model"):
+        load(ModelSettings(name=str(tmp_path), device="cpu"))
+
+
 def test_a_device_that_is_not_there_is_one_clear_message() -> None:
     with pytest.raises(UserError, match="cannot be used"):
         load(ModelSettings(device="cuda:77"))

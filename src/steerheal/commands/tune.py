@@ -34,8 +34,10 @@ FIGURE, SETTINGS = "front", "knee.toml"
 class TuneCommand(Command):
     """Searches a run's settings: trait up, damage down, by trials of one round; needs extra `tune`.
 
-    A trial whose direction does not serve the trait, or that check 1 speaks against, is given up
-    early. The same command goes on after a kill, and with more --trials it goes further.
+    A trial has one round and no unsteered control, whatever --rounds and --control say: those go
+    into the settings that are found. A trial whose direction does not serve the trait, or that
+    check 1 speaks against, is given up early. The same command goes on after a kill, and with more
+    --trials it goes further.
     """
 
     persona: Annotated[Place | None, POSITIONAL] = None

@@ -15,6 +15,8 @@ S = TypeVar("S", bound=BaseModel)
 
 MOST_BYTES = 8_000_000
 """Largest settings or persona file that is read."""
+UNKNOWN = "extra_forbidden"
+"""What pydantic calls a name that is no field."""
 
 
 def read_toml(file: Path) -> dict[str, Any]:
@@ -57,7 +59,22 @@ def problems(
         name: What the user calls the setting at a place in it.
     """
     # A union's members have places of their own, and the same sentence.
-    said = (_sentence(kind, item, name) for item in _first_each(error.errors()))
+    items = _first_each(error.errors())
+    strange: dict[tuple[str | int, ...], list[str]] = {}
+    for item in items:
+        if item["type"] == UNKNOWN:
+            strange.setdefault(item["loc"][:-1], []).append(str(item["loc"][-1]))
+    several = {place: names for place, names in strange.items() if len(names) > 1}
+    said = [
+        f"Unknown settings {', '.join(map(repr, names))}. "
+        f"Known: {', '.join(sorted(_fields_at(kind, place)))}"
+        for place, names in several.items()
+    ]
+    said += [
+        _sentence(kind, item, name)
+        for item in items
+        if item["type"] != UNKNOWN or item["loc"][:-1] not in several
+    ]
     return list(dict.fromkeys(said))
 
 
@@ -78,7 +95,7 @@ def _first_each(items: Sequence[Any]) -> list[Any]:
 
 def _sentence(kind: type[BaseModel], item: Any, name: Callable[[Sequence[str | int]], str]) -> str:
     path, what = item["loc"], item["type"]
-    if what == "extra_forbidden":
+    if what == UNKNOWN:
         return str(unknown("setting", str(path[-1]), _fields_at(kind, path[:-1])))
     field, place = _field_at(kind, path)
     called = name(place)

@@ -232,6 +232,8 @@ def _open_pretrained(
         "trust_remote_code": settings.trust_remote_code,
     }
     source = str(path)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(f"The folder {settings.name} holds no model: no config.json. {ADVICE}")
     if not path.is_dir():
         source = settings.name
         refuse_no_id(source)

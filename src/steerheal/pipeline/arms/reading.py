@@ -16,7 +16,6 @@ from steerheal.records.comparing import Spent
 from steerheal.state.values import State, base
 from steerheal.tables import ARM_KINDS
 
-
 PROMPT = "prompt"
 """The kind whose text an arm may give."""
 
