@@ -17,13 +17,14 @@ from torch import Tensor
 from reports import HOSTILE
 from steerheal.cli import main
 from steerheal.commands.compare import show
-from steerheal.config import RunConfig, merge
+from steerheal.config import HealSettings, RunConfig, merge
 from steerheal.config.comparing import (
     BUILT_IN,
     ArmSettings,
     CompareSettings,
     chosen_arms,
     of_arm,
+    presets,
 )
 from steerheal.console import Console
 from steerheal.errors import UserError
@@ -36,7 +37,9 @@ from steerheal.measure.stats import holm, mean, p_value
 from steerheal.models.asking import asked
 from steerheal.models.model import ChatModel
 from steerheal.models.score import continuation_states
+from steerheal.numbers import UNKNOWN
 from steerheal.pipeline import comparing, judging
+from steerheal.pipeline.arms.epochs import of_epochs
 from steerheal.pipeline.arms.kind import Arm, Bench
 from steerheal.pipeline.arms.lasting import lasting, persisted
 from steerheal.pipeline.arms.reading import kind_of
@@ -249,7 +252,27 @@ def test_an_arm_along_epochs_trains_on_its_text_anew_for_every_number_of_them(wh
     assert longer.points[0].read.values == nll.points[-1].read.values
     assert longer.points[1].read.values != nll.points[-1].read.values
     assert longer.spent[0].tokens > nll.spent[0].tokens
+    rows = {row[0].text: row for row in readings_table(record).rows}
+    heads = [cell.text for cell in readings_table(record).heads]
+    if all(arm.spent[0].memory for arm in (nll, longer)):
+        held = {name: row[heads.index("memory")] for name, row in rows.items()}
+        # Nothing was made for the base, so that nothing is known to have been held.
+        assert held["base"].text == UNKNOWN and float(held["nll"].text) > 0
     assert record.contrast("longer", "KL") is not None
+
+
+def test_a_quick_comparison_of_before_there_were_epochs_is_gone_on_with() -> None:
+    _, quick = presets("quick", None)
+    older = quick.model_dump()
+    del older["epochs"]
+    assert CompareSettings.model_validate(older) == quick
+
+
+def test_no_more_epochs_than_the_heal_takes() -> None:
+    rewarded = HealSettings(objective="group", on_policy=1, epochs=1)
+    with pytest.raises(UserError, match="takes one pass"):
+        of_epochs(rewarded, 2)
+    assert of_epochs(HealSettings(), 6).epochs == 6
 
 
 def test_what_an_arm_s_kind_does_not_read_is_refused(tmp_path: Path) -> None:

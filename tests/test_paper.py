@@ -188,6 +188,21 @@ def test_the_method_of_a_comparison_says_who_judged() -> None:
     assert "AUC 0.76 within dose on 288" in told and "is shown without counting" in told
     assert HOSTILE not in told
     assert "counts" in said(judge=judge.model_copy(update={"auc": 0.85}))
+    assert "judged" not in said(judge=judge, status="running")
+    ran = run.content(reports.run_record(judge=judge)).method
+    assert "AUC 0.76 within dose on 288" in " ".join(map(as_latex, ran))
+
+
+def test_a_comparison_of_epochs_says_how_it_steers_and_where_it_does_not() -> None:
+    longer = arm("longer", "epochs", "epochs")
+    record = comparison(arms=(arm("base", "base"), longer))
+    said = " ".join(map(as_latex, compare.content(record).method))
+    assert "The steering vector is" in said and "Within an answer" not in said
+    pushed = RunConfig.model_validate({"push": {"prompt": False, "kl_budget": 0.5}})
+    said = " ".join(
+        map(as_latex, compare.content(record.model_copy(update={"config": pushed})).method)
+    )
+    assert "the prompt is read without the vector, no token is more than 0.5 nats" in said
 
 
 def test_sources_are_of_what_there_is_and_named_once() -> None:

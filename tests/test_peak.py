@@ -12,7 +12,7 @@ from steerheal.records import StageMark
 
 MIB = 1 << 20
 LINUX = pytest.mark.skipif(
-    not RESET.exists() or torch.cuda.is_available(), reason="reads Linux's mark of this process"
+    not RESET.exists() or torch.cuda.is_initialized(), reason="reads Linux's mark of this process"
 )
 
 
@@ -50,11 +50,28 @@ def test_contexts_in_each_other_hear_of_the_inner_ones_and_of_what_was_before() 
 def test_where_the_mark_cannot_be_set_back_the_peak_is_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     monkeypatch.setattr(module, "RESET", tmp_path / "no" / "such")
     with peak() as found:
         held(8)
     assert found.bytes == 0
+
+
+def test_a_gpu_is_asked_only_where_it_is_used_and_all_of_them_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    marks, used = {0: 5, 1: 7}, [False]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: used[0])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda i: marks.update({i: i}))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", marks.__getitem__)
+    with peak() as idle:
+        pass
+    assert marks == {0: 5, 1: 7} and idle.bytes not in (5, 7)
+    used[0] = True
+    with peak() as found:
+        marks[1] = 9
+    assert found.bytes == 9 and marks == {0: 0, 1: 1}
 
 
 @LINUX

@@ -130,7 +130,6 @@ QUICK: dict[str, Any] = {
     "gates": (0.5, 1.0),
     "doses": (0.5, 1.0),
     "strengths": (0.5,),
-    "epochs": (2, 6),
     "persistence": False,
 }
 

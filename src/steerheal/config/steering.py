@@ -75,7 +75,8 @@ class PushSettings(Settings):
 
     prompt: bool = True
     """Steer the prompt's tokens as well. Without it the dose begins at the token that the first
-    one is drawn from, so that the model reads what it is asked unsteered."""
+    one is drawn from, so that the model reads what it is asked unsteered. Holds for the training
+    text alone: readings, and what distill and dpo ask of the vector, steer the prompt."""
     decay: Literal["constant", "linear", "exponential"] = "constant"
     """How the dose falls with the token's position."""
     decay_tokens: Tokens = 64

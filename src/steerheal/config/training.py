@@ -104,10 +104,10 @@ class HealSettings(Settings):
     layer pays the same however many others there are; 0 is no penalty. Goes with any barrier."""
     anchor: Amount = 0.0
     """λ of an anchor off the trait: mean KL(reference‖student) on the reference's own answers to
-    unrelated prompts is added to the loss; 0 is none. A barrier is on the text that is fitted, and
-    shrinks trait and damage alike; this is not. Goes with any barrier."""
+    unrelated prompts is added to the loss; 0 is none. A barrier on the text that is fitted shrinks
+    trait and damage alike; this does not. Goes with any barrier."""
     anchor_rows: Rows = 8
-    """Unrelated answers per optimiser step."""
+    """Unrelated answers per optimiser step; accumulate does not split them."""
     mask: Fraction = 0.0
     """ε of a mask on the fit: target tokens that the base gives less than ε times the probability
     of its likeliest token take no part in it; 0 is none. A barrier still sees them."""

@@ -239,8 +239,8 @@ class Trainer:
         micros = micro_batches(chat, text, rows, self._parts // self._least)
         tokens = sum(len(micro.targets) for micro in micros)
         found = Aside(anchor=0.0 if settings.anchor else math.nan)
+        weights = self._weights_aside(micros) if settings.barred_aside else None
         with all_or_none():
-            weights = self._weights_aside(micros) if settings.barred_aside else None
             for i, micro in enumerate(micros):
                 with torch.enable_grad():
                     states = micro.states(chat)
@@ -264,12 +264,13 @@ class Trainer:
     def _weights_aside(self, micros: Sequence[Micro]) -> Weights:
         """The barrier of unrelated text, and its derivative in every D there."""
         settings = self._settings
-        with torch.no_grad():
+        with all_or_none(), torch.no_grad():
             read = [self._losses_aside(m, m.states(self._chat)).divergence for m in micros]
-        operating, barrier, weights = hinge_weights(
-            settings.aggregate, torch.cat(read), self._lam, settings.tau
-        )
-        return Weights(operating, barrier, weights.split([len(one) for one in read]))
+        found = hinge_weights(settings.aggregate, torch.cat(read).cpu(), self._lam, settings.tau)
+        # Every process reads the same text, and rounding must not let one alone pass the margin.
+        operating, barrier, weights = told(found)
+        parts = weights.to(self._chat.device).split([len(one) for one in read])
+        return Weights(operating, barrier, parts)
 
     def _losses_aside(self, micro: Micro, states: Float[Tensor, "N D"]) -> PositionLosses:
         settings = self._settings

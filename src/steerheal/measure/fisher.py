@@ -48,6 +48,14 @@ class Ground:
     poles: Mapping[Half, Sequence[Sides]]
     """Per wording."""
 
+    def to(self, device: torch.device) -> "Ground":
+        """The same on a device."""
+        poles: dict[Half, Sequence[Sides]] = {
+            half: [(up.to(device), down.to(device)) for up, down in sides]
+            for half, sides in self.poles.items()
+        }
+        return Ground(self.texts, self.own.to(device), poles)
+
 
 @torch.no_grad()
 def ground(

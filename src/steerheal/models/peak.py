@@ -1,15 +1,15 @@
-"""The most memory that something holds at once: the accelerator's, else this process's.
+"""The most memory that something holds at once: the accelerator's in use, else this process's.
 
 The process's high-water mark can be set back on Linux alone (proc(5), clear_refs 5); elsewhere the
 peak is unknown, 0. Weights count, and so does what was there before.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import Any
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 MARK, KIB = "VmHWM:", 1024
@@ -47,9 +47,15 @@ def _told(high: int) -> None:
         _open[-1].bytes = max(_open[-1].bytes, high)
 
 
+def _cuda() -> Any:
+    """PyTorch's CUDA, where this process uses it: asking must not be what starts it."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
+
+
 def _high() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    if (cuda := _cuda()) is not None:
+        return max(cuda.max_memory_allocated(i) for i in range(cuda.device_count()))
     try:
         lines = STATUS.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
@@ -59,8 +65,9 @@ def _high() -> int:
 
 def _set_back() -> bool:
     """Sets the mark to what is held now; whether that could be done."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if (cuda := _cuda()) is not None:
+        for i in range(cuda.device_count()):
+            cuda.reset_peak_memory_stats(i)
         return True
     try:
         RESET.write_text("5", encoding="ascii")

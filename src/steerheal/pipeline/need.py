@@ -52,7 +52,9 @@ class Room:
     def trained(self) -> float:
         """Activations of an optimiser step's micro-batch."""
         heal = self.config.heal
-        tokens = math.ceil(heal.rows / heal.accumulate) * (PROMPT + self.config.sampling.tokens)
+        aside = heal.anchor_rows if heal.reads_unrelated else 0
+        rows = max(math.ceil(heal.rows / heal.accumulate), aside)
+        tokens = rows * (PROMPT + self.config.sampling.tokens)
         return tokens * self.size.layers * self.size.hidden * ACTIVATIONS * 4
 
     @property

@@ -56,7 +56,7 @@ class Spent(Record):
     seconds: float
     """Of the stages that it needs, those that it shares with other arms included."""
     memory: int = 0
-    """Most bytes that one of them held; 0 where that is unknown."""
+    """Most bytes that one of them held; 0 where that is unknown, or nothing was made."""
 
 
 class ArmRecord(Record):

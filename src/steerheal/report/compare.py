@@ -22,6 +22,7 @@ from steerheal.report.rendering import rendered
 from steerheal.report.table import Cell, Table, plain, reading
 from steerheal.report.words import at
 
+MEMORY = "memory"
 PAGE, FIGURE, TABLE = "report.html", "frontier", "compare.md"
 LEVEL = 0.05
 
@@ -134,7 +135,7 @@ def main_table(record: CompareRecord) -> Table:
         Cell("less ours at equal damage", trait.difference_unit),
         Cell("p", "Holm"),
         Cell("less ours at equal KL", trait.difference_unit),
-        Cell("point", "gate, dose or β"),
+        Cell("point", "gate, dose, β or epochs"),
         Cell("trait", f"Δ, {trait.difference_unit}"),
         Cell("damage", f"Δ {damage.title}"),
         Cell("KL", "nats/token"),
@@ -183,7 +184,7 @@ def readings_table(record: CompareRecord) -> Table:
     heads = [Cell("arm"), *(Cell(item.title, _unit(item)) for item in brief)]
     took = [("tokens", "sampled and trained on", 1.0), ("seconds", "to make it", 1.0)]
     if any(spent.memory for arm in record.arms for spent in arm.spent):
-        took.append(("memory", "GB at most, weights included", 1e9))
+        took.append((MEMORY, "GB at most, weights included", 1e9))
     serves = any(point.fisher for arm in record.arms for point in arm.points)
     heads += [Cell(name, unit) for name, unit, _ in SERVES] if serves else []
     heads += [Cell(name, unit) for name, unit, _ in took]
@@ -194,7 +195,10 @@ def readings_table(record: CompareRecord) -> Table:
             plain(_mean([values[item.name].value for values in ends if item.name in values]))
             for item in brief
         ]
-        cost = [plain(_mean([getattr(s, what) / per for s in arm.spent])) for what, _, per in took]
+        cost = [
+            plain(_mean([getattr(s, what) / per for s in arm.spent if what != MEMORY or s.memory]))
+            for what, _, per in took
+        ]
         cells += _served(arm) if serves else []
         rows.append([Cell(arm.arm.name), *cells, *cost])
     return Table("What every arm reads at the end of its curve, mean over seeds", heads, rows)

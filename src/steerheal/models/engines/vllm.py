@@ -227,8 +227,9 @@ def _refuse_weights(*, whole: bool, file: bool) -> None:
 def _refuse_push(push: PushSettings) -> None:
     if push != PushSettings():
         raise UserError(
-            "--engine vllm writes at a constant dose: it has no decay, no KL budget and does not "
-            f"take tokens back (push.decay, push.kl_budget, push.backtrack). {ADVICE}"
+            "--engine vllm writes at a constant dose, in the prompt as well: it has no decay, no "
+            "KL budget and does not take tokens back (push.prompt, push.decay, push.kl_budget, "
+            f"push.backtrack). {ADVICE}"
         )
 
 

@@ -6,6 +6,8 @@ Does training less do what a lower gate does, and from where on is a heal overfi
 from dataclasses import replace
 from functools import cache
 
+from steerheal.config import HealSettings
+from steerheal.config.validation import validated
 from steerheal.heal.train import Healed
 from steerheal.pipeline.arms.kind import Arm, Bench, Kind, Written, trained_tokens
 from steerheal.state.values import State, base
@@ -28,9 +30,19 @@ def make(of: Bench) -> Arm:
 def trained_for(of: Bench, text: Written, epochs: int) -> Healed:
     """The heal of this text that takes so many epochs."""
     part = of.part(f"epochs-{epochs}")
-    heal = part.stages.config.heal.model_copy(update={"epochs": epochs})
+    heal = of_epochs(part.stages.config.heal, epochs)
     config = part.stages.config.model_copy(update={"heal": heal})
     return replace(part, stages=replace(part.stages, config=config)).trained(text)
+
+
+def of_epochs(heal: HealSettings, epochs: int) -> HealSettings:
+    """The heal's settings with so many epochs.
+
+    Raises:
+        UserError: its objective does not take as many.
+    """
+    values = heal.model_dump() | {"epochs": epochs}
+    return validated(HealSettings, values, source=f"{epochs} epochs")
 
 
 KIND = Kind(make, along="epochs")

@@ -134,10 +134,11 @@ def _point(own: Stages, state: State, kind: Kind, at: float) -> Point:
 def _spent(own: Stages, tokens: int) -> Spent:
     """What the stages so far took, each counted once."""
     marks = own.store.marks
+    held = [mark.memory for mark in marks]
     seconds = {(mark.name, mark.key): mark.seconds for mark in marks}
     return Spent(
         seed=own.config.seed,
         tokens=tokens,
         seconds=round(sum(seconds.values()), 1),
-        memory=max((mark.memory for mark in marks), default=0),
+        memory=max(held, default=0) if all(held) else 0,
     )

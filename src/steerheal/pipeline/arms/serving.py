@@ -7,6 +7,8 @@ is sampled for it.
 from collections.abc import Sequence
 from functools import cached_property
 
+import torch
+
 from steerheal.measure.fisher import Ground, fisher, ground
 from steerheal.models.model import ChatModel
 from steerheal.personas import HALVES, Persona
@@ -26,10 +28,15 @@ class Common:
     ) -> None:
         self._of = (chat, persona, texts, wordings)
 
-    @cached_property
+    @property
     def ground(self) -> Ground:
-        """The base's text under every pole."""
-        return ground(*self._of)
+        """The base's text under every pole, on the model's device."""
+        return self._kept.to(self._of[0].device)
+
+    @cached_property
+    def _kept(self) -> Ground:
+        """Beside the model, so that arms which are made meanwhile have its memory."""
+        return ground(*self._of).to(torch.device("cpu"))
 
 
 def served(
@@ -57,7 +64,8 @@ def served(
 
 
 SERVED = Stage(
-    "fisher", served, record("fisher.json", Fisher), by=("measure.fisher", *STATES),
+    "fisher", served, record("fisher.json", Fisher),
+    by=("pipeline.arms.serving", "measure.fisher", *STATES),
     counts={"persona": lambda persona: [persona.pairs(half) for half in HALVES]},
 )  # fmt: skip
 

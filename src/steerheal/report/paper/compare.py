@@ -5,9 +5,7 @@ from functools import partial
 
 from steerheal.config import merge
 from steerheal.measure.readings.table import listed
-from steerheal.numbers import number
 from steerheal.records.comparing import ArmRecord, CompareRecord, Contrast
-from steerheal.records.judge import LEAST
 from steerheal.report import compare
 from steerheal.report.frontier import contrasts, figure
 from steerheal.report.paper.content import Content, Picture, amount
@@ -16,12 +14,16 @@ from steerheal.report.paper.method import (
     Setting,
     heal_uses,
     healing_words,
+    judge_words,
     model_words,
     steering_words,
 )
 from steerheal.report.paper.prose import Prose, cite
 from steerheal.report.table import Table
 from steerheal.report.words import at, one_line
+
+TAUGHT = ("trained", "epochs")
+"""Kinds of arm that train on their teacher's text."""
 
 
 def content(record: CompareRecord) -> Content:
@@ -67,7 +69,11 @@ def _method(record: CompareRecord) -> list[Prose]:
     if any(map(_trains, record.arms)):
         words += healing_words(config)
     words += [_arms_words(record), _comparison_words(record)]
-    return [part for part in (*words, _judge_words(record)) if part]
+    return [
+        part
+        for part in (*words, judge_words(record.judge if record.status == "finished" else None))
+        if part
+    ]
 
 
 def _trains(arm: ArmRecord) -> bool:
@@ -77,7 +83,7 @@ def _trains(arm: ArmRecord) -> bool:
 def _steers(record: CompareRecord, arm: ArmRecord) -> bool:
     """Whether it writes or reads under a vector."""
     teacher = at(arm.arm.settings, "teacher") or at(record.config, "teacher")
-    return arm.along == "dose" or (arm.arm.kind == "trained" and teacher not in UNDOSED)
+    return arm.along == "dose" or (arm.arm.kind in TAUGHT and teacher not in UNDOSED)
 
 
 def _arms_words(record: CompareRecord) -> Prose:
@@ -102,7 +108,7 @@ def _uses(record: CompareRecord, arm: ArmRecord) -> list[str]:
     if _trains(arm):
         uses += [f"objective {have('heal.objective')}", f"adapter {have('heal.adapter')}"]
         uses += heal_uses(have)
-    if arm.arm.kind == "trained":
+    if arm.arm.kind in TAUGHT:
         uses.append(f"teacher {have('teacher')}")
     return uses
 
@@ -115,19 +121,6 @@ def _flat(settings: object, path: str = "") -> dict[str, object]:
     for name, value in settings.items():
         found |= _flat(value, f"{path}.{name}".lstrip("."))
     return found
-
-
-def _judge_words(record: CompareRecord) -> Prose:
-    """Who judged the answers, and what its word is worth."""
-    if record.judge is None:
-        return ()
-    counts = "counts" if record.judge.admitted else "is shown without counting"
-    return [
-        f"Another model, {one_line(record.judge.judge)}, judged every free answer through its "
-        "logits; how well it tells replies that make sense was measured beforehand (AUC "
-        f"{number(record.judge.auc)} within dose on {record.judge.replies} labelled replies, of "
-        f"{number(LEAST)} that it needs), so that its coherence {counts}."
-    ]
 
 
 def _comparison_words(record: CompareRecord) -> Prose:

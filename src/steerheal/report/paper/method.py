@@ -6,8 +6,10 @@ Settings are typed, or a mapping as another version wrote them: what they lack i
 from collections.abc import Callable, Mapping
 
 from steerheal.numbers import number
+from steerheal.records import Admission
+from steerheal.records.judge import LEAST
 from steerheal.report.paper.prose import Prose, cite, cited_of
-from steerheal.report.words import at
+from steerheal.report.words import at, one_line
 from steerheal.tables import (
     AGGREGATES,
     BARRIERS,
@@ -106,10 +108,39 @@ def steering_words(config: object) -> Prose:
         ", to the persona's training prompts, at temperature "
         f"{have.number('sampling.temperature')} with nucleus {have.number('sampling.top_p')}"
         f"{likeliest}, up to {have.number('sampling.tokens')} tokens. {_dose(have, teacher)}"
+        f"{'' if teacher in UNDOSED else _push(have)}"
         "Answers are dropped by rules whose limits are set on "
         f"{have.number('filter.calibration_texts')} unsteered answers of the base, of which the "
         "combined rule for incoherence may drop a share of "
         f"{have.number('filter.false_drop')}.{_best_of(have)}",
+    ]
+
+
+def _push(have: Setting) -> str:
+    """How the dose runs along an answer, where it is not the same at every token."""
+    found = {
+        "the prompt is read without the vector": have("push.prompt") is False,
+        f"the dose falls along it ({have('push.decay')})": have("push.decay")
+        not in (None, "constant"),
+        f"no token is more than {have.number('push.kl_budget')} nats from the base": have.above(
+            "push.kl_budget"
+        ),
+        "what loops or spikes is taken back": have("push.backtrack") is True,
+    }
+    said = [words for words, on in found.items() if on]
+    return f"Within an answer {', '.join(said)}. " if said else ""
+
+
+def judge_words(judge: Admission | None) -> Prose:
+    """Who judged the answers, and what its word is worth."""
+    if judge is None:
+        return ()
+    counts = "counts" if judge.admitted else "is shown without counting"
+    return [
+        f"Another model, {one_line(judge.judge)}, judged every free answer through its logits; how "
+        "well it tells replies that make sense was measured beforehand (AUC "
+        f"{number(judge.auc)} within dose on {judge.replies} labelled replies, of {number(LEAST)} "
+        f"that it needs), so that its coherence {counts}."
     ]
 
 

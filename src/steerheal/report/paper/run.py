@@ -13,6 +13,7 @@ from steerheal.report.paper.method import (
     UNDOSED,
     Setting,
     healing_words,
+    judge_words,
     model_words,
     steering_words,
 )
@@ -45,6 +46,7 @@ def content(record: RunRecord) -> Content:
             steering_words(record.config),
             *healing_words(record.config),
             _reading_words(record),
+            *filter(None, [judge_words(record.judge)]),
         ],
         equation=True,
         findings=[text for text in (first, beside) if text],
