@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -22,6 +22,7 @@ from steerheal.console import Console
 from steerheal.errors import UserError
 from steerheal.extras import EXTRAS
 from steerheal.heal.adapter import training
+from steerheal.heal.batches import Data
 from steerheal.heal.train import heal_student, training_pairs
 from steerheal.models.batch import out_of_memory
 from steerheal.models.generate import Draw, generate
@@ -64,9 +65,14 @@ def stepping(*given):
 Trainer._step = stepping
 with ranks.together():
     test_loop.start(Path(sys.argv[2]), **json.loads(sys.argv[3]))
+    test_ranks.aside(Path(sys.argv[2]))
     test_ranks.together(Path(sys.argv[2]))
 """
 SAID = SamplingSettings(tokens=6)
+ASIDE = HealSettings(
+    barrier="kl_fwd", barrier_text="unrelated", aggregate="max", tau=1e-4, lam=2.0, anchor=0.5,
+    anchor_rows=2, epochs=3, rows=2, rank=2, lr=5e-3, held_out=0.0,
+)  # fmt: skip
 HEAL = HealSettings(barrier="kl_rev", epochs=2, rows=2, rank=2, accumulate=2, held_out=0.0)
 
 
@@ -187,6 +193,25 @@ def made(chat: ChatModel) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
+def held_aside() -> dict[str, Tensor]:
+    """What is learned beside a barrier on other text, and what the barrier was at every step."""
+    chat = tiny.chat()
+    draws = [Draw(prompt, seed=i) for i, prompt in enumerate(tiny.TEST)]
+    pairs = training_pairs(chat, generate(chat, draws, SAID))
+    other = [(prefix, rest[::-1]) for prefix, rest in pairs]
+    data = Data(other, continuation_states(chat, other))
+    adapter, log = heal_student(chat, pairs, None, ASIDE, anchor=data)
+    return {
+        "barrier": torch.tensor([step.barrier for step in log.steps]),
+        **{name: pair.up @ pair.down for name, pair in adapter.pairs.items()},
+    }
+
+
+def aside(runs: Path) -> None:
+    """In one of several processes: the same, left in a file."""
+    save_file(held_aside(), runs.with_name(f"aside-{ranks.rank()}"))
+
+
 def together(runs: Path) -> None:
     """In one of several processes: the same by a model that they share, left in a file."""
     folder = ranks.told(str(tiny.saved(runs.parent)) if ranks.leads() else "")
@@ -233,6 +258,16 @@ def test_a_model_that_two_processes_share_is_the_whole_one(several: Path) -> Non
         assert found.keys() == whole.keys()
         for name, value in whole.items():
             torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.rare
+def test_two_processes_hold_unrelated_text_as_one_does(several: Path) -> None:
+    found = [load_file(several.with_name(f"aside-{number}")) for number in range(2)]
+    assert found[0]["barrier"][1:].min() > 0
+    for name, value in held_aside().items():
+        assert torch.equal(found[0][name], found[1][name]), name
+        torch.testing.assert_close(found[0][name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.slow
