@@ -29,10 +29,15 @@ def said(error: BaseException) -> str:
 def unknown(kind: str, given: str, known: Iterable[str], *, fix: str = "") -> UserError:
     """A `UserError` for a name that is not in a list, with the nearest known name first."""
     names = sorted(known)
-    near = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.5)
-    hint = f" Perhaps you meant {near[0]!r}." if near else ""
+    near = nearest(given, names)
+    hint = f" Perhaps you meant {near!r}." if near else ""
     tail = f" {fix}" if fix else ""
     return UserError(f"Unknown {kind} {given!r}.{hint} Known: {', '.join(names)}.{tail}")
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """The known name that is most like it; empty where none is."""
+    return next(iter(difflib.get_close_matches(given.lower(), known, n=1, cutoff=0.5)), "")
 
 
 def first_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from steerheal.bounds import allowed, read_text, shorten
-from steerheal.errors import UserError, unknown
+from steerheal.errors import UserError, nearest, unknown
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -65,17 +65,20 @@ def problems(
         if item["type"] == UNKNOWN:
             strange.setdefault(item["loc"][:-1], []).append(str(item["loc"][-1]))
     several = {place: names for place, names in strange.items() if len(names) > 1}
-    said = [
-        f"Unknown settings {', '.join(map(repr, names))}. "
-        f"Known: {', '.join(sorted(_fields_at(kind, place)))}"
-        for place, names in several.items()
-    ]
+    said = [_unknown_words(names, _fields_at(kind, place)) for place, names in several.items()]
     said += [
         _sentence(kind, item, name)
         for item in items
         if item["type"] != UNKNOWN or item["loc"][:-1] not in several
     ]
     return list(dict.fromkeys(said))
+
+
+def _unknown_words(names: Sequence[str], known: Sequence[str]) -> str:
+    """Several names that are no settings, each with the known one that is nearest."""
+    near = {name: nearest(name, sorted(known)) for name in names}
+    told = (f"{name!r}" + (f" (perhaps {like!r})" if like else "") for name, like in near.items())
+    return f"Unknown settings {', '.join(told)}. Known: {', '.join(sorted(known))}"
 
 
 def _first_each(items: Sequence[Any]) -> list[Any]:

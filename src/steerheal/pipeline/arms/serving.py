@@ -35,7 +35,7 @@ class Common:
 
     @cached_property
     def _kept(self) -> Ground:
-        """Beside the model, so that arms which are made meanwhile have its memory."""
+        """In main memory, so that arms that are made meanwhile have the device to themselves."""
         return ground(*self._of).to(torch.device("cpu"))
 
 
