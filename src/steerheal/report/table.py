@@ -356,17 +356,16 @@ def _trend(values: Sequence[float]) -> str:
 
 def stages_table(record: RunRecord) -> Table:
     """Every finished stage, what it took, and whether it was read from an earlier run."""
-    heads = [Cell("stage"), Cell("round"), Cell("time", "s"), Cell("memory", "GB"), Cell("source")]
+    heads = [Cell("stage"), Cell("round"), Cell("time", "s"), Cell("memory", "GB")]
     rows = [
         [
-            Cell(one_line(mark.name)),
+            Cell(one_line(mark.name), under="reused" if mark.reused else "made"),
             Cell("base" if mark.round < 0 else str(mark.round + 1)),
             plain(mark.seconds),
             plain(mark.memory / 1e9 if mark.memory else math.nan, "not known here"),
-            Cell("reused" if mark.reused else "made"),
         ]
         for mark in record.stages
     ]
     total = sum(mark.seconds for mark in record.stages if not mark.reused)
-    rows.append([Cell("made in this run"), Cell(""), plain(total), Cell(""), Cell("")])
+    rows.append([Cell("made in this run"), Cell(""), plain(total), Cell("")])
     return Table("Stages and what they took: the most memory held, weights included", heads, rows)
