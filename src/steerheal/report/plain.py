@@ -52,7 +52,9 @@ def _kept(row: RoundRecord) -> str:
     if math.isnan(share):
         return ""
     net = row.control.retain.value if row.control else math.nan
-    less = "" if math.isnan(net) else f" ({_percent(net)} beyond what training alone does)"
+    less = (
+        "" if math.isnan(net) else f" ({_percent(net)} once what training alone does is taken off)"
+    )
     return f", with {_percent(share)} of the trait kept{less}"
 
 
