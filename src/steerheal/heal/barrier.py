@@ -1,14 +1,14 @@
 """The objective, per position and without [B, T, vocabulary]: L = fit + λ·relu(agg(D) − τ).
 
 fit_i and D_i at completion position i come from full-vocabulary distributions in float32
-(`objectives`, `barriers`); agg is over a step's positions (`aggregates`). Off the label D_i is of
-the distributions over the other tokens, p_v / (1 − p_y): for KL(q‖p) the chain rule says what it
-leaves out,
-    D = KL(q_y‖p_y as coins) + (1 − q_y)·D_off.
-A token without
+(`objectives`, `barriers`); agg is over a step's positions (`aggregates`). A token without
 probability counts for nothing, in a sum and in a slope: 0·ln 0 is 0, so that a head may mask tokens
 with −inf. Where p > 0 meets q = 0 the divergence is +inf and has no slope: such a step is not
 finite and ends the heal.
+
+Off the label y, D is of the distributions over the other tokens, p_v / (1 − p_y). What that leaves
+out of KL(q‖p) is the divergence of the two choices between y and the rest (chain rule):
+    D = KL((q_y, 1 − q_y)‖(p_y, 1 − p_y)) + (1 − q_y)·D_off
 
 The output head is not trained, so that gradients stop at the final hidden states: logits exist for
 one chunk of positions at a time, and only ∂fit/∂h and ∂D/∂h, as wide as the hidden states, remain.
