@@ -52,6 +52,13 @@ WASTE = 0.15
 """Share of padding from which rows are split by length; a single row has none."""
 SHARED = 8
 """Tokens that rows must begin with in common before their prefix is read once for all."""
+NO_MEMORY = (
+    "out of memory", "not enough memory", "can't allocate memory",
+    "STATUS_ALLOC_FAILED",
+    "mha_graph",
+)  # fmt: skip
+"""What errors say that are raised where memory ran out: PyTorch's allocators, cuBLAS and cuDNN that
+could not begin, and cuDNN's attention, whose graph fails where its workspace does not fit."""
 
 
 def shared_prefix(rows: Sequence[Sequence[int]], limit: int | None = None, launch: int = 0) -> int:
@@ -156,8 +163,5 @@ def out_of_memory(error: RuntimeError) -> bool:
     """
     text = str(error)
     return not alike() and (
-        isinstance(error, torch.OutOfMemoryError)
-        or any(
-            part in text for part in ("not enough memory", "can't allocate memory", "out of memory")
-        )
+        isinstance(error, torch.OutOfMemoryError) or any(part in text for part in NO_MEMORY)
     )
