@@ -1,6 +1,6 @@
-"""The table of docs/evidence.md that runs of two rounds on a 1.5B model give (lab/PLAN.md).
+"""Tables of docs/evidence.md on a 1.5B model by forced choice: runs of two rounds, and comparisons.
 
-Usage: python lab/evidence/larger.py rounds
+Usage: python lab/evidence/larger.py {rounds,choice}
 """
 
 import gzip
@@ -9,8 +9,10 @@ from pathlib import Path
 
 from frontier_tables import printed, table
 
+from steerheal.measure.stats import mean
 from steerheal.numbers import shown
-from steerheal.records import Comparison, Reading, RunRecord
+from steerheal.records import Comparison, Reading, RunRecord, Summary
+from steerheal.records.comparing import ArmRecord, CompareRecord
 
 RECORDS = Path(__file__).parent / "records"
 PAIRS = (
@@ -47,7 +49,41 @@ def _cells(item: Comparison) -> list[str]:
     return [shown(one, signed=True) for one in read]
 
 
-PARTS: dict[str, Callable[[], str]] = {"rounds": rounds}
+def choice() -> str:
+    """What arms changed beside the unsteered control at gate 1, with intervals over seeds."""
+    lines = []
+    for persona, name in (("love", "again-large"), ("authority", "choice-large")):
+        raw = (RECORDS / "compare" / f"{name}.json.gz").read_bytes()
+        record = CompareRecord.model_validate_json(gzip.decompress(raw))
+        arms = {row.arm.name: row for row in record.arms}
+        for one, other in (
+            ("unsteered", "base"), ("nll", "unsteered"), ("combined", "unsteered"),
+            ("combined", "nll"),
+        ):  # fmt: skip
+            cells = [_over_seeds(arms[one], arms[other], of) for of in FOUND.values()]
+            seeds = str(record.settings.seeds)
+            lines.append([persona, seeds, f"{one} less {other}", *cells])
+    return table(["persona", "seeds", "arms", *FOUND], lines)
+
+
+FOUND: dict[str, Callable[[Summary], float]] = {
+    "care": lambda read: read.delta_nats["care"].value,
+    "authority": lambda read: read.delta_nats["authority"].value,
+    **{
+        title: lambda read, name=name: read.values[name].value
+        for title, name in CHANGES.items()
+        if title != "KL"
+    },
+}
+
+
+def _over_seeds(one: ArmRecord, other: ArmRecord, of: Callable[[Summary], float]) -> str:
+    """Mean difference at gate 1, or of the base itself."""
+    first, second = ({p.seed: of(p.read) for p in row.points if p.at == 1} for row in (one, other))
+    return shown(mean([first[seed] - second[seed] for seed in sorted(first)]), signed=True)
+
+
+PARTS: dict[str, Callable[[], str]] = {"rounds": rounds, "choice": choice}
 
 
 def main() -> None:
