@@ -3,12 +3,14 @@
 import gzip
 import re
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
 import blind
 import frontier_tables
 import larger
+import paired
 import pytest
 import reliability
 
@@ -22,7 +24,7 @@ RESULTS, EVIDENCE = (
     (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("results", "evidence")
 )
 COMPARED = sorted((ROOT / "lab/evidence/records/compare").glob("*.json.gz"))
-SCRIPTS = {script.__name__: script for script in (frontier_tables, blind, reliability, larger)}
+SCRIPTS = {script.__name__: script for script in (frontier_tables, blind, paired, reliability, larger)}
 COMMANDS = [
     (script, part)
     for script, part in re.findall(
@@ -45,9 +47,17 @@ def test_comparisons_are_what_their_records_say(file: Path) -> None:
         assert markdown(table) in RESULTS
 
 
-@pytest.mark.parametrize("script", [frontier_tables, blind, reliability, larger])
+@pytest.mark.parametrize("script", [frontier_tables, blind, paired, reliability, larger])
 def test_every_table_has_its_command(script: ModuleType) -> None:
     assert parts(script.__name__) == set(script.PARTS)
+
+
+def test_the_heal_that_won_is_a_settings_file() -> None:
+    own, arms = (
+        tomllib.loads((ROOT / "examples" / f"{name}.toml").read_text(encoding="utf-8"))
+        for name in ("combined", "arms")
+    )
+    assert own == next(arm["settings"] for arm in arms["arm"] if arm["name"] == "combined")
 
 
 def test_every_item_that_is_drawn_has_its_label() -> None:
