@@ -14,9 +14,12 @@ from pydantic.fields import FieldInfo
 from steerheal.bounds import MOST_ROUNDS, MOST_SEED, allowed, folder_name
 from steerheal.cli import KINDS, main, parse
 from steerheal.config import PRESETS, RunConfig, read_toml, resolve
+from steerheal.config.comparing import ArmsFile
+from steerheal.config.sweeping import SweepFile
+from steerheal.config.validation import OWN_NAMES
 from steerheal.errors import UserError
 from steerheal.line import Option, flag_of, options, read
-from steerheal.personas import find
+from steerheal.personas import Persona, find
 
 import tiny
 
@@ -248,14 +251,36 @@ def test_a_monstrous_file_is_one_clear_message(
     file = tmp_path / "a.toml"
     file.write_bytes(content)
     with pytest.raises(UserError, match=re.escape(expected)):
-        read_toml(file)
+        read_toml(file, RunConfig)
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+FILES: dict[str, type[BaseModel]] = {
+    "calm": Persona, "quick": RunConfig, "arms": ArmsFile, "sweep": SweepFile,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("other", FILES)
+def test_a_file_of_another_kind_says_what_it_is(name: str, other: str) -> None:
+    file = EXAMPLES / f"{name}.toml"
+    if name == other:
+        assert read_toml(file, FILES[other])
+    else:
+        with pytest.raises(UserError, match=r"is (a persona|a file of [a-z]+|a sweep), which"):
+            read_toml(file, FILES[other])
+
+
+@pytest.mark.parametrize("name", OWN_NAMES)
+def test_a_name_that_tells_a_kind_of_file_is_of_that_kind_alone(name: str) -> None:
+    assert sum(name in kind.model_fields for kind in FILES.values()) == 1
 
 
 def test_a_file_without_end_or_no_file_at_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="more than"):
-        read_toml(Path("/dev/zero"))
+        read_toml(Path("/dev/zero"), RunConfig)
     with pytest.raises(UserError, match="directory"):
-        read_toml(tmp_path)
+        read_toml(tmp_path, RunConfig)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +333,7 @@ def test_short_help_is_a_screen_and_the_long_one_holds_every_option(
     assert "Perhaps you meant 'heal'" in _failing(["run", "--help", "heel"], capsys)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", FILES)
 def test_help_reads_naturally(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     main([name, "--help"])
     text = capsys.readouterr().out

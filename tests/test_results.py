@@ -24,7 +24,8 @@ RESULTS, EVIDENCE = (
     (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("results", "evidence")
 )
 COMPARED = sorted((ROOT / "lab/evidence/records/compare").glob("*.json.gz"))
-SCRIPTS = {script.__name__: script for script in (frontier_tables, blind, paired, reliability, larger)}
+ALL = (frontier_tables, blind, paired, reliability, larger)
+SCRIPTS = {script.__name__: script for script in ALL}
 COMMANDS = [
     (script, part)
     for script, part in re.findall(
@@ -47,7 +48,7 @@ def test_comparisons_are_what_their_records_say(file: Path) -> None:
         assert markdown(table) in RESULTS
 
 
-@pytest.mark.parametrize("script", [frontier_tables, blind, paired, reliability, larger])
+@pytest.mark.parametrize("script", ALL)
 def test_every_table_has_its_command(script: ModuleType) -> None:
     assert parts(script.__name__) == set(script.PARTS)
 

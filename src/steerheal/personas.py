@@ -209,7 +209,7 @@ def find(name: str, *, reverse: bool = False) -> Persona:
     """
     path = Path(name).expanduser()
     if path.suffix == ".toml" or path.is_file():
-        persona = validated(Persona, read_toml(path), source=str(path))
+        persona = validated(Persona, read_toml(path, Persona), source=str(path))
     else:
         known = built_in()
         if name not in known:

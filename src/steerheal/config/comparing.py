@@ -145,7 +145,7 @@ def presets(preset: str, file: Path | None) -> tuple[RunConfig, CompareSettings]
     quick = preset == "quick"
     values = merge(PRESETS[preset], SMALLER) if quick else PRESETS[preset]
     if file is not None:
-        values = merge(values, read_toml(file))
+        values = merge(values, read_toml(file, RunConfig))
     source = str(file or f"preset {preset}")
     return validated(RunConfig, values, source=source), CompareSettings(**QUICK if quick else {})
 
@@ -156,7 +156,7 @@ def chosen_arms(file: Path | None, only: Sequence[str]) -> tuple[ArmSettings, ..
     Raises:
         UserError: a file that cannot be used, a name twice, or one that no arm has.
     """
-    own = validated(ArmsFile, read_toml(file), source=str(file)).arm if file else ()
+    own = validated(ArmsFile, read_toml(file, ArmsFile), source=str(file)).arm if file else ()
     found: dict[str, ArmSettings] = {}
     for arm in (*BUILT_IN, *own):
         if arm.name in found:

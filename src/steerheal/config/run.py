@@ -177,5 +177,5 @@ def resolve(preset: str = "standard", file: Path | None = None) -> RunConfig:
         raise unknown("preset", preset, PRESETS)
     values = PRESETS[preset]
     if file is not None:
-        values = merge(values, read_toml(file))
+        values = merge(values, read_toml(file, RunConfig))
     return validated(RunConfig, values, source=str(file or f"preset {preset}"))

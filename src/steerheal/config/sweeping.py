@@ -67,7 +67,7 @@ def points(file: Path, name: str) -> tuple[Point, ...]:
         UserError: an unreadable file, an unknown name, a wrong value, no or too many runs, two
             runs that are the same.
     """
-    asked = validated(SweepFile, read_toml(file), source=str(file))
+    asked = validated(SweepFile, read_toml(file, SweepFile), source=str(file))
     axes = dict(_axes(asked.grid, str(file)))
     count = len(asked.personas) * len(asked.seeds) * max(1, len(asked.run))
     count *= math.prod(map(len, axes.values()))

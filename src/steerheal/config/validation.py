@@ -15,23 +15,39 @@ S = TypeVar("S", bound=BaseModel)
 
 MOST_BYTES = 8_000_000
 """Largest settings or persona file that is read."""
+OWN_NAMES = {
+    "positive": "a persona, which is given by itself as PERSONA",
+    "arm": "a file of arms, which `steerheal compare` takes as --arms",
+    "grid": "a sweep, which `steerheal sweep` takes",
+    "run": "a sweep, which `steerheal sweep` takes",
+    "settings": "a sweep, which `steerheal sweep` takes",
+    **dict.fromkeys(
+        ("rounds", "vector", "sampling", "dose", "filter", "heal", "measure", "model"),
+        "a file of settings, which is given as --config",
+    ),
+}
+"""What a file is in which such a name stands, each of one kind of file alone."""
 UNKNOWN = "extra_forbidden"
 """What pydantic calls a name that is no field."""
 
 
-def read_toml(file: Path) -> dict[str, Any]:
-    """A TOML file's content.
+def read_toml(file: Path, kind: type[BaseModel]) -> dict[str, Any]:
+    """A TOML file's content, to become a `kind`.
 
     Raises:
-        UserError: unreadable, too large, nested too deeply, or not TOML.
+        UserError: unreadable, too large, nested too deeply, not TOML, or a file of another kind.
     """
     text = read_text(file.expanduser(), what="the file", most=MOST_BYTES)
     try:
-        return tomllib.loads(text)
+        found = tomllib.loads(text)
     except RecursionError as error:
         raise UserError(f"{file} is nested too deeply to be read.") from error
     except ValueError as error:
         raise UserError(f"{file} is not valid TOML: {error}") from error
+    if not found.keys() & kind.model_fields.keys():
+        for name in OWN_NAMES.keys() & found.keys():
+            raise UserError(f"{file} is {OWN_NAMES[name]}.")
+    return found
 
 
 def validated(kind: type[S], values: object, *, source: str) -> S:
