@@ -3,7 +3,6 @@
 import gzip
 import re
 import sys
-import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -51,14 +50,6 @@ def test_comparisons_are_what_their_records_say(file: Path) -> None:
 @pytest.mark.parametrize("script", ALL)
 def test_every_table_has_its_command(script: ModuleType) -> None:
     assert parts(script.__name__) == set(script.PARTS)
-
-
-def test_the_heal_that_won_is_a_settings_file() -> None:
-    own, arms = (
-        tomllib.loads((ROOT / "examples" / f"{name}.toml").read_text(encoding="utf-8"))
-        for name in ("combined", "arms")
-    )
-    assert own == next(arm["settings"] for arm in arms["arm"] if arm["name"] == "combined")
 
 
 def test_every_item_that_is_drawn_has_its_label() -> None:
