@@ -17,6 +17,8 @@ from steerheal.commands.evaluate import EvaluateCommand
 from steerheal.config import MeasureSettings
 from steerheal.errors import UserError
 from steerheal.measure.readings import table
+from steerheal.models import reordered
+from steerheal.models.reordered import reordered_in
 from steerheal.personas import Pair, Paraphrases, built_in
 from steerheal.pipeline import history
 from steerheal.records import Evaluation, Scores
@@ -275,6 +277,22 @@ def test_sample_takes_several_prompts_and_those_of_standard_input(
     assert "holds no prompt" in capsys.readouterr().err
     for wrong, message in (("", "allowed"), ("x" * 60_000, "at most 8000 characters")):
         assert message in refused(["sample", str(run), "--prompt", wrong])
+
+
+@pytest.mark.skipif(not reordered._there(), reason="this processor has no such products")
+@pytest.mark.parametrize("words", [["sample", "--tokens", "2"], ["evaluate"], ["chat"]])
+def test_what_reads_a_run_s_student_reads_reordered_weights(
+    words: list[str], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, real = [], history.load
+    monkeypatch.setattr(
+        history, "load", lambda settings: loaded.append(real(settings)) or loaded[0]
+    )
+    monkeypatch.setattr(reordered, "LEAST", 1)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    command, *rest = words
+    main([command, str(run), *rest])
+    assert reordered_in(loaded[0].net) > 0
 
 
 def test_a_persona_file_is_said_to_be_fine_or_what_looks_like_a_slip(

@@ -53,11 +53,13 @@ class SampleCommand(Command):
     def do(self, console: Console, works: Callable[[], None]) -> None:
         """Asks both the same with the same randomness, and shows their answers side by side."""
         from steerheal.models.generate import Draw, generate
+        from steerheal.models.reordered import reorder
         from steerheal.pipeline.history import student_of
 
         works()
         record = read_run(self.run)
         chat, student, number = student_of(record, self.run, self.round, self.gate, console)
+        reorder(chat)
         prompts = self.prompt or record.whose(self.run).prompts.show
         sampling = SamplingSettings(tokens=self.tokens, temperature=self.temperature)
         draws = [Draw(prompt, seed=self.seed + i) for i, prompt in enumerate(prompts)]

@@ -17,6 +17,7 @@ from steerheal.measure.qualify import in_words, qualify
 from steerheal.models.chat import prompt_notes
 from steerheal.models.load import load
 from steerheal.models.model import ChatModel
+from steerheal.models.reordered import reorder
 from steerheal.personas import Persona
 from steerheal.pipeline.history import student_of
 from steerheal.pipeline.judging import Judging
@@ -90,6 +91,7 @@ def read(
         UserError: an adapter that does not fit the model, or a guard that cannot be read.
     """
     chat, state, persona, ask = target.chat, target.state, target.persona, target.ask
+    reorder(chat)
     refuse_unfit(chat, state.history)
     said = prompt_notes(chat)
     for note in said:

@@ -7,7 +7,7 @@ read, and anew once its weight has changed. A product that needs a gradient goes
 
 What is written through `weight.data` in place, as PEFT merges, is a change that PyTorch does not
 count and a copy would miss. So a model that is loaded for anybody's use has ordinary layers, and
-only a run, which writes into weights through `state.fold` alone, reorders its own.
+only the commands that write into weights through `state.fold` alone reorder their own.
 """
 
 import weakref

@@ -21,6 +21,7 @@ from steerheal.models.chat import decode
 from steerheal.models.generate import Draw, write
 from steerheal.models.model import ChatModel
 from steerheal.models.push import Row, repeats
+from steerheal.models.reordered import reorder
 from steerheal.models.score import continuation_states, kl_between, token_logprobs
 from steerheal.numbers import shown
 from steerheal.personas import Persona
@@ -223,4 +224,5 @@ def begun(folder: Path, record: RunRecord, console: Console) -> Voices:
         UserError: no folded round, or another model than the run's.
     """
     chat, _, last = student_of(record, folder, 0, 1.0, console)
+    reorder(chat)
     return Voices(chat, record, folder, last, console)
