@@ -10,6 +10,8 @@ from steerheal.errors import UserError
 from steerheal.heal.export import export_peft
 from steerheal.heal.train import Healed, heal_student, training_pairs
 from steerheal.measure import coherence, likelihood, vignettes
+from steerheal.models import gpu_share
+from steerheal.models.batch import free_bytes, shrinking
 from steerheal.models.chat import prompt_ids
 from steerheal.models.generate import Draw, generate
 from steerheal.models.load import load, wrap
@@ -108,6 +110,26 @@ def test_packed_weights_are_steered_healed_folded_read_and_never_written(
     assert made.difference <= 0.1 * made.scale
     after = packed.net.state_dict()
     assert all(torch.equal(after[name], part) for name, part in bits.items())
+
+
+def test_a_worker_is_held_to_its_part_of_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = torch.cuda.get_device_properties(0).total_memory
+    monkeypatch.setenv(gpu_share.SHARE, "0.05")
+    try:
+        chat = load(ModelSettings(name=str(tiny.saved(tmp_path)), device="cuda"))
+        assert free_bytes(chat.device) <= 0.05 * whole
+        taken = []
+
+        def work(rows: list[int]) -> None:
+            taken.append(len(rows))
+            torch.empty(len(rows), whole // 64, dtype=torch.uint8, device="cuda")
+
+        shrinking(list(range(8)), work)
+        assert taken == [8, 4, 2, 2, 4, 2, 2]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def test_packed_weights_are_another_model(packed: ChatModel) -> None:

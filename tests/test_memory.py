@@ -15,6 +15,7 @@ from steerheal.measure.fisher import fisher
 from steerheal.measure.judge import Exchange, judge
 from steerheal.measure.poles import expected_logodds
 from steerheal.measure.spill import apart
+from steerheal.models import gpu_share
 from steerheal.models.halving import halvings
 from steerheal.models.model import ChatModel
 from steerheal.models.score import in_chunks
@@ -118,3 +119,24 @@ def test_chunks_stay_small_once_memory_has_run_out_and_one_position_may_fail() -
     with pytest.raises(RuntimeError, match="else"):
         in_chunks(chat, 3, lambda _: (_ for _ in ()).throw(RuntimeError("else")))
     assert in_chunks(chat, 0, work) == []
+
+
+@pytest.mark.parametrize(
+    ("workers", "devices", "part"), [(2, 1, 0.45), (5, 2, 0.3), (2, 2, None), (8, 0, None)]
+)
+def test_workers_on_one_gpu_take_even_parts_of_its_memory(
+    workers: int, devices: int, part: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = gpu_share.shared_by(workers, devices)
+    assert {name: float(value) for name, value in said.items()} == (
+        {gpu_share.SHARE: part} if part else {}
+    )
+    taken = []
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda *given: taken.append(given)
+    )
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    for name in ("cpu", "cuda:1"):
+        gpu_share.take_share(torch.device(name))
+    assert taken == ([(part, torch.device("cuda:1"))] if part else [])

@@ -59,10 +59,11 @@ def workers_of(count: int, address: str) -> "Workers | None":
     if count > 1:
         from torch import cuda
 
+        from steerheal.models.gpu_share import shared_by
         from steerheal.pipeline.on_processes import DEVICES, on_processes
 
         found = cuda.device_count()
         seen = os.environ.get(DEVICES) or ",".join(map(str, range(found)))
         devices = seen.split(",")[:found] if found > 1 else ()
-        return partial(on_processes, workers=count, devices=devices)
+        return partial(on_processes, workers=count, devices=devices, also=shared_by(count, found))
     return None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steerheal.errors import first_line
 from steerheal.models import halving
+from steerheal.models.gpu_share import free_in_share
 from steerheal.ranks import alike, merged, rank, world
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
@@ -113,7 +114,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type != "cuda":
         return psutil.virtual_memory().available
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
+    return free_in_share(device) + unused
 
 
 def ran_out(rows: int) -> None:

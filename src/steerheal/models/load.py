@@ -24,6 +24,7 @@ from steerheal.models import precision, quantise, shard, sound, weights
 from steerheal.models.ends import ends_of_turn
 from steerheal.models.fingerprint import fingerprint as _fingerprint
 from steerheal.models.gguf import EMBEDDED_NAME, embedded_file, open_gguf
+from steerheal.models.gpu_share import free_in_share, take_share
 from steerheal.models.hub import ADVICE, only_cached, refuse_no_id
 from steerheal.models.model import ChatModel, find_blocks
 from steerheal.models.size import parameters_in, refuse_too_large, weights_bytes
@@ -42,6 +43,7 @@ def load(settings: ModelSettings) -> ChatModel:
         UserError: not found, unreadable, truncated, no chat template, or no decoder blocks.
     """
     device = pick_device(settings.device)
+    take_share(device)
     dtype = _pick_dtype(settings, device)
     mesh, packing = None, {}
     if shared := settings.shard and processes() > 1:
@@ -206,7 +208,7 @@ def _refuse_too_large(
 def free_bytes(device: torch.device) -> float:
     """Free memory of a device, in bytes; that of the machine where both are one."""
     if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
+        return float(free_in_share(device))
     return float(psutil.virtual_memory().available)
 
 

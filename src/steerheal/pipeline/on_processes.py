@@ -14,7 +14,7 @@ from itertools import cycle
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from threading import Thread
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import NoReturn
 
 from steerheal.console import Console
@@ -35,7 +35,10 @@ SPAWN = get_context("spawn")
 
 
 def on_processes(
-    jobs: Sequence[Job], workers: int, devices: Sequence[str] = ()
+    jobs: Sequence[Job],
+    workers: int,
+    devices: Sequence[str] = (),
+    also: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Outcome]:
     """Does the jobs, `workers` at a time.
 
@@ -43,9 +46,10 @@ def on_processes(
         jobs: What is done.
         workers: Most jobs at a time.
         devices: CUDA's names of several devices, of which each worker sees one, in turn.
+        also: Environment variables that every worker has besides.
     """
     waiting, deaths = list(reversed(jobs)), Counter[str]()
-    surroundings = [{THREADS: f"{threads_of(workers)}"} for _ in range(workers)]
+    surroundings = [{THREADS: f"{threads_of(workers)}", **also} for _ in range(workers)]
     for surrounding, device in zip(surroundings, cycle(devices), strict=False):
         surrounding[DEVICES] = device
     at_work: list[_Worker] = []
