@@ -137,6 +137,7 @@ def test_workers_on_one_gpu_take_even_parts_of_its_memory(
     )
     for name, value in said.items():
         monkeypatch.setenv(name, value)
-    for name in ("cpu", "cuda:1"):
+    for name in ("cpu", "cuda:1", "cuda"):
         gpu_share.take_share(torch.device(name))
-    assert taken == ([(part, torch.device("cuda:1"))] if part else [])
+    # PyTorch takes a device without a number only as None.
+    assert taken == ([(part, 1), (part, None)] if part else [])
