@@ -4,8 +4,8 @@
 labels.txt and whose they are together. A label is a line per pair: its number, which answer is
 better (A, B or =), then of A and of B whether it is coherent, and of both whether it acts (0, 1 or
 ?). The other parts print tables of docs/evidence.md.
-Usage: python lab/evidence/paired.py {again-large,again-reverse}
-       python lab/evidence/paired.py {texts,sheet,join} --of NAME --out DIR
+Usage: python lab/evidence/paired.py PART
+       python lab/evidence/paired.py {texts,sheet,join} --of PART --out DIR
 """
 
 import argparse
@@ -26,6 +26,8 @@ from steerheal.records.comparing import CompareRecord
 RECORDS = Path(__file__).parent / "records" / "compare"
 OURS = "nll"
 METHODS = {"again-large": ("combined",), "again-reverse": ("combined", "online", "preference")}
+SECOND = "-second"
+"""What follows a comparison's name where its pairs are read once more."""
 PAIRS_PER_SEED = 5
 SEED = 20_261_127
 Row = dict[str, Any]
@@ -37,9 +39,9 @@ def answers(name: str) -> Path:
     return RECORDS / f"{name}.answers.jsonl.gz"
 
 
-def labels(name: str) -> Path:
-    """Where what was said of its pairs is kept."""
-    return RECORDS / f"{name}.blind.jsonl"
+def labels(part: str) -> Path:
+    """Where what a reading says of its pairs is kept."""
+    return RECORDS / f"{part}.blind.jsonl"
 
 
 def traits(name: str) -> Curves:
@@ -113,11 +115,11 @@ def sheet(name: str, folder: Path) -> None:
     (folder / "sheet.txt").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
 
 
-def join(name: str, folder: Path) -> None:
+def join(part: str, folder: Path) -> None:
     """Labels and key, a pair per line; every pair must have its one label."""
     lines = (folder / "labels.txt").read_text(encoding="utf-8").splitlines()
     given = {int(number): label for number, *label in map(str.split, lines)}
-    items = key(name)
+    items = key(part.removesuffix(SECOND))
     assert len(lines) == len(given), "a pair has two labels"
     assert given.keys() == {item["id"] for item in items}, "every pair needs a label, and no other"
     for item in items:
@@ -126,7 +128,7 @@ def join(name: str, folder: Path) -> None:
         assert len(marks) == 4, item["id"]
         assert set(marks) <= {"0", "1", "?"}, item["id"]
         item |= {"better": better, "coherent": marks[:2], "acts": marks[2:]}
-    labels(name).write_text("\n".join(map(json.dumps, items)) + "\n", encoding="utf-8")
+    labels(part).write_text("\n".join(map(json.dumps, items)) + "\n", encoding="utf-8")
 
 
 MARKS: dict[str, Callable[[Row, int], float]] = {
@@ -137,14 +139,15 @@ MARKS: dict[str, Callable[[Row, int], float]] = {
 }
 
 
-def shares(name: str) -> str:
+def shares(part: str) -> str:
     """Per arm the shares that the reader called coherent and acting; per pair which is better."""
+    name = part.removesuffix(SECOND)
     found, rows = traits(name), []
     marks = {
         **MARKS,
         "trait": lambda item, i: found[item["arms"][i]][item["seed"]][item["gates"][i]],
     }
-    read = [json.loads(line) for line in labels(name).read_text(encoding="utf-8").splitlines()]
+    read = [json.loads(line) for line in labels(part).read_text(encoding="utf-8").splitlines()]
     for method in METHODS[name]:
         items = [item for item in read if method in item["arms"]]
         for title, mark in marks.items():
@@ -167,14 +170,16 @@ def _over_seeds(items: list[Row], values: list[float]) -> Reading:
     return mean([sum(one) / len(one) for one in per.values()])
 
 
-PARTS: dict[str, Callable[[], str]] = {name: partial(shares, name) for name in METHODS}
+PARTS: dict[str, Callable[[], str]] = {
+    part: partial(shares, part) for part in ("again-large", f"again-large{SECOND}", "again-reverse")
+}
 
 
 def main() -> None:
     """Takes the answers, writes the sheet, joins labels and key, or prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=("texts", "sheet", "join", *PARTS))
-    parser.add_argument("--of", choices=tuple(METHODS), default="again-large")
+    parser.add_argument("--of", choices=tuple(PARTS), default="again-large")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.part in PARTS:
