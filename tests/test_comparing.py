@@ -520,7 +520,7 @@ def test_a_file_adds_arms_and_names_choose_some(tmp_path: Path) -> None:
         ('[[arm]]\nname = "nll"\nkind = "base"\n', "'nll' that there is already"),
         ('[[arm]]\nname = "x"\nkind = "magic"\n', "kind: given magic; allowed: base or prompt"),
         ('[[arm]]\nname = "x"\nkind = "base"\ncolour = 1\n', "Unknown setting 'colour'"),
-        ("seed = 1\nrounds = 2\n", "Unknown settings 'seed', 'rounds'. Known: arm;"),
+        ("colour = 1\nsize = 2\n", "Unknown settings 'colour', 'size'. Known: arm;"),
         ("", "arm is missing"),
     ):
         file.write_text(text)

@@ -333,7 +333,7 @@ def test_short_help_is_a_screen_and_the_long_one_holds_every_option(
     assert "Perhaps you meant 'heal'" in _failing(["run", "--help", "heel"], capsys)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", KINDS)
 def test_help_reads_naturally(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     main([name, "--help"])
     text = capsys.readouterr().out
