@@ -1,12 +1,14 @@
 """Where memory ends over logits or in a forward with gradients: less at once, and the same read."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from steerheal.commands.workers import workers_of
 from steerheal.filter.scores import scored_by
 from steerheal.heal.mask import fitted
 from steerheal.measure import coherence, forced_choice, likelihood
@@ -127,7 +129,10 @@ def test_chunks_stay_small_once_memory_has_run_out_and_one_position_may_fail() -
 def test_workers_on_one_gpu_take_even_parts_of_its_memory(
     workers: int, devices: int, part: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = gpu_share.shared_by(workers, devices)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    does = workers_of(workers, "")
+    assert isinstance(does, partial)
+    said = does.keywords["also"](workers)
     assert {name: float(value) for name, value in said.items()} == (
         {gpu_share.SHARE: part} if part else {}
     )

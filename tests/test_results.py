@@ -1,6 +1,7 @@
 """docs/results.md and docs/evidence.md hold what their records say."""
 
 import gzip
+import json
 import re
 import sys
 from pathlib import Path
@@ -50,6 +51,15 @@ def test_comparisons_are_what_their_records_say(file: Path) -> None:
 @pytest.mark.parametrize("script", ALL)
 def test_every_table_has_its_command(script: ModuleType) -> None:
     assert parts(script.__name__) == set(script.PARTS)
+
+
+@pytest.mark.parametrize("part", paired.PARTS)
+def test_every_pair_that_is_drawn_has_its_label(part: str) -> None:
+    said = {"better", "coherent", "acts"}
+    lines = paired.labels(part).read_text(encoding="utf-8").splitlines()
+    items = [json.loads(line) for line in lines]
+    drawn = [{name: item[name] for name in item.keys() - said} for item in items]
+    assert drawn == paired.key(part.removesuffix(paired.SECOND))
 
 
 def test_every_item_that_is_drawn_has_its_label() -> None:

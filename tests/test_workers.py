@@ -39,16 +39,15 @@ def test_a_worker_that_dies_is_replaced_and_its_job_begun_anew_a_few_times(
     monkeypatch.setattr(local, "RETRIES", 1)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     jobs = [Dying("one", tmp_path), Dying("two", tmp_path, 1), Dying("three", tmp_path, 9)]
-    ended = {
-        outcome.name: outcome for outcome in on_processes(jobs, 2, ["4", "7"], {"OF_ALL": "x"})
-    }
+    outcomes = on_processes(jobs, 2, ["4", "7"], lambda count: {"OF_ALL": f"{count}"})
+    ended = {outcome.name: outcome for outcome in outcomes}
     assert ended["one"] == Outcome("one") and ended["two"] == Outcome("two")
     assert "worker was lost" in ended["three"].error
     begun = sorted(path.name for path in tmp_path.iterdir())
     assert begun == ["one-0", "three-0", "three-1", "two-0", "two-1"]
     # Each worker sees a device of its own, and so does the one in its place.
     devices = [(tmp_path / name).read_text() for name in ("one-0", "two-0", "two-1")]
-    assert set(devices[:2]) == {"4 x", "7 x"} and "CUDA_VISIBLE_DEVICES" not in os.environ
+    assert set(devices[:2]) == {"4 2", "7 2"} and "CUDA_VISIBLE_DEVICES" not in os.environ
     assert sorted(capfd.readouterr().err.splitlines()) == ["one · done", "two · done"]
 
 

@@ -185,8 +185,8 @@ def main() -> None:
     if options.part in PARTS:
         print(PARTS[options.part]())
     else:
-        act = {"texts": texts, "sheet": sheet, "join": join}[options.part]
-        act(options.of, options.out)
+        of = options.of if options.part == "join" else options.of.removesuffix(SECOND)
+        {"texts": texts, "sheet": sheet, "join": join}[options.part](of, options.out)
 
 
 if __name__ == "__main__":

@@ -65,5 +65,7 @@ def workers_of(count: int, address: str) -> "Workers | None":
         found = cuda.device_count()
         seen = os.environ.get(DEVICES) or ",".join(map(str, range(found)))
         devices = seen.split(",")[:found] if found > 1 else ()
-        return partial(on_processes, workers=count, devices=devices, also=shared_by(count, found))
+        return partial(
+            on_processes, workers=count, devices=devices, also=partial(shared_by, devices=found)
+        )
     return None

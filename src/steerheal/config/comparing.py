@@ -178,4 +178,6 @@ def of_arm(config: RunConfig, arm: ArmSettings) -> RunConfig:
         if name not in OPEN:
             raise unknown(f"setting of arm {arm.name}", name, OPEN)
     values = merge(config.model_dump() | {"rounds": 1}, arm.settings)
+    if values["vector"]["method"] == "random" and "seed" not in arm.settings.get("vector", {}):
+        values["vector"]["seed"] = config.seed  # another seed tells nothing of another direction
     return validated(RunConfig, values, source=f"arm {arm.name}")

@@ -22,10 +22,13 @@ OWN_NAMES = {
     "run": "a sweep, which `steerheal sweep` takes",
     "settings": "a sweep, which `steerheal sweep` takes",
     **dict.fromkeys(
-        ("rounds", "vector", "sampling", "dose", "filter", "heal", "measure", "model"),
+        (
+            "rounds", "vector", "sampling", "push", "dose", "filter", "heal", "measure", "model",
+            "check",
+        ),
         "a file of settings, which is given as --config",
     ),
-}
+}  # fmt: skip
 """What a file is in which such a name stands, each of one kind of file alone."""
 UNKNOWN = "extra_forbidden"
 """What pydantic calls a name that is no field."""
@@ -44,9 +47,9 @@ def read_toml(file: Path, kind: type[BaseModel]) -> dict[str, Any]:
         raise UserError(f"{file} is nested too deeply to be read.") from error
     except ValueError as error:
         raise UserError(f"{file} is not valid TOML: {error}") from error
-    if not found.keys() & kind.model_fields.keys():
-        for name in OWN_NAMES.keys() & found.keys():
-            raise UserError(f"{file} is {OWN_NAMES[name]}.")
+    told = next((what for name, what in OWN_NAMES.items() if name in found), "")
+    if told and not found.keys() & kind.model_fields.keys():
+        raise UserError(f"{file} is {told}.")
     return found
 
 

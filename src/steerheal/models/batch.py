@@ -56,10 +56,11 @@ SHARED = 8
 NO_MEMORY = (
     "out of memory", "not enough memory", "can't allocate memory",
     "STATUS_ALLOC_FAILED",
-    "mha_graph",
+    "mha_graph.execute",
 )  # fmt: skip
 """What errors say that are raised where memory ran out: PyTorch's allocators, cuBLAS and cuDNN that
-could not begin, and cuDNN's attention, whose graph fails where its workspace does not fit."""
+found none to begin with, and cuDNN's attention, whose graph fails where its workspace does not fit.
+"""
 
 
 def shared_prefix(rows: Sequence[Sequence[int]], limit: int | None = None, launch: int = 0) -> int:

@@ -8,13 +8,13 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import cycle
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from threading import Thread
-from types import FrameType, MappingProxyType
+from types import FrameType
 from typing import NoReturn
 
 from steerheal.console import Console
@@ -38,7 +38,7 @@ def on_processes(
     jobs: Sequence[Job],
     workers: int,
     devices: Sequence[str] = (),
-    also: Mapping[str, str] = MappingProxyType({}),
+    also: Callable[[int], Mapping[str, str]] = lambda _: {},
 ) -> Iterator[Outcome]:
     """Does the jobs, `workers` at a time.
 
@@ -46,10 +46,11 @@ def on_processes(
         jobs: What is done.
         workers: Most jobs at a time.
         devices: CUDA's names of several devices, of which each worker sees one, in turn.
-        also: Environment variables that every worker has besides.
+        also: Environment variables that each of so many workers has besides.
     """
     waiting, deaths = list(reversed(jobs)), Counter[str]()
-    surroundings = [{THREADS: f"{threads_of(workers)}", **also} for _ in range(workers)]
+    shared = also(min(workers, len(jobs)))
+    surroundings = [{THREADS: f"{threads_of(workers)}", **shared} for _ in range(workers)]
     for surrounding, device in zip(surroundings, cycle(devices), strict=False):
         surrounding[DEVICES] = device
     at_work: list[_Worker] = []
