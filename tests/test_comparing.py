@@ -509,8 +509,8 @@ def test_a_random_vector_that_is_healed_is_another_one_at_every_seed() -> None:
     arm = ArmSettings(name="x", kind="trained", settings={"vector": {"method": "random"}})
     seeds = [of_arm(CONFIG.model_copy(update={"seed": n}), arm).vector.seed for n in (3, 4)]
     assert seeds == [3, 4]
-    own = {"vector": {"method": "random", "seed": 7}}
-    assert of_arm(CONFIG, arm.model_copy(update={"settings": own})).vector.seed == 7
+    own = arm.model_copy(update={"settings": {"vector": {"method": "random", "seed": 7}}})
+    assert of_arm(CONFIG.model_copy(update={"seed": 3}), own).vector.seed == 10
 
 
 def test_a_file_adds_arms_and_names_choose_some(tmp_path: Path) -> None:

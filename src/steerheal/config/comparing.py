@@ -171,6 +171,8 @@ def chosen_arms(file: Path | None, only: Sequence[str]) -> tuple[ArmSettings, ..
 def of_arm(config: RunConfig, arm: ArmSettings) -> RunConfig:
     """The run's settings with what the arm changes of them; one round unless it says more.
 
+    The seed of a random vector is counted from the run's.
+
     Raises:
         UserError: a setting that no arm may change, or a wrong value.
     """
@@ -178,6 +180,6 @@ def of_arm(config: RunConfig, arm: ArmSettings) -> RunConfig:
         if name not in OPEN:
             raise unknown(f"setting of arm {arm.name}", name, OPEN)
     values = merge(config.model_dump() | {"rounds": 1}, arm.settings)
-    if values["vector"]["method"] == "random" and "seed" not in arm.settings.get("vector", {}):
-        values["vector"]["seed"] = config.seed  # another seed tells nothing of another direction
+    if values["vector"]["method"] == "random":
+        values["vector"]["seed"] += config.seed  # a control of directions, another at every seed
     return validated(RunConfig, values, source=f"arm {arm.name}")
