@@ -18,6 +18,7 @@ from steerheal.measure.judge import Exchange, judge
 from steerheal.measure.poles import expected_logodds
 from steerheal.measure.spill import apart
 from steerheal.models import gpu_share
+from steerheal.models.batch import free_bytes
 from steerheal.models.halving import halvings
 from steerheal.models.model import ChatModel
 from steerheal.models.score import in_chunks
@@ -146,3 +147,17 @@ def test_workers_on_one_gpu_take_even_parts_of_its_memory(
         gpu_share.take_share(torch.device(name))
     # PyTorch takes a device without a number only as None.
     assert taken == ([(part, 1), (part, None)] if part else [])
+
+
+@pytest.mark.parametrize(
+    ("part", "free", "left"), [(1.0, 60, 64), (0.25, 60, 19), (0.25, 3, 7), (0.05, 60, 4)]
+)
+def test_what_is_free_ends_with_a_worker_s_part(
+    part: float, free: int, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 100 bytes this process holds 10, of which it uses 6."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 10)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 6)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: part)
+    assert free_bytes(torch.device("cuda")) == left

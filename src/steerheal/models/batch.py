@@ -11,7 +11,6 @@ from torch import Tensor
 
 from steerheal.errors import first_line
 from steerheal.models import halving
-from steerheal.models.gpu_share import free_in_share
 from steerheal.ranks import alike, merged, rank, world
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
@@ -110,12 +109,14 @@ def token_budget(device: torch.device) -> int:
     return TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"])
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that a batch could still take on the device."""
+def free_bytes(device: torch.device) -> float:
+    """Bytes that this process could still take on the device, of its part where it has one."""
     if device.type != "cuda":
-        return psutil.virtual_memory().available
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free_in_share(device) + unused
+        return float(psutil.virtual_memory().available)
+    free, whole = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_reserved(device)
+    part = int(torch.cuda.get_per_process_memory_fraction(device.index) * whole)
+    return float(max(0, min(free, part - held)) + held - torch.cuda.memory_allocated(device))
 
 
 def ran_out(rows: int) -> None:

@@ -26,13 +26,3 @@ def take_share(device: torch.device) -> None:
     """Holds this process to its part of the device, where it has been given one."""
     if device.type == "cuda" and (share := os.environ.get(SHARE)):
         torch.cuda.set_per_process_memory_fraction(float(share), device.index)
-
-
-def free_in_share(device: torch.device) -> int:
-    """Bytes of a CUDA device that this process can still take, its part considered.
-
-    What its allocator holds unused is not counted.
-    """
-    free, whole = torch.cuda.mem_get_info(device)
-    own = int(torch.cuda.get_per_process_memory_fraction(device.index) * whole)
-    return max(0, min(free, own - torch.cuda.memory_reserved(device)))

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import psutil
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -21,10 +20,11 @@ from transformers.utils import logging as hub_logging
 from steerheal.config import ModelSettings
 from steerheal.errors import UserError, first_line
 from steerheal.models import precision, quantise, shard, sound, weights
+from steerheal.models.batch import free_bytes
 from steerheal.models.ends import ends_of_turn
 from steerheal.models.fingerprint import fingerprint as _fingerprint
 from steerheal.models.gguf import EMBEDDED_NAME, embedded_file, open_gguf
-from steerheal.models.gpu_share import free_in_share, take_share
+from steerheal.models.gpu_share import take_share
 from steerheal.models.hub import ADVICE, only_cached, refuse_no_id
 from steerheal.models.model import ChatModel, find_blocks
 from steerheal.models.size import parameters_in, refuse_too_large, weights_bytes
@@ -203,13 +203,6 @@ def _refuse_too_large(
         places[device] = processes()
     for place, shares in places.items():
         refuse_too_large(settings.name, least, name if count else "", free_bytes(place), shares)
-
-
-def free_bytes(device: torch.device) -> float:
-    """Free memory of a device, in bytes; that of the machine where both are one."""
-    if device.type == "cuda":
-        return float(free_in_share(device))
-    return float(psutil.virtual_memory().available)
 
 
 def _open(

@@ -8,8 +8,9 @@ import torch
 from steerheal.config import PRESETS, ModelSettings, RunConfig, resolve
 from steerheal.console import Console
 from steerheal.measure.qualify import in_words
+from steerheal.models.batch import free_bytes
 from steerheal.models.chat import opening_ids, prompt_notes
-from steerheal.models.load import free_bytes, load
+from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.models.reordered import reorder
 from steerheal.models.size import gigabytes

@@ -10,8 +10,9 @@ from steerheal.console import Console
 from steerheal.errors import UserError, said
 from steerheal.heal.adapter import target_names
 from steerheal.measure import protocol, vignettes
+from steerheal.models.batch import free_bytes
 from steerheal.models.engines import engine as engines
-from steerheal.models.load import free_bytes, load
+from steerheal.models.load import load
 from steerheal.models.model import ChatModel
 from steerheal.models.reordered import reorder
 from steerheal.personas import Persona
